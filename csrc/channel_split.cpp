@@ -1,0 +1,65 @@
+// channel_split_transform: the first `split` channels pass, the rest become x·scale + shift.
+#include "rows.h"
+
+namespace fastenh {
+namespace {
+
+// features, out (B, C, H, W); scale, shift (B, C - split, H, W), where a broadcast dimension has stride 0
+void transform(const Tensor& out, const Tensor& features, const Tensor& scale, const Tensor& shift, int64_t split,
+               int64_t threads) {
+  const int64_t channels = out.shape[1];
+  Pixels planes{out.shape[0] * channels, out.shape[2], out.shape[3]};
+  planes.join_rows(out), planes.join_rows(features), planes.join_rows(scale), planes.join_rows(shift);
+  const bool streaming = larger_than_cache(out);
+  for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
+    alignas(64) float features_row[block], scale_row[block], shift_row[block], result[block];
+    const int64_t b = plane / channels, c = plane % channels;
+    const float* f = load(row(features, b, c, y).from(x), n, features_row);
+    const Row to = row(out, b, c, y).from(x);
+    if (c < split) return store(f, n, to, streaming);
+    const float* a = load(row(scale, b, c - split, y).from(x), n, scale_row);
+    const float* s = load(row(shift, b, c - split, y).from(x), n, shift_row);
+    for (int i = 0; i < n; ++i) result[i] = f[i] * a[i] + s[i];
+    store(result, n, to, streaming);
+  });
+}
+
+// grad_features is grad, times scale behind the split; grad_scale = grad · features. (grad_shift is grad itself.)
+void transform_backward(Optional grad_features, Optional grad_scale, const Tensor& grad, const Tensor& features,
+                        const Tensor& scale, int64_t split, int64_t threads) {
+  const int64_t channels = grad.shape[1];
+  Pixels planes{grad.shape[0] * channels, grad.shape[2], grad.shape[3]};
+  planes.join_rows(grad_features), planes.join_rows(grad_scale);
+  planes.join_rows(grad), planes.join_rows(features), planes.join_rows(scale);
+  const bool streaming = larger_than_cache(grad);
+  for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
+    alignas(64) float grad_row[block], other_row[block], result[block];
+    const int64_t b = plane / channels, c = plane % channels;
+    const float* g = load(row(grad, b, c, y).from(x), n, grad_row);
+    if (grad_features) {
+      const Row to = row(*grad_features, b, c, y).from(x);
+      if (c < split) {
+        store(g, n, to, streaming);
+      } else {
+        const float* a = load(row(scale, b, c - split, y).from(x), n, other_row);
+        for (int i = 0; i < n; ++i) result[i] = g[i] * a[i];
+        store(result, n, to, streaming);
+      }
+    }
+    if (grad_scale && c >= split) {
+      const float* f = load(row(features, b, c, y).from(x), n, other_row);
+      for (int i = 0; i < n; ++i) result[i] = g[i] * f[i];
+      store(result, n, row(*grad_scale, b, c - split, y).from(x), streaming);
+    }
+  });
+}
+
+}  // namespace
+
+extern constinit const Kernel FASTENH_TABLE[] = {
+    kernel<&transform>("channel_split_transform"),
+    kernel<&transform_backward>("channel_split_transform_backward"),
+    {},
+};
+
+}  // namespace fastenh

@@ -1,0 +1,275 @@
+// How every CPU kernel sees a picture: rows of pixels, a block at a time, as float32 in the L1 cache.
+//
+// Any dtype and any stride becomes a float row on the way in (`load`) and goes back on the way out (`store`), so that a
+// kernel is written once, in float32, over contiguous rows. A float32 row with stride 1 is read where it lies.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernel.h"
+
+namespace fastenh {
+namespace {
+
+constexpr int block = 512;              // pixels in a row that is worked on at once: 2 KiB of float32
+constexpr int64_t blocks_per_job = 16;  // a thread takes this many at a time
+
+// ---- numbers ----
+
+inline float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+inline uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+inline uint16_t to_bf16(float value) {  // round to nearest, ties to even; NaN stays NaN
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+inline float half_to_float(uint16_t h) { return float(__builtin_bit_cast(_Float16, h)); }
+inline uint16_t float_to_half(float v) { return __builtin_bit_cast(uint16_t, _Float16(v)); }
+
+// Full-scale integer of a value in [0, 1]: clamped, rounded to nearest with ties to even (adding 1.5·2^23 leaves the
+// integer in the low bits). NaN becomes 0.
+inline uint32_t to_full_scale(float value, float full) {
+  value = value > 0.f ? value : 0.f;
+  value = value < 1.f ? value : 1.f;
+  return to_bits(value * full + 12582912.f) & 0xffff;
+}
+
+inline int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::u8 ? 1 : dtype == Dtype::f32 ? 4 : 2;
+}
+
+inline bool is_integer(Dtype dtype) { return dtype == Dtype::u8 || dtype == Dtype::u16; }
+
+// ---- rows ----
+
+struct Row {
+  char* data;
+  Dtype dtype;
+  int64_t stride;  // in elements
+  Row from(int64_t x) const { return {data + x * stride * size_of(dtype), dtype, stride}; }
+};
+
+inline Row row(const Tensor& t, int64_t b, int64_t c, int64_t y) {
+  const int64_t offset = b * t.strides[0] + c * t.strides[1] + y * t.strides[2];
+  return {t.data + offset * size_of(t.dtype), t.dtype, t.strides[3]};
+}
+
+inline void load_half(const uint16_t* from, int n, float* to) {
+  int i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+  for (; i < n; ++i) to[i] = half_to_float(from[i]);
+}
+
+inline void store_half(const float* from, int n, uint16_t* to) {
+  int i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 0));
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+#endif
+  for (; i < n; ++i) to[i] = float_to_half(from[i]);
+}
+
+// n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself where that will do.
+inline const float* load(const Row& row, int n, float* scratch) {
+  const int64_t s = row.stride;
+  switch (row.dtype) {
+    case Dtype::f32: {
+      auto* from = reinterpret_cast<const float*>(row.data);
+      if (s == 1) return from;
+      if (s == 3) {  // channels_last
+        for (int i = 0; i < n; ++i) scratch[i] = from[i * 3];
+      } else {
+        for (int i = 0; i < n; ++i) scratch[i] = from[i * s];
+      }
+      break;
+    }
+    case Dtype::f16: {
+      auto* from = reinterpret_cast<const uint16_t*>(row.data);
+      if (s == 1) {
+        load_half(from, n, scratch);
+      } else {
+        for (int i = 0; i < n; ++i) scratch[i] = half_to_float(from[i * s]);
+      }
+      break;
+    }
+    case Dtype::bf16: {
+      auto* from = reinterpret_cast<const uint16_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) scratch[i] = from_bits(uint32_t(from[i]) << 16);
+      } else {
+        for (int i = 0; i < n; ++i) scratch[i] = from_bits(uint32_t(from[i * s]) << 16);
+      }
+      break;
+    }
+    case Dtype::u8: {
+      auto* from = reinterpret_cast<const uint8_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) scratch[i] = float(from[i]) * (1.f / 255.f);
+      } else if (s == 3) {
+        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * 3]) * (1.f / 255.f);
+      } else {
+        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * s]) * (1.f / 255.f);
+      }
+      break;
+    }
+    case Dtype::u16: {
+      auto* from = reinterpret_cast<const uint16_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) scratch[i] = float(from[i]) * (1.f / 65535.f);
+      } else {
+        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * s]) * (1.f / 65535.f);
+      }
+      break;
+    }
+  }
+  return scratch;
+}
+
+// Stores past the cache: worth it for outputs larger than the caches, which nobody reads soon, since it saves reading
+// each line before writing it.
+inline void store_streaming(const float* from, int n, float* to) {
+  int i = 0;
+#if defined(__AVX512F__)
+  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 63); ++i) to[i] = from[i];
+  for (; i + 16 <= n; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+#elif defined(__AVX__)
+  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 31); ++i) to[i] = from[i];
+  for (; i + 8 <= n; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+#elif defined(__SSE2__)
+  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 15); ++i) to[i] = from[i];
+  for (; i + 4 <= n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#endif
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+inline void store(const float* from, int n, const Row& row, bool streaming) {
+  const int64_t s = row.stride;
+  switch (row.dtype) {
+    case Dtype::f32: {
+      auto* to = reinterpret_cast<float*>(row.data);
+      if (s == 1 && streaming) {
+        store_streaming(from, n, to);
+      } else if (s == 1) {
+        if (to != from) std::memmove(to, from, size_t(n) * 4);
+      } else if (s == 3) {
+        for (int i = 0; i < n; ++i) to[i * 3] = from[i];
+      } else {
+        for (int i = 0; i < n; ++i) to[i * s] = from[i];
+      }
+      break;
+    }
+    case Dtype::f16: {
+      auto* to = reinterpret_cast<uint16_t*>(row.data);
+      if (s == 1) {
+        store_half(from, n, to);
+      } else {
+        for (int i = 0; i < n; ++i) to[i * s] = float_to_half(from[i]);
+      }
+      break;
+    }
+    case Dtype::bf16: {
+      auto* to = reinterpret_cast<uint16_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
+      } else {
+        for (int i = 0; i < n; ++i) to[i * s] = to_bf16(from[i]);
+      }
+      break;
+    }
+    case Dtype::u8: {
+      auto* to = reinterpret_cast<uint8_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) to[i] = uint8_t(to_full_scale(from[i], 255.f));
+      } else {
+        for (int i = 0; i < n; ++i) to[i * s] = uint8_t(to_full_scale(from[i], 255.f));
+      }
+      break;
+    }
+    case Dtype::u16: {
+      auto* to = reinterpret_cast<uint16_t*>(row.data);
+      if (s == 1) {
+        for (int i = 0; i < n; ++i) to[i] = uint16_t(to_full_scale(from[i], 65535.f));
+      } else {
+        for (int i = 0; i < n; ++i) to[i * s] = uint16_t(to_full_scale(from[i], 65535.f));
+      }
+      break;
+    }
+  }
+}
+
+// Streaming stores are weakly ordered: a thread fences before its rows are handed to another.
+inline void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+inline bool larger_than_cache(const Tensor& t) {
+  int64_t bytes = size_of(t.dtype);
+  for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
+  return bytes >= (int64_t(4) << 20);
+}
+
+// ---- threads ----
+
+// body(job) for every job, on `threads` threads of the pool that torch uses. One thread never enters a parallel region,
+// so that a child process forked from a threaded parent can still call.
+template <class Body>
+void parallel(int64_t jobs, int64_t threads, const Body& body) {
+#ifdef _OPENMP
+  if (threads > 1 && jobs > 1) {
+#pragma omp parallel num_threads(int(threads))
+    {
+#pragma omp for schedule(dynamic) nowait
+      for (int64_t job = 0; job < jobs; ++job) body(job);
+      fence();
+    }
+    return;
+  }
+#endif
+  for (int64_t job = 0; job < jobs; ++job) body(job);
+  fence();
+}
+
+// The pixels of (B, ·, H, W) tensors as blocks of at most `block` neighbours in a row. Where every tensor's rows follow
+// each other without a gap, the picture is one long row.
+struct Pixels {
+  int64_t batch, height, width;
+  void join_rows(const Tensor& t) { joined = joined && (height == 1 || t.strides[2] == t.strides[3] * width); }
+  void join_rows(Optional t) { if (t) join_rows(*t); }
+  bool joined = true;
+};
+
+// body(b, y, x, n): n pixels of row y of picture b, from column x on.
+template <class Body>
+void for_blocks(Pixels pixels, int64_t threads, const Body& body) {
+  if (pixels.joined) pixels.width *= pixels.height, pixels.height = 1;
+  const int64_t per_row = (pixels.width + block - 1) / block;
+  const int64_t blocks = pixels.batch * pixels.height * per_row;
+  parallel((blocks + blocks_per_job - 1) / blocks_per_job, threads, [&](int64_t job) {
+    const int64_t end = (job + 1) * blocks_per_job < blocks ? (job + 1) * blocks_per_job : blocks;
+    for (int64_t i = job * blocks_per_job; i < end; ++i) {
+      const int64_t x = i % per_row * block, line = i / per_row;
+      const int n = int(pixels.width - x < block ? pixels.width - x : block);
+      body(line / pixels.height, line % pixels.height, x, n);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastenh

@@ -1,0 +1,173 @@
+"""Which code runs a call: the compiled core, Triton, or the plain PyTorch reference.
+
+On a CPU tensor the fastest instruction set that this machine has runs; on a CUDA tensor the compiled CUDA kernel, else
+the Triton kernel; everything else, and every op that has no faster version, runs the reference in the op's own file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from fastenh import __version__
+
+CPU = ("baseline", "avx2", "avx512")
+NAMES = ("auto", "reference", *CPU, "cuda", "triton")
+REBUILD = "pip install --no-build-isolation -e .  (in a checkout) or  pip install --force-reinstall --no-deps fastenh"
+
+Kernels = Mapping[str, Callable[..., None]]
+
+
+def _load_core() -> tuple[ModuleType | None, str]:
+    try:
+        core = importlib.import_module("fastenh._C")
+    except ImportError as error:
+        return None, f"not built: {error}"
+    if core.version != __version__:
+        return None, f"built for fastenh {core.version}, this is {__version__}"
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return None, f"needs torch 2.11 or later, this is {torch.__version__}"
+    return core, ""
+
+
+core, core_problem = _load_core()
+if core is None:
+    warnings.warn(
+        f"fastenh runs on its slow PyTorch reference: the compiled core is {core_problem}. To mend it: {REBUILD}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+_chosen = "auto"
+
+
+def chosen() -> str:
+    """The name in force: "auto", or what `backend` or FASTENH_BACKEND chose."""
+    return _chosen
+
+
+def _choose(name: str) -> None:
+    global _chosen
+    if name not in NAMES:
+        raise ValueError(f"fastenh.backend: expected one of {', '.join(NAMES)}; got {name!r}")
+    why_not = problem(name)
+    if why_not:
+        raise ValueError(f"fastenh.backend: {name!r} cannot run here: {why_not}")
+    _chosen = name
+    kernels.cache_clear()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses by hand which code runs, for the whole process, until the block ends.
+
+    `name`: "reference" everywhere; "baseline", "avx2" or "avx512" for CPU tensors; "cuda" or "triton" for CUDA tensors
+    (tensors of other devices keep their usual code); "auto" for the usual choice. Raises ValueError if the name is
+    unknown or cannot run here. The environment variable FASTENH_BACKEND sets the same at import.
+    """
+    before = _chosen
+    _choose(name)
+    try:
+        yield
+    finally:
+        _choose(before)
+
+
+def problem(name: str) -> str:
+    """Why backend `name` cannot run here; "" if it can."""
+    if name in CPU:
+        if core is None:
+            return f"the compiled core is {core_problem}"
+        if name not in core.built:
+            return "not built for this kind of processor"
+        if name not in core.cpu:
+            return "this processor lacks the instructions"
+    elif name == "cuda":
+        if core is None:
+            return f"the compiled core is {core_problem}"
+        if not core.cuda:
+            return "the core was built without CUDA (no nvcc was found then)"
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+    elif name == "triton":
+        try:
+            importlib.import_module("triton")
+            importlib.import_module("fastenh.kernels")
+        except ImportError as error:
+            return str(error)
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+    return ""
+
+
+@cache
+def kernels(op: str, device_type: str) -> Kernels | None:
+    """The kernels that run op `op` on a kind of device; None means the reference."""
+    if device_type == "cpu" and _chosen != "reference":
+        if _chosen == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+            return _triton(op)
+        if core is not None:
+            variant = core.cpu[_chosen if _chosen in CPU else next(reversed(core.cpu))]
+            return _threaded(variant) if op in variant else None
+    if device_type == "cuda" and _chosen != "reference":
+        if _chosen != "triton" and not problem("cuda") and core is not None and op in core.cuda:
+            return core.cuda
+        if _chosen != "cuda" and not problem("triton"):
+            return _triton(op)
+    return None
+
+
+def _threaded(table: Kernels) -> Kernels:
+    """CPU kernels take the number of threads as one more argument: torch's, since they share its pool."""
+
+    def bind(kernel: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: kernel(*args, torch.get_num_threads())
+
+    return {name: bind(kernel) for name, kernel in table.items()}
+
+
+def _triton(op: str) -> Kernels | None:
+    """The functions of the Triton file that has one named as the op."""
+    package = importlib.import_module("fastenh.kernels")
+    for stem in package.stems():
+        module = importlib.import_module(f"fastenh.kernels.{stem}")
+        if hasattr(module, op):
+            return vars(module)
+    return None
+
+
+def describe() -> list[tuple[str, str]]:
+    """What was built and what would run here, as (label, text) rows: what `fastenh info` prints."""
+    rows = [
+        ("fastenh", __version__),
+        ("Python", sys.version.split()[0]),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+    ]
+    if core is None:
+        rows += [("core", core_problem), ("to mend it", REBUILD)]
+    else:
+        rows += [
+            ("core", f"{core.version}, compiler {core.compiler}, OpenMP {'yes' if core.openmp else 'no (one thread)'}"),
+            ("core, CPU", ", ".join(core.built)),
+            ("core, CUDA", core.cuda_archs or "not built"),
+        ]
+    for name in NAMES[2:]:
+        rows.append((name, problem(name) or "runs here"))
+    cpu = "reference" if core is None or _chosen == "reference" else _chosen if _chosen in CPU else list(core.cpu)[-1]
+    rows.append(("CPU tensors take", cpu))
+    cuda = "no CUDA device"
+    if torch.cuda.is_available():
+        cuda = next((n for n in ("cuda", "triton") if _chosen in ("auto", n) and not problem(n)), "reference")
+    rows.append(("CUDA tensors take", cuda))
+    return rows
+
+
+_choose(os.environ.get("FASTENH_BACKEND", "auto"))

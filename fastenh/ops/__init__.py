@@ -1,0 +1,12 @@
+"""The op families. Each is one file: what it computes, its checks, its reference in plain PyTorch, how a kernel is called.
+
+Every op takes images of any strides, batch >= 1, sizes from 1x1 up, and gives the input's dtype and memory format;
+`out=` writes into a tensor of yours. `fastenh.backend` and `fastenh info` tell and choose which code runs.
+"""
+
+from fastenh.ops.channel_split import channel_split_transform
+from fastenh.ops.context import context_voxels
+from fastenh.ops.curve import curve_iterate
+from fastenh.ops.lut import lut_transform
+
+__all__ = ["channel_split_transform", "context_voxels", "curve_iterate", "lut_transform"]

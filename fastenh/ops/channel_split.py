@@ -1,0 +1,105 @@
+"""channel_split_transform: half of the features pass, the other half are scaled and shifted (GFP-GAN's CS-SFT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastenh.backends import Kernels
+from fastenh.ops.op import Op, check_dtype, check_tensor, to_float
+
+
+def channel_split_transform(
+    features: Tensor, scale: Tensor, shift: Tensor, split: int | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """The first `split` channels pass unchanged, the others become features·scale + shift.
+
+        out[:, c] = features[:, c]                                          for c < split
+        out[:, c] = features[:, c] · scale[:, c-split] + shift[:, c-split]  for c >= split
+
+    This is the channel-split spatial feature transform of GFP-GAN (Wang et al., CVPR 2021, eq. 4).
+
+    Args:
+        features: (B, C, H, W), float16, bfloat16, float32 or float64, any strides.
+        scale, shift: (B, C - split, H, W) or broadcastable to it, any float dtype. Arithmetic is in float32.
+        split: how many channels pass, 0 <= split <= C. Default C // 2.
+        out: where to write, shape and dtype of `features`; may be `features` itself.
+
+    Returns:
+        Shape, dtype and memory format of `features`. Differentiable in `features`, `scale` and `shift`.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, dtype or device, in one line: what, expected, got.
+    """
+    if split is None:
+        if not isinstance(features, Tensor) or features.dim() != 4:
+            _shape(features, scale, shift, 0)
+        split = features.shape[1] // 2
+    return _op(features, scale, shift, split, out=out)
+
+
+def _shape(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Sequence[int]:
+    op = "channel_split_transform"
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{op}: features: expected a torch.Tensor; got {type(features).__name__}")
+    if features.dim() != 4 or 0 in features.shape:
+        raise ValueError(f"{op}: features: expected shape (B, C, H, W), none of them 0; got {tuple(features.shape)}")
+    check_dtype(op, "features", features)
+    if not 0 <= split <= features.shape[1]:
+        raise ValueError(f"{op}: split: expected 0 <= split <= C = {features.shape[1]}; got {split}")
+    target = (features.shape[0], features.shape[1] - split, *features.shape[2:])
+    for name, t in (("scale", scale), ("shift", shift)):
+        if isinstance(t, Tensor) and t.dim() <= 4:
+            sizes = (1,) * (4 - t.dim()) + tuple(t.shape)
+            if any(size not in (1, wanted) for size, wanted in zip(sizes, target, strict=True)):
+                raise ValueError(f"{op}: {name}: expected shape {target} or broadcastable to it; got {tuple(t.shape)}")
+            check_tensor(op, name, t, tuple(t.shape), features)
+        else:
+            check_tensor(op, name, t, target, features)
+    return features.shape
+
+
+def _reference(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Tensor:
+    x = to_float(features, scale, shift)
+    transformed = x[:, split:] * scale.to(x.dtype) + shift.to(x.dtype)
+    return torch.cat([features[:, :split], transformed.to(features.dtype)], dim=1)
+
+
+def _run(kernels: Kernels, out: Tensor, features: Tensor, scale: Tensor, shift: Tensor, split: int) -> None:
+    target = out[:, split:].shape
+    kernels["channel_split_transform"](out, features, scale.expand(target), shift.expand(target), split)
+
+
+def _run_backward(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    features: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    split: int,
+) -> None:
+    grad_features, grad_scale, grad_shift = gradients
+    target = grad[:, split:].shape
+    product = grad_scale
+    if grad_scale is not None and grad_scale.shape != target:  # broadcast: the full product, then its sum
+        product = torch.empty(target, dtype=torch.float32, device=grad.device)
+    if grad_features is not None or product is not None:
+        kernels["channel_split_transform_backward"](grad_features, product, grad, features, scale.expand(target), split)
+    if grad_scale is not None and product is not None and product is not grad_scale:
+        grad_scale.copy_(product.sum_to_size(scale.shape))
+    if grad_shift is not None:
+        grad_shift.copy_(grad[:, split:].float().sum_to_size(shift.shape))
+
+
+_op = Op(
+    "channel_split_transform",
+    "Tensor features, Tensor scale, Tensor shift, int split",
+    shape=_shape,
+    reference=_reference,
+    run=_run,
+    run_backward=_run_backward,
+    pointwise=True,
+)

@@ -1,0 +1,83 @@
+"""curve_iterate: light-enhancement curves, applied again and again (Zero-DCE, Zero-DCE++, SCL-LLE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastenh.backends import Kernels
+from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
+
+
+def curve_iterate(image: Tensor, curves: Tensor, iterations: int = 8, *, out: Tensor | None = None) -> Tensor:
+    """Applies x <- x + r·(x² - x) `iterations` times, with a curve r for every pixel and channel.
+
+    These are the light-enhancement curves of Zero-DCE (Guo et al., CVPR 2020); note the sign: r > 0 darkens, as in the
+    published code, where LE(x) = x + r·(x² - x).
+
+    Args:
+        image: (B, 3, H, W), float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any strides.
+        curves: (B, 3·iterations, h, w), curves 3·i to 3·i + 2 for the i-th iteration's R, G and B; or (B, 3, h, w),
+            shared by all iterations. Any float dtype. Where (h, w) is not (H, W) the curves are resampled on the fly:
+            bilinear, align_corners=True.
+        iterations: how often, >= 1.
+        out: where to write, shape and dtype of `image`; may be `image` itself.
+
+    Returns:
+        Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
+        Differentiable in `image` and `curves`.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, dtype or device, in one line: what, expected, got.
+    """
+    return _op(image, curves, iterations, out=out)
+
+
+def _shape(image: Tensor, curves: Tensor, iterations: int) -> Sequence[int]:
+    check_image("curve_iterate", image)
+    if iterations < 1:
+        raise ValueError(f"curve_iterate: iterations: expected >= 1; got {iterations}")
+    check_tensor("curve_iterate", "curves", curves, (image.shape[0], "C", "h", "w"), image)
+    if curves.shape[1] not in (3, 3 * iterations):
+        raise ValueError(
+            f"curve_iterate: curves: expected 3·iterations = {3 * iterations} channels, or 3; got {curves.shape[1]}"
+        )
+    return image.shape
+
+
+def _reference(image: Tensor, curves: Tensor, iterations: int) -> Tensor:
+    x = to_float(image, curves)
+    r = curves.to(x.dtype)
+    if r.shape[-2:] != x.shape[-2:]:
+        r = F.interpolate(r, x.shape[-2:], mode="bilinear", align_corners=True)
+    for i in range(iterations):
+        x = x + (r if r.shape[1] == 3 else r[:, 3 * i : 3 * i + 3]) * (x * x - x)
+    return from_float(x, image.dtype)
+
+
+def _run(kernels: Kernels, out: Tensor, image: Tensor, curves: Tensor, iterations: int) -> None:
+    kernels["curve_iterate"](out, image, curves, iterations)
+
+
+def _run_backward(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    image: Tensor,
+    curves: Tensor,
+    iterations: int,
+) -> None:
+    kernels["curve_iterate_backward"](*gradients, grad, image, curves, iterations)
+
+
+_op = Op(
+    "curve_iterate",
+    "Tensor image, Tensor curves, int iterations",
+    shape=_shape,
+    reference=_reference,
+    run=_run,
+    run_backward=_run_backward,
+    pointwise=True,
+)

@@ -1,0 +1,162 @@
+"""lut_transform: colour through 3D lookup tables, several of them blended by weights per image and per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastenh.backends import Kernels
+from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
+
+LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 neighbouring floats
+
+
+def lut_transform(
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
+    *,
+    vertices: Tensor | None = None,
+    interpolation: str = "trilinear",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Maps every pixel's colour through N 3D lookup tables and blends the results.
+
+        out(p) = Σₙ weights[b, n] · pixel_weights[b, n, p] · LUTₙ(image(p))
+
+    Missing weights are ones. A LUT holds output colours on a D x D x D grid of input colours, axes (channel, B, G, R),
+    R fastest, as the rows of a .cube file; between grid points it interpolates. Without `vertices` grid point i stands
+    at i / (D - 1). Values outside the grid clamp to its border; NaN in one channel makes the pixel NaN. If no weight
+    varies by pixel, the LUTs are blended first and looked up once, which is the same but for rounding.
+
+    Args:
+        image: (B, 3, H, W) RGB in [0, 1], float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any
+            strides.
+        luts: (N, 3, D, D, D), or (B, N, 3, D, D, D) with LUTs of their own for each image; 2 <= D <= 256.
+        weights: (B, N).
+        pixel_weights: (B, N, H, W).
+        vertices: (B, 3, D), the increasing places of the grid points for R, G and B (AdaInt, Yang et al., CVPR 2022).
+        interpolation: "trilinear" (8 vertices) or "tetrahedral" (4 vertices; Kasson et al. 1995, as in colour management).
+        out: where to write, shape and dtype of `image`; may be `image` itself.
+
+    LUTs, weights and vertices may be of any float dtype; arithmetic is in float32.
+
+    Returns:
+        Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
+        Differentiable in all five tensors; the gradient of a value at or beyond the border of the grid is zero, as in
+        `grid_sample`. Differences in `vertices` below 1e-10 count as 1e-10.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, dtype, device or name, in one line: what, expected, got.
+    """
+    return _op(image, luts, weights, pixel_weights, vertices, interpolation, out=out)
+
+
+def _shape(
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    interpolation: str,
+) -> Sequence[int]:
+    op = "lut_transform"
+    check_image(op, image)
+    if interpolation not in ("trilinear", "tetrahedral"):
+        raise ValueError(f"{op}: interpolation: expected 'trilinear' or 'tetrahedral'; got {interpolation!r}")
+    batch, _, height, width = image.shape
+    if isinstance(luts, Tensor) and luts.dim() == 6:
+        size = luts.shape[-1]
+        check_tensor(op, "luts", luts, (batch, "N", 3, size, size, size), image)
+    else:
+        size = luts.shape[-1] if isinstance(luts, Tensor) and luts.dim() == 5 else 2
+        check_tensor(op, "luts", luts, ("N", 3, size, size, size), image)
+    if not 2 <= size <= 256:
+        raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
+    count = luts.shape[-5]
+    if weights is not None:
+        check_tensor(op, "weights", weights, (batch, count), image)
+    if pixel_weights is not None:
+        check_tensor(op, "pixel_weights", pixel_weights, (batch, count, height, width), image)
+    if vertices is not None:
+        check_tensor(op, "vertices", vertices, (batch, 3, size), image)
+    return image.shape
+
+
+def _reference(
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    interpolation: str,
+) -> Tensor:
+    x = to_float(image, luts, weights, pixel_weights, vertices).flatten(2)  # (B, 3, P)
+    size = luts.shape[-1]
+    tables = luts.to(x.dtype).flatten(-3)  # (N, 3, D³) or (B, N, 3, D³)
+    tables = tables.expand(x.shape[0], *tables.shape[-3:])
+    if pixel_weights is None:
+        factors = 1 if weights is None else weights.to(x.dtype)[:, :, None, None]
+        tables, blend = (factors * tables).sum(1, keepdim=True), None
+    else:
+        blend = pixel_weights.to(x.dtype).flatten(2)[:, :, None]  # (B, N, 1, P)
+        blend = blend if weights is None else blend * weights.to(x.dtype)[:, :, None, None]
+
+    if vertices is None:
+        inside = (x > 0) & (x < 1)
+        position = torch.where(inside, x, x.detach().clamp(0, 1)) * (size - 1)
+        cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
+        fraction = position - cell
+    else:
+        grid = vertices.to(x.dtype)
+        cell = sum((x.detach() > grid[:, :, i, None]).to(x.dtype) for i in range(1, size - 1))
+        low = grid.gather(2, cell.long())
+        width = grid.gather(2, cell.long() + 1) - low
+        fraction = (x - low) / (width + 1e-10)
+        inside = (x > grid[:, :, :1]) & (x < grid[:, :, -1:])
+        fraction = torch.where(inside, fraction, fraction.detach().clamp(0, 1))
+    steps = torch.tensor([1, size, size * size], device=x.device)[:, None]
+    corner = (cell.long() * steps).sum(1)  # (B, P): the lowest vertex of each pixel's cell
+
+    def vertex(offset: Tensor | int) -> Tensor:  # (B, N, 3, P)
+        index = (corner + offset)[:, None, None]
+        return tables.gather(3, index.expand(*tables.shape[:3], index.shape[-1]))
+
+    if interpolation == "trilinear":
+        result = torch.zeros_like(tables[..., :1])
+        for which in range(8):
+            upper = [which >> c & 1 for c in range(3)]
+            weight = torch.ones_like(x[:, 0])
+            for c in range(3):
+                weight = weight * (fraction[:, c] if upper[c] else 1 - fraction[:, c])
+            result = result + weight[:, None, None] * vertex(upper[0] + size * upper[1] + size * size * upper[2])
+    else:
+        # From the lowest vertex to the highest, one axis after the other, the largest fraction first.
+        ordered, order = fraction.sort(dim=1, descending=True)
+        path = steps.expand_as(order).gather(1, order).cumsum(1)
+        spread = fraction.sum(1) * 0  # NaN where any channel is
+        edges = [
+            1 - ordered[:, 0] + spread,
+            ordered[:, 0] - ordered[:, 1],
+            ordered[:, 1] - ordered[:, 2],
+            ordered[:, 2],
+        ]
+        result = edges[0][:, None, None] * vertex(0)
+        for i in range(3):
+            result = result + edges[i + 1][:, None, None] * vertex(path[:, i])
+    result = result.sum(1) if blend is None else (blend * result).sum(1)
+    return from_float(result.reshape(image.shape), image.dtype)
+
+
+_op = Op(
+    "lut_transform",
+    "Tensor image, Tensor luts, Tensor? weights, Tensor? pixel_weights, Tensor? vertices, str interpolation",
+    shape=_shape,
+    reference=_reference,
+    run=lambda *args: None,
+    run_backward=lambda *args: None,
+    pointwise=True,
+)

@@ -1,0 +1,275 @@
+"""What the op families share: registration with PyTorch, gradients, `out=`, and the choice of code.
+
+An op brings a schema, a check that gives the output's shape, a reference in plain PyTorch, and the call of its kernels.
+`Op` makes of them three registered operators:
+
+    fastenh::f(...) -> Tensor                       differentiable, through
+    fastenh::f_backward(grad, ..., needs) -> Tensor[]    the gradients that `needs` asks for, in the order of the tensors
+    fastenh::f.out(..., *, out) -> ()               fills `out`
+
+all with a fake version for torch.compile and torch.export that allocates by the same line as the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastenh import backends
+
+LIBRARY = torch.library.Library("fastenh", "DEF")
+FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Op:
+    """One op family.
+
+    name, arguments: as in a schema, tensors first: "Tensor image, Tensor curves, int iterations".
+    shape(*args): raises ValueError or TypeError on bad arguments (what, expected, got); the output's shape.
+    reference(*args): the result in plain PyTorch, any device, differentiable any number of times.
+    run(kernels, out, *args): fills `out` with the kernels of one backend.
+    run_backward(kernels, gradients, grad, *args): fills those of `gradients` (one a tensor argument) that are not None.
+    pointwise: whether an output pixel depends on the same pixel alone, so that `out` may be the first argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: str,
+        *,
+        shape: Callable[..., Sequence[int]],
+        reference: Callable[..., Tensor],
+        run: Callable[..., None],
+        run_backward: Callable[..., None],
+        pointwise: bool,
+    ) -> None:
+        self.name, self.shape, self.reference, self.pointwise = name, shape, reference, pointwise
+        self.run, self.run_backward = run, run_backward
+        self.tensors = sum(argument.strip().startswith("Tensor") for argument in arguments.split(","))
+
+        def implement(qualified: str, signature: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
+            LIBRARY.define(qualified + signature, tags=torch.Tag.pt2_compliant_tag)
+            LIBRARY.impl(qualified, real, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"fastenh::{qualified}", fake, lib=LIBRARY)
+
+        implement(name, f"({arguments}) -> Tensor", self._forward, self._allocate)
+        implement(f"{name}.out", f"({arguments}, *, Tensor(a!) out) -> ()", self._fill_out, self._fake_out)
+        backward = f"{name}_backward"
+        implement(
+            backward,
+            f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]",
+            self._backward,
+            lambda grad, *args: [g for g in self._allocate_gradients(args[:-1], args[-1]) if g is not None],
+        )
+        torch.library.register_autograd(
+            f"fastenh::{name}", self._differentiate, setup_context=self._remember, lib=LIBRARY
+        )
+        torch.library.register_autograd(f"fastenh::{backward}", self._no_second_derivative, lib=LIBRARY)
+        self.operator = getattr(torch.ops.fastenh, name).default
+        self.operator_out = getattr(torch.ops.fastenh, name).out
+        self.operator_backward = getattr(torch.ops.fastenh, backward).default
+
+    def __call__(self, *args: Any, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            return self._reference_checked(*args) if self._needs_reference(args) else self.operator(*args)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[: self.tensors]):
+            raise ValueError(f"{self.name}: out= cannot be differentiated; expected inputs without grad, or no out=")
+        self.operator_out(*args, out=out)
+        return out
+
+    # ---- which code ----
+
+    def _needs_reference(self, args: Sequence[Any]) -> bool:
+        """The reference is differentiable in every way; the operators once, in reverse, outside torch.func."""
+        if torch.compiler.is_compiling():
+            return backends.chosen() == "reference"
+        return (
+            backends.chosen() == "reference"
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0
+            or any(t is not None and t.dtype is torch.float64 for t in args[: self.tensors])
+        )
+
+    def _reference_checked(self, *args: Any) -> Tensor:
+        self.shape(*args)
+        return self.reference(*args)
+
+    def _kernels(self, args: Sequence[Any]) -> backends.Kernels | None:
+        if any(t is not None and t.dtype is torch.float64 for t in args[: self.tensors]):
+            return None
+        return backends.kernels(self.name, args[0].device.type)
+
+    # ---- forward ----
+
+    def _allocate(self, *args: Any) -> Tensor:
+        first, shape = args[0], self.shape(*args)
+        if tuple(shape) == tuple(first.shape):
+            return torch.empty_like(first)
+        channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format)
+
+    def _forward(self, *args: Any) -> Tensor:
+        out = self._allocate(*args)
+        self._fill(out, args)
+        return out
+
+    def _fill(self, out: Tensor, args: Sequence[Any]) -> None:
+        kernels = self._kernels(args)
+        if kernels is None:
+            out.copy_(self.reference(*args))
+        else:
+            self.run(kernels, out, *args)
+
+    def _fill_out(self, *args: Any, out: Tensor) -> None:
+        self._check_out(args, out)
+        self._fill(out, args)
+
+    def _fake_out(self, *args: Any, out: Tensor) -> None:
+        self._check_out_kind(args, out)
+
+    def _check_out_kind(self, args: Sequence[Any], out: Tensor) -> None:
+        expected = (tuple(self.shape(*args)), args[0].dtype, args[0].device)
+        got = (tuple(out.shape), out.dtype, out.device)
+        if got != expected:
+            raise ValueError(f"{self.name}: out: expected {describe(*expected)}; got {describe(*got)}")
+
+    def _check_out(self, args: Sequence[Any], out: Tensor) -> None:
+        self._check_out_kind(args, out)
+        span = 1
+        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+            if size > 1:
+                if stride < span:
+                    raise ValueError(f"{self.name}: out: expected every element in a place of its own; got strides "
+                                     f"{tuple(out.stride())} for shape {tuple(out.shape)}")  # fmt: skip
+                span += stride * (size - 1)
+        for i, t in enumerate(args[: self.tensors]):
+            if t is None or t.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+                continue
+            same = t.data_ptr() == out.data_ptr() and t.shape == out.shape and t.stride() == out.stride()
+            if (
+                not (same and i == 0 and self.pointwise)
+                and memory_range(t)[0] < memory_range(out)[1]
+                and (memory_range(out)[0] < memory_range(t)[1])
+            ):
+                allowed = "memory of its own, or exactly the first argument" if self.pointwise else "memory of its own"
+                raise ValueError(f"{self.name}: out: expected {allowed}; got one that overlaps argument {i + 1}")
+
+    # ---- backward ----
+
+    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[: self.tensors])
+        ctx.options = inputs[self.tensors :]
+
+    def _differentiate(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[: self.tensors])
+        gradients = iter(self.operator_backward(grad, *ctx.saved_tensors, *ctx.options, needs))
+        return (*(next(gradients) if need else None for need in needs), *(None for _ in ctx.options))
+
+    def _no_second_derivative(self, ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"fastenh::{self.name} has no second derivatives; take them under `with fastenh.backend('reference'):`"
+        )
+
+    def _allocate_gradients(self, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        return [torch.empty_like(t) if need else None for t, need in zip(args[: self.tensors], needs, strict=True)]
+
+    def _backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
+        *args, needs = args_and_needs
+        gradients = self._allocate_gradients(args, needs)
+        kernels = self._kernels(args)
+        if kernels is None or f"{self.name}_backward" not in kernels:
+            self._reference_backward(gradients, grad, args)
+        else:
+            self.run_backward(kernels, gradients, grad, *args)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def _reference_backward(self, gradients: Sequence[Tensor | None], grad: Tensor, args: Sequence[Any]) -> None:
+        """PyTorch's own gradient of the reference."""
+        wanted = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        inner = list(args)
+        with autograd_inside_operator(), torch.enable_grad():
+            for i in wanted:
+                inner[i] = args[i].detach().requires_grad_()
+            result = self.reference(*inner)
+            found = torch.autograd.grad(result, [inner[i] for i in wanted], grad, allow_unused=True)
+        for i, gradient in zip(wanted, found, strict=True):
+            if gradient is None:
+                gradients[i].zero_()  # type: ignore[union-attr]
+            else:
+                gradients[i].copy_(gradient)  # type: ignore[union-attr]
+
+
+@contextmanager
+def autograd_inside_operator() -> Any:
+    """Inside an operator PyTorch has switched autograd off for the thread; this switches it on again."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+
+
+# ---- what references and checks are written with ----
+
+
+def to_float(image: Tensor, *others: Tensor | None) -> Tensor:
+    """The image as float32 (float64 if any of the tensors is), integers divided by their full scale."""
+    double = any(t is not None and t.dtype is torch.float64 for t in (image, *others))
+    x = image.to(torch.float64 if double else torch.float32)
+    return x / FULL_SCALE[image.dtype] if image.dtype in FULL_SCALE else x
+
+
+def from_float(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Back to the image's dtype; integers clamped to [0, 1], times full scale, rounded to nearest, NaN to 0."""
+    if dtype in FULL_SCALE:
+        return (x.nan_to_num(0.0).clamp(0, 1) * FULL_SCALE[dtype]).round().to(dtype)
+    return x.to(dtype)
+
+
+def memory_range(t: Tensor) -> tuple[int, int]:
+    """First byte and one past the last byte that a tensor with non-negative strides touches."""
+    last = sum(stride * (size - 1) for stride, size in zip(t.stride(), t.shape, strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+
+def describe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')} on {device}"
+
+
+def check_image(op: str, image: Tensor, *, integers: bool = True) -> None:
+    """Raises unless `image` is (B, 3, H, W), not empty, of a dtype that the op takes."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{op}: image: expected a torch.Tensor; got {type(image).__name__}")
+    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
+        raise ValueError(f"{op}: image: expected shape (B, 3, H, W) with B, H, W >= 1; got {tuple(image.shape)}")
+    check_dtype(op, "image", image, (*FLOATS, *FULL_SCALE) if integers else FLOATS)
+
+
+def check_dtype(op: str, name: str, t: Tensor, allowed: Sequence[torch.dtype] = FLOATS) -> None:
+    if t.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"{op}: {name}: expected one of {names}; got {str(t.dtype).removeprefix('torch.')}")
+
+
+def check_tensor(op: str, name: str, t: Tensor, shape: Sequence[int | str], image: Tensor) -> None:
+    """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1)."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor; got {type(t).__name__}")
+    fits = t.dim() == len(shape) and all(
+        size >= 1 if isinstance(expected, str) else size == expected
+        for size, expected in zip(t.shape, shape, strict=True)
+    )
+    if not fits:
+        expected_shape = "(" + ", ".join(map(str, shape)) + ")"
+        raise ValueError(f"{op}: {name}: expected shape {expected_shape}; got {tuple(t.shape)}")
+    check_dtype(op, name, t)
+    if t.device != image.device:
+        raise ValueError(f"{op}: {name}: expected device {image.device}, as the first argument; got {t.device}")

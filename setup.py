@@ -1,0 +1,142 @@
+"""Builds fastenh._C, the compiled core, with ninja. Needs a C++20 compiler; takes CUDA sources in where nvcc is found.
+
+Everything else stands in pyproject.toml. What a builder can set:
+    CXX                   the C++ compiler (default: c++, g++ or clang++, whichever is found first)
+    FASTENH_CUDA          0 leaves CUDA out, 1 insists on it (default: CUDA if nvcc is found)
+    TORCH_CUDA_ARCH_LIST  for which cards (default: 8.0;9.0+PTX)
+Sources are found by name: csrc/<stem>.cpp is compiled once per instruction set, csrc/<stem>.cu once by nvcc.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+OPTIMISE = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+VARIANTS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    VARIANTS["avx512"] = [*VARIANTS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+                          "-mprefer-vector-width=512"]  # fmt: skip
+
+
+def find_nvcc() -> str | None:
+    wanted = os.environ.get("FASTENH_CUDA")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if wanted == "1" and not nvcc:
+        sys.exit("fastenh: FASTENH_CUDA=1 asks for CUDA, but nvcc is neither on the PATH nor in CUDA_HOME/bin")
+    return nvcc
+
+
+def gencode(arch_list: str) -> list[str]:
+    """`8.0;9.0+PTX` -> nvcc flags: machine code for each card, and PTX (for cards to come) where +PTX asks for it."""
+    flags = []
+    for arch in arch_list.replace(" ", ";").split(";"):
+        number = arch.removesuffix("+PTX").replace(".", "")
+        if not number:
+            continue
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def compiles(cxx: str, flags: list[str]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "try.cpp")
+        source.write_text("int main() { return 0; }\n")
+        command = [cxx, *flags, str(source), "-o", str(Path(folder, "try"))]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+class BuildCore(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        cxx = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+        if cxx is None:
+            print("fastenh: no C++ compiler found; installing without the compiled core, on the PyTorch reference")
+            return
+        import ninja
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = ROOT / "build" / f"core-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (build / "build.ninja").write_text(self.plan(cxx, pybind11.get_include(), build / "_C.so"))
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if "MAX_JOBS" in os.environ else []
+        subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build), *jobs], check=True)
+        shutil.copy2(build / "_C.so", target)
+
+    def plan(self, cxx: str, pybind11_include: str, target: Path) -> str:
+        """The build.ninja file: one edge per object, header dependencies kept by the compiler."""
+        nvcc = find_nvcc()
+        openmp = ["-fopenmp"] if compiles(cxx, ["-fopenmp"]) else []
+        stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cpp") if p.stem != "bindings")
+        cuda_stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cu")) if nvcc else []
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        python = [f"-isystem{pybind11_include}", f"-isystem{sysconfig.get_paths()['include']}"]
+        tables = " ".join(f"VARIANT({v}, {' '.join(f'STEM({s}, {v})' for s in stems)})" for v in VARIANTS)
+        defines = [
+            f"-DFASTENH_VARIANTS='{tables}'",
+            f"-DFASTENH_TABLES='{' '.join(f'STEM({s}, {v})' for v in VARIANTS for s in stems)}'",
+            f"-DFASTENH_CUDA_TABLES='{' '.join(f'STEM({s}, cuda)' for s in cuda_stems)}'",
+            f"-DFASTENH_CUDA_ARCHS='\"{archs if cuda_stems else ''}\"'",
+            f"-DFASTENH_VERSION='\"{self.distribution.get_version()}\"'",
+        ]
+        lines = [
+            "rule cxx",
+            "  command = $compiler $flags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $compiler $in -o $out $flags",
+            "",
+        ]
+        objects = []
+
+        def compile_edge(source: str, name: str, compiler: str, flags: list[str]) -> None:
+            objects.append(name)
+            path = str(ROOT / "csrc" / source).replace(" ", "$ ").replace(":", "$:")
+            lines.extend([f"build {name}: cxx {path}", f"  compiler = {compiler}", f"  flags = {' '.join(flags)}"])
+
+        compile_edge("bindings.cpp", "bindings.o", cxx, [*OPTIMISE, "-O2", *openmp, *python, *defines])
+        for stem in stems:
+            for variant, flags in VARIANTS.items():
+                table = [f"-DFASTENH_TABLE={stem}_{variant}"]
+                compile_edge(f"{stem}.cpp", f"{stem}.{variant}.o", cxx, [*OPTIMISE, *openmp, *flags, *table])
+        for stem in cuda_stems:
+            host = "-O3,-fPIC,-fvisibility=hidden,-Wall"
+            flags = ["-O3", "-std=c++20", f"-Xcompiler={host}", f"-ccbin={cxx}", *gencode(archs)]
+            compile_edge(f"{stem}.cu", f"{stem}.cuda.o", str(nvcc), [*flags, f"-DFASTENH_TABLE={stem}_cuda"])
+
+        link = ["-shared", *openmp]
+        if sys.platform == "darwin":
+            link += ["-undefined", "dynamic_lookup"]
+        if cuda_stems:
+            toolkit = Path(str(nvcc)).resolve().parent.parent
+            folders = [p for p in (toolkit / "lib64", toolkit / "targets/x86_64-linux/lib") if p.is_dir()]
+            link += [f"-L{p}" for p in folders] + ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        lines.append(f"build {target.name}: link {' '.join(objects)}")
+        lines.extend([f"  compiler = {cxx}", f"  flags = {' '.join(link)}", ""])
+        return "\n".join(lines)
+
+
+setup(
+    packages=["fastenh", "fastenh.kernels"]
+    + [f"fastenh.{p.parent.name}" for p in sorted((ROOT / "fastenh").glob("*/__init__.py"))],
+    package_dir={"fastenh": "fastenh", "fastenh.kernels": "kernels"},
+    package_data={"fastenh": ["py.typed", "*.pyi", "weights/*"]},
+    ext_modules=[Extension("fastenh._C", sources=[])],
+    cmdclass={"build_ext": BuildCore},
+)
