@@ -15,8 +15,8 @@
 namespace fastenh {
 namespace {
 
-constexpr int block = 512;              // pixels in a row that is worked on at once: 2 KiB of float32
-constexpr int64_t blocks_per_job = 16;  // a thread takes this many at a time
+constexpr int block = 512;                // pixels of a row that are worked on at once: 2 KiB of float32
+constexpr int64_t pixels_per_job = 8192;  // a thread takes this many at a time
 
 // ---- numbers ----
 
@@ -255,17 +255,18 @@ struct Pixels {
   bool joined = true;
 };
 
-// body(b, y, x, n): n pixels of row y of picture b, from column x on.
-template <class Body>
+// body(b, y, x, n): n pixels of row y of picture b, from column x on; n is at most `size`.
+template <int size = block, class Body>
 void for_blocks(Pixels pixels, int64_t threads, const Body& body) {
   if (pixels.joined) pixels.width *= pixels.height, pixels.height = 1;
-  const int64_t per_row = (pixels.width + block - 1) / block;
+  constexpr int64_t blocks_per_job = pixels_per_job / size;
+  const int64_t per_row = (pixels.width + size - 1) / size;
   const int64_t blocks = pixels.batch * pixels.height * per_row;
   parallel((blocks + blocks_per_job - 1) / blocks_per_job, threads, [&](int64_t job) {
     const int64_t end = (job + 1) * blocks_per_job < blocks ? (job + 1) * blocks_per_job : blocks;
     for (int64_t i = job * blocks_per_job; i < end; ++i) {
-      const int64_t x = i % per_row * block, line = i / per_row;
-      const int n = int(pixels.width - x < block ? pixels.width - x : block);
+      const int64_t x = i % per_row * size, line = i / per_row;
+      const int n = int(pixels.width - x < size ? pixels.width - x : size);
       body(line / pixels.height, line % pixels.height, x, n);
     }
   });
