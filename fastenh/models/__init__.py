@@ -1,0 +1,94 @@
+"""Models, and their checkpoints: one .safetensors file that says itself which system it is and how it was built.
+
+The file's metadata hold one entry, `fastenh`: JSON with `system` (a name in SYSTEMS), `arguments` (of its constructor),
+`version` (of the fastenh that wrote it) and `about` (colour space and range, licence, notes). Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+import fastenh
+from fastenh.models.lut3d import ImageAdaptiveLUT
+
+__all__ = ["EMBEDDED", "SYSTEMS", "ImageAdaptiveLUT", "load", "save"]
+
+# The one list of systems: the name in a checkpoint, and the class that reads it. A system keeps its constructor's
+# arguments in `arguments` and what a user should know of it (colour space, licence, notes) in `about`.
+SYSTEMS: dict[str, type[nn.Module]] = {"lut3d": ImageAdaptiveLUT}
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+EMBEDDED = tuple(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+
+
+def load(path_or_name: str | Path) -> nn.Module:
+    """A model in eval mode, float32 on the CPU, from a .safetensors file or from the name of an embedded model.
+
+    FileNotFoundError if there is neither; ValueError, in one line, if the file is damaged, holds no fastenh model, or
+    its tensors are not those of the system it names.
+    """
+    path = WEIGHTS / f"{path_or_name}.safetensors" if path_or_name in EMBEDDED else Path(path_or_name)
+    if path.suffix.lower() in (".pth", ".pt", ".ckpt"):
+        raise ValueError(
+            f"{path} is a PyTorch checkpoint; convert it first: "
+            "fastenh convert lut3d LUTs.pth classifier.pth -o OUT.safetensors"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no model {str(path_or_name)!r}: expected a .safetensors file or an embedded model ({', '.join(EMBEDDED)})"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {})["fastenh"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{path}: not a fastenh checkpoint (its metadata name no system)") from None
+
+    name, arguments = (config.get("system"), config.get("arguments")) if isinstance(config, dict) else (None, None)
+    if not isinstance(name, str) or name not in SYSTEMS:
+        raise ValueError(f"{path}: expected a system fastenh knows ({', '.join(SYSTEMS)}), got {name!r:.80}")
+    try:
+        with torch.device("meta"):  # shapes without memory: the file may claim any size
+            model = SYSTEMS[name](**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not arguments of a {name} model: {arguments!r:.80} ({str(error):.80})") from None
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"{path}: expected {key} {expected.get(key, 'absent')} in a {name} model, got {found.get(key, 'none')}"
+            )
+    model.load_state_dict(tensors, assign=True)
+    model.about = config.get("about", {})
+    return model.float().eval()
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Writes a model as one .safetensors file; whoever reads `path` sees the old file or the whole new one."""
+    names = [name for name, system in SYSTEMS.items() if type(model) is system]
+    if not names:
+        raise ValueError(f"expected a model of a known system ({', '.join(SYSTEMS)}), got {type(model).__name__}")
+    config = {
+        "system": names[0],
+        "arguments": model.arguments,
+        "version": fastenh.__version__,
+        "about": model.about,
+    }
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(to_safetensors(tensors, {"fastenh": json.dumps(config)}))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""Image-adaptive 3D LUT: a small network looks at a thumbnail and mixes a few learned LUTs into one for that photo.
+
+Zeng, Cai, Li, Cao, Zhang: "Learning Image-adaptive 3D Lookup Tables for High Performance Photo Enhancement in
+Real-time", TPAMI 2020. Inference costs one thumbnail and one table lookup per pixel, whatever the photo's size.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastenh import ops
+
+
+class ImageAdaptiveLUT(nn.Module):
+    """out = Σₙ wₙ(image) · LUTₙ(image): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, unclamped.
+
+    `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros. The weights
+    are raw (no softmax, any sign). `classifier` is what predicts them from the photo:
+
+    - "paired" and "unpaired": the two convolutional networks of the paper;
+    - "statistics": ours, a perceptron on the distribution of the photo's colours. It is far smaller and
+      sees the absolute levels, which instance normalisation removes, so it learns from few photos.
+    """
+
+    def __init__(self, n_luts: int = 3, size: int = 33, classifier: str = "paired") -> None:
+        super().__init__()
+        if n_luts < 1 or size < 2:
+            raise ValueError(f"need at least one LUT of at least 2 vertices per axis, got n_luts={n_luts}, size={size}")
+        if classifier not in CLASSIFIERS:
+            raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
+        self.arguments: dict[str, Any] = {"n_luts": n_luts, "size": size, "classifier": classifier}
+        self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
+        self.luts = nn.Parameter(torch.cat([identity_lut(size)[None], torch.zeros(n_luts - 1, 3, size, size, size)]))
+        self.classifier = CLASSIFIERS[classifier](n_luts)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return ops.lut_transform(image, self.luts, self.predict_weights(image))
+
+    def predict_weights(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, N): how much of each basis LUT each photo takes."""
+        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or image.numel() == 0:
+            raise ValueError(
+                f"image must be (B, 3, H, W), floating point in [0, 1], got {tuple(image.shape)} {image.dtype}"
+            )
+        return self.classifier(image)
+
+    def fused_lut(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 3, D, D, D): the one LUT that stands for the model on each photo, to bake or to stream."""
+        return torch.einsum("bn,n...->b...", self.predict_weights(image), self.luts)
+
+
+class ConvClassifier(nn.Module):
+    """The paper's network on a 256×256 thumbnail: five strided convolutions 3→16→32→64→128→128, then 8×8 → N.
+
+    Each block is conv 3×3 stride 2 → LeakyReLU 0.2 → InstanceNorm (affine). Paired training normalises the first four
+    blocks and drops half of the features before the head; unpaired training normalises the first block only.
+    """
+
+    CHANNELS = (3, 16, 32, 64, 128, 128)
+
+    def __init__(self, n_luts: int, paired: bool) -> None:
+        super().__init__()
+        normalised = self.CHANNELS[1:5] if paired else self.CHANNELS[1:2]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(self.CHANNELS))
+        self.norms = nn.ModuleList(nn.InstanceNorm2d(channels, affine=True) for channels in normalised)
+        self.dropout = nn.Dropout(0.5 if paired else 0.0)
+        self.head = nn.Conv2d(self.CHANNELS[-1], n_luts, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.interpolate(image.to(self.head.weight.dtype), (256, 256), mode="bilinear", align_corners=False)
+        for index, conv in enumerate(self.convs):
+            x = F.leaky_relu(conv(x), 0.2)
+            if index < len(self.norms):
+                x = self.norms[index](x)
+        return self.head(self.dropout(x)).flatten(1)
+
+
+class StatisticsClassifier(nn.Module):
+    """weights = W₃ tanh(W₂ tanh(W₁ s + b₁) + b₂) + b₃, with s the statistics of a grid of the photo's pixels.
+
+    s holds, for R, G, B and each pixel's largest and smallest channel, 13 quantiles (how light, how contrasty, where
+    the histogram ends, how saturated), and the mean colour of 8 bands of equal population from dark to light and of
+    the lightest hundredth (how the light is tinted). tanh bounds the weights, whatever the photo.
+    """
+
+    GRID = 64
+    BANDS = 8
+    QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+
+    def __init__(self, n_luts: int, hidden: int = 64) -> None:
+        super().__init__()
+        features = 5 * len(self.QUANTILES) + 3 * (self.BANDS + 1)
+        self.hidden = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+        self.head = nn.Linear(hidden, n_luts)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.hidden(self.statistics(image.to(self.head.weight.dtype))))
+
+    def statistics(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → (B, F) in [−1, 1], from at most 64×64 pixels.
+
+        They are picked, not averaged: averaging hides highlights.
+        """
+        grid = [min(side, self.GRID) for side in image.shape[2:]]
+        rgb = F.interpolate(image, grid, mode="nearest-exact").flatten(2).clamp(0, 1)
+        levels = torch.cat([rgb, rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)], 1).sort(-1).values
+        count = levels.shape[-1]
+        quantiles = levels[:, :, [round(q * (count - 1)) for q in self.QUANTILES]]
+        by_lightness = rgb.gather(2, rgb.sum(1, keepdim=True).argsort(-1).expand_as(rgb))
+        bands = F.adaptive_avg_pool1d(by_lightness, self.BANDS)
+        lightest = by_lightness[:, :, -max(1, count // 100) :].mean(-1)
+        return 2 * torch.cat([quantiles.flatten(1), bands.flatten(1), lightest], 1) - 1
+
+
+CLASSIFIERS: dict[str, Any] = {
+    "paired": lambda n_luts: ConvClassifier(n_luts, paired=True),
+    "unpaired": lambda n_luts: ConvClassifier(n_luts, paired=False),
+    "statistics": StatisticsClassifier,
+}
+
+
+def identity_lut(size: int) -> Tensor:
+    """(3, D, D, D), axes (C, B, G, R), with LUT[c, b, g, r] = (r, g, b)[c] / (D − 1)."""
+    axis = torch.linspace(0, 1, size)
+    b, g, r = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([r, g, b])
+
+
+# ---- what training adds to its loss
+
+
+def total_variation(luts: Tensor) -> Tensor:
+    """Smoothness of each LUT: (N, 3, D, D, D) → (N,), Σ over the axes R, G, B of mean(wt · d²).
+
+    d is the difference of neighbours along the axis; wt is 2 on the axis' first and last interval, else 1.
+    """
+    total = luts.new_zeros(len(luts))
+    for axis in (2, 3, 4):
+        d2 = luts.diff(dim=axis).square().movedim(axis, -1)
+        ends = d2[..., 0].mean((1, 2, 3)) + d2[..., -1].mean((1, 2, 3))
+        total = total + d2.mean((1, 2, 3, 4)) + ends / d2.shape[-1]
+    return total
+
+
+def monotonicity(luts: Tensor) -> Tensor:
+    """How much each LUT falls where its input rises: (N, 3, D, D, D) → (N,), Σ over the axes of mean(relu(−d))."""
+    return torch.stack([F.relu(-luts.diff(dim=axis)).mean((1, 2, 3, 4)) for axis in (2, 3, 4)]).sum(0)
+
+
+# ---- checkpoints as published
+
+# The published classifiers are one Sequential, `model.N`; which N is which of our layers tells the variants apart.
+PUBLISHED_LAYERS = {
+    "paired": {
+        1: "convs.0", 3: "norms.0", 4: "convs.1", 6: "norms.1", 7: "convs.2", 9: "norms.2",
+        10: "convs.3", 12: "norms.3", 13: "convs.4", 16: "head",
+    },
+    "unpaired": {1: "convs.0", 3: "norms.0", 4: "convs.1", 6: "convs.2", 8: "convs.3", 10: "convs.4", 12: "head"},
+}  # fmt: skip
+
+
+def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptiveLUT:
+    """Reads a published pair of files, paired or unpaired variant, into a model in eval mode.
+
+    The files hold {"0": {"LUT": (3, D, D, D)}, "1": …} and {"model.N.weight": …, "model.N.bias": …}. Nothing is
+    unpickled but tensors. A missing file raises FileNotFoundError; anything else than these keys and shapes raises
+    ValueError, in one line.
+    """
+    tables, layers = _read_pth(luts_path), _read_pth(classifier_path)
+    numbered = [tables.get(str(n)) for n in range(len(tables))]
+    found = [table.get("LUT") if isinstance(table, dict) else None for table in numbered]
+    if not found or not all(_is_lut(lut, like=found[0]) for lut in found):
+        raise ValueError(f"{luts_path}: expected LUTs {{'0': {{'LUT': (3, D, D, D)}}, …}}, got {_outline(tables)}")
+    luts = torch.stack(found).float()
+
+    variant = "paired" if "model.16.weight" in layers else "unpaired"
+    model = ImageAdaptiveLUT(len(luts), luts.shape[-1], variant)
+    expected = {
+        f"model.{n}.{kind}": f"{ours}.{kind}"
+        for n, ours in PUBLISHED_LAYERS[variant].items()
+        for kind in ("weight", "bias")
+    }
+    state = model.classifier.state_dict()
+    for theirs, ours in expected.items():
+        got = layers.get(theirs)
+        if not isinstance(got, Tensor) or got.shape != state[ours].shape:
+            raise ValueError(
+                f"{classifier_path}: expected {theirs} {tuple(state[ours].shape)} ({variant} classifier of {len(luts)} "
+                f"LUTs), got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
+            )
+    if unknown := sorted(set(layers) - set(expected)):
+        raise ValueError(f"{classifier_path}: expected a {variant} classifier, got also {', '.join(unknown[:4])}")
+
+    model.luts.data = luts
+    model.classifier.load_state_dict({ours: layers[theirs] for theirs, ours in expected.items()})
+    model.about["note"] = f"converted from the published {Path(luts_path).name} and {Path(classifier_path).name}"
+    return model.eval()
+
+
+def _read_pth(path: str | Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file: {path}") from None
+    except Exception as error:  # torch meets damaged bytes with errors of many kinds
+        raise ValueError(f"{path}: not a PyTorch checkpoint of tensors alone ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    return content
+
+
+def _is_lut(lut: Any, like: Any) -> bool:
+    return isinstance(lut, Tensor) and lut.ndim == 4 and lut.shape == (3, *[lut.shape[-1]] * 3) == like.shape
+
+
+def _outline(content: dict[str, Any]) -> str:
+    return ", ".join(str(key) for key in list(content)[:4]) + (", …" if len(content) > 4 else "") or "nothing"
