@@ -29,6 +29,7 @@ OPTIMISE = [
     "-fno-trapping-math",
     "-Wall",
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # gcc 12 warns of its own AVX-512 headers
 ]
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):

@@ -1,4 +1,4 @@
-"""The op families. Each is one file: what it computes, its checks, its reference in plain PyTorch, how a kernel is called.
+"""The op families, one file each: what it computes, its checks, its reference in plain PyTorch, how kernels are called.
 
 Every op takes images of any strides, batch >= 1, sizes from 1x1 up, and gives the input's dtype and memory format;
 `out=` writes into a tensor of yours. `fastenh.backend` and `fastenh info` tell and choose which code runs.

@@ -11,6 +11,7 @@ from fastenh.backends import Kernels
 from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
 
 LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 neighbouring floats
+SCRATCH = 16 << 20  # bytes that a backward pass may take beyond its first sums
 
 
 def lut_transform(
@@ -39,7 +40,7 @@ def lut_transform(
         weights: (B, N).
         pixel_weights: (B, N, H, W).
         vertices: (B, 3, D), the increasing places of the grid points for R, G and B (AdaInt, Yang et al., CVPR 2022).
-        interpolation: "trilinear" (8 vertices) or "tetrahedral" (4 vertices; Kasson et al. 1995, as in colour management).
+        interpolation: "trilinear" (8 vertices) or "tetrahedral" (4 vertices; Kasson et al. 1995).
         out: where to write, shape and dtype of `image`; may be `image` itself.
 
     LUTs, weights and vertices may be of any float dtype; arithmetic is in float32.
@@ -112,7 +113,9 @@ def _reference(
         fraction = position - cell
     else:
         grid = vertices.to(x.dtype)
-        cell = sum((x.detach() > grid[:, :, i, None]).to(x.dtype) for i in range(1, size - 1))
+        cell = torch.zeros_like(x)
+        for i in range(1, size - 1):
+            cell = cell + (x.detach() > grid[:, :, i, None])
         low = grid.gather(2, cell.long())
         width = grid.gather(2, cell.long() + 1) - low
         fraction = (x - low) / (width + 1e-10)
@@ -151,12 +154,95 @@ def _reference(
     return from_float(result.reshape(image.shape), image.dtype)
 
 
+def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool) -> Tensor:
+    """The one repacked copy of the LUTs: (B or 1, panels, D, D, D, lanes), lanes as csrc/lut.cpp says."""
+    luts = luts[None] if luts.dim() == 5 else luts
+    own_tables = luts.shape[0] if per_pixel or weights is None else weights.shape[0]
+    panels, lanes = (-(-luts.shape[1] // LUTS_PER_PANEL), 16) if per_pixel else (1, 4)
+    packed = torch.empty((own_tables, panels, *luts.shape[3:], lanes), dtype=torch.float32, device=luts.device)
+    kernels["lut_pack"](packed, luts, None if per_pixel else weights)
+    return packed
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.float().contiguous()
+
+
+def _run(
+    kernels: Kernels,
+    out: Tensor,
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    interpolation: str,
+) -> None:
+    weights, vertices = _contiguous(weights), _contiguous(vertices)
+    packed = _pack(kernels, luts, weights, pixel_weights is not None)
+    tetrahedral = interpolation == "tetrahedral"
+    kernels["lut_transform"](out, image, packed, weights, pixel_weights, vertices, tetrahedral)
+
+
+def _run_backward(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    interpolation: str,
+) -> None:
+    grad_image, grad_luts, grad_weights, grad_pixel_weights, grad_vertices = gradients
+    weights, vertices = _contiguous(weights), _contiguous(vertices)
+    packed = _pack(kernels, luts, weights, pixel_weights is not None)
+    # LUTs and weights are one step away from the pixels: both follow from the gradient by the tables that pixels read,
+    # which is summed over the pixels once, in as many shares as there are threads and memory allows.
+    by_table = grad_luts is not None or grad_weights is not None
+    share = 2 * packed[0].numel() * packed.element_size()
+    parts = torch.get_num_threads() if not by_table else min(torch.get_num_threads(), 1 + SCRATCH // share)
+    if not by_table and grad_vertices is None:
+        parts *= 8  # no sums: small shares, so that no thread waits for another
+    tables = luts.float().expand(image.shape[0], *luts.shape[-5:])
+    sums = torch.zeros(tables.shape[1:] if luts.dim() == 5 else tables.shape) if grad_luts is not None else None
+    for b in range(image.shape[0]):
+        grad_packed = packed.new_zeros((parts, 2, *packed.shape[1:])) if by_table else None
+        vertex_sums = packed.new_zeros((parts, 3, packed.shape[2])) if grad_vertices is not None else None
+        kernels["lut_transform_backward"](
+            grad_image, grad_packed, grad_pixel_weights, vertex_sums, grad, image, packed, weights, pixel_weights,
+            vertices, interpolation == "tetrahedral", b, parts,
+        )  # fmt: skip
+        if grad_vertices is not None and vertex_sums is not None:
+            grad_vertices[b] = vertex_sums.sum(0)
+        if grad_packed is None:
+            continue
+        gradient = _unpack(grad_packed[:, 1].sum(0), luts.shape[-5])
+        if sums is not None:
+            factor = 1 if weights is None else weights[b][:, None, None, None, None]
+            (sums if luts.dim() == 5 else sums[b]).add_(factor * gradient)
+        if grad_weights is not None:
+            grad_weights[b] = (gradient * tables[b]).sum((1, 2, 3, 4))
+    if grad_luts is not None and sums is not None:
+        grad_luts.copy_(sums)
+
+
+def _unpack(packed: Tensor, count: int) -> Tensor:
+    """(panels, D, D, D, lanes) -> (count, 3, D, D, D); one blended table stands for all."""
+    if packed.shape[-1] == 4:
+        return packed[0, ..., :3].movedim(-1, 0).expand(count, -1, -1, -1, -1)
+    groups = packed.unflatten(-1, (4, 4))  # tables 0 to 3 in lanes 0 to 2 of their group, table 4 in the lanes 3
+    tables = torch.cat([groups[..., :3], groups[..., :3, 3][..., None, :]], dim=-2)  # (panels, D, D, D, 5, 3)
+    return tables.permute(0, 4, 5, 1, 2, 3).flatten(0, 1)[:count]
+
+
 _op = Op(
     "lut_transform",
     "Tensor image, Tensor luts, Tensor? weights, Tensor? pixel_weights, Tensor? vertices, str interpolation",
     shape=_shape,
     reference=_reference,
-    run=lambda *args: None,
-    run_backward=lambda *args: None,
+    run=_run,
+    run_backward=_run_backward,
     pointwise=True,
 )

@@ -3,9 +3,9 @@
 An op brings a schema, a check that gives the output's shape, a reference in plain PyTorch, and the call of its kernels.
 `Op` makes of them three registered operators:
 
-    fastenh::f(...) -> Tensor                       differentiable, through
-    fastenh::f_backward(grad, ..., needs) -> Tensor[]    the gradients that `needs` asks for, in the order of the tensors
-    fastenh::f.out(..., *, out) -> ()               fills `out`
+    fastenh::f(...) -> Tensor                            differentiable, through
+    fastenh::f_backward(grad, ..., needs) -> Tensor[]    the gradients that `needs` asks for, in the tensors' order
+    fastenh::f.out(..., *, out) -> ()                    fills `out`
 
 all with a fake version for torch.compile and torch.export that allocates by the same line as the real one.
 """
