@@ -1,0 +1,247 @@
+"""The command line: `fastenh enhance`, `fastenh convert`, `fastenh info`.
+
+Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
+2 where nothing was begun. torch is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+import fastenh
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+app = typer.Typer(
+    help="Retouch photos, fast.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+convert = typer.Typer(help="Turn published weights into files of fastenh.", no_args_is_help=True)
+app.add_typer(convert, name="convert")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+class Job(NamedTuple):
+    """One photo to do: where it is, where the result goes, and the before/after picture if one is wanted."""
+
+    photo: Path
+    target: Path
+    comparison: Path | None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.target, self.comparison] if self.comparison else [self.target]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"fastenh {fastenh.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def enhance(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Photos (8-bit JPEG or PNG), or one folder of them.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", help="File or folder to write to. [default: photo_enhanced.jpg beside photo.jpg]"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a model that comes with fastenh.", show_default="auto")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file of fastenh to use instead.")] = None,
+    strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Retouch photos.
+
+    Every photo is tried; those that fail are named at the end. Nothing is overwritten without --overwrite. JPEG is
+    written at quality 95, 4:4:4; ICC profile, EXIF, XMP and alpha are kept; a photo stored on its side is set upright.
+    """
+    with _one_line(debug):
+        if not 0 <= strength <= 1:
+            raise ValueError(f"--strength: expected a number from 0 to 1, got {strength}")
+        if model and weights:
+            raise ValueError("expected --model or --weights, got both")
+        if weights and not weights.is_file():
+            raise ValueError(f"--weights: expected a weights file, got no file at {weights}")
+        jobs = _plan(inputs, output, compare)
+        from fastenh.enhance import Enhancer
+
+        enhancer = Enhancer(weights or model or "auto", device)
+        for folder in {job.target.parent for job in jobs}:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from fastenh.io import check_free, read_photo, write_photo
+
+    console = Console(stderr=True)
+    failures = []
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters raises
+    for job in track(jobs, "Retouching", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            for path in job.outputs:
+                check_free(path, overwrite)
+            before = read_photo(job.photo)
+            after = enhancer(before, strength)
+            write_photo(after, job.target, overwrite)
+            if job.comparison:
+                write_photo(_side_by_side(before, after), job.comparison, overwrite)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            failures.append(f"{job.photo}: {_line(error).removeprefix(f'{job.photo}: ')}")
+
+    done = len(jobs) - len(failures)
+    folders = {job.target.parent for job in jobs}
+    if len(jobs) == done == 1:
+        _say(f"Wrote {jobs[0].target}")
+    elif done:
+        _say(f"Wrote {done} of {len(jobs)} photos" + (f" to {folders.pop()}" if len(folders) == 1 else ""))
+    for line in failures:
+        _say(f"Failed: {line}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+@convert.command("lut3d")
+def convert_lut3d(
+    luts: Annotated[Path, typer.Argument(help="The published basis LUTs, LUTs.pth.")],
+    classifier: Annotated[Path, typer.Argument(help="The published classifier, classifier.pth.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Image-adaptive 3D LUT (Zeng et al.), paired or unpaired variant."""
+    with _one_line(debug):
+        if output.suffix != ".safetensors":
+            raise ValueError(f"-o: expected a name that ends in .safetensors, got {output}")
+        from fastenh import models
+        from fastenh.io import check_free
+
+        check_free(output, overwrite)
+        models.save(models.lut3d.convert(luts, classifier), output)
+    _say(f"Wrote {output}")
+
+
+@app.command()
+def info() -> None:
+    """Say what is installed, what would run a call here, and why nothing faster would: paste this into a bug report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastenh import backends
+
+    table = Table.grid(padding=(0, 2))
+    for label, text in backends.describe():
+        table.add_row(label, text)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _plan(inputs: list[Path], output: str | None, compare: bool) -> list[Job]:
+    """Which photo goes where; raises ValueError where that cannot be told, before anything is done."""
+    from fastenh.io import SUFFIXES
+
+    folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
+    if folder:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        photos = [path for path in files if path.suffix.lower() in SUFFIXES]
+        if not photos:
+            raise ValueError(f"{folder}: expected a folder with photos ({', '.join(SUFFIXES)}), got none in it")
+        if others := len(files) - len(photos):
+            _say(f"Passing over {others} other files in {folder}: so far only {', '.join(SUFFIXES)}", err=True)
+    else:
+        photos = inputs
+        for path in photos:
+            if path.is_dir():
+                raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
+
+    into: Path | None = None  # the folder to write to; None is beside each photo
+    only: Path | None = None  # the one file to write
+    if output is None:
+        into = folder / "enhanced" if folder else None
+    elif Path(output).is_dir() or output.endswith("/") or not (Path(output).suffix or Path(output).exists()):
+        into = Path(output)
+    elif folder or len(photos) > 1:
+        raise ValueError(f"-o: expected a folder for {len(photos)} photos (end a new one with /), got {output}")
+    elif Path(output).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"-o: expected a folder or a name that ends in {', '.join(SUFFIXES)}, got {output}")
+    else:
+        only = Path(output)
+
+    jobs = []
+    for photo in photos:
+        target = only or (into or photo.parent) / photo.name
+        if not only and target.resolve() == photo.resolve():
+            target = target.with_stem(f"{photo.stem}_enhanced")
+        comparison = target.with_name(f"{target.stem.removesuffix('_enhanced')}_compare.jpg")
+        jobs.append(Job(photo, target, comparison if compare else None))
+
+    writers: dict[Path, Path] = {}
+    sources = {photo.resolve(): photo for photo in photos}
+    for job in jobs:
+        for path in job.outputs:
+            other = writers.setdefault(path.resolve(), job.photo)
+            if other is not job.photo:
+                raise ValueError(f"{path}: expected one photo to be written there, got {other} and {job.photo}")
+            if path.resolve() in sources and not (path is job.target and path.resolve() == job.photo.resolve()):
+                raise ValueError(f"{path}: expected outputs apart from the photos given, got one of them")
+    return jobs
+
+
+def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+    """Before on the left, after on the right, each at most 1600 pixels, a white line between."""
+    from PIL import Image
+
+    factor = min(1, 1600 / max(before.size))
+    width, height = (max(1, round(side * factor)) for side in before.size)
+    gap = max(2, width // 100)
+    canvas = Image.new("L" if before.mode in ("L", "LA") else "RGB", (2 * width + gap, height), "white")
+    for left, photo in ((0, before), (width + gap, after)):
+        small = photo.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+        canvas.paste(small, (left, 0), small if small.mode in ("LA", "RGBA") else None)
+    if "icc_profile" in before.info:
+        canvas.info["icc_profile"] = before.info["icc_profile"]
+    return canvas
+
+
+@contextlib.contextmanager
+def _one_line(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"fastenh: {_line(error)}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    known = isinstance(error, (ValueError, OSError)) and str(error)
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _say(line: str, err: bool = False) -> None:
+    """One line, whatever a file name or a library put in it: newlines, terminal codes, bytes that are no text."""
+    typer.echo("".join(c if c.isprintable() else " " for c in line), err=err)

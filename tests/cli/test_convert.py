@@ -1,0 +1,91 @@
+"""`fastenh convert lut3d`: published weights in, one safe file out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastenh import models
+from fastenh.cli import app
+from fastenh.models.lut3d import PUBLISHED_LAYERS, ImageAdaptiveLUT
+
+
+def convert(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["convert", "lut3d", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def published(tmp_path) -> tuple[Path, Path, ImageAdaptiveLUT]:
+    """A model of ours, and the same under the names of the published pair of files."""
+    torch.manual_seed(0)
+    model = ImageAdaptiveLUT(3, 5, "unpaired")
+    model.luts.data.normal_()
+    torch.save({str(n): {"LUT": lut.clone()} for n, lut in enumerate(model.luts.detach())}, tmp_path / "LUTs.pth")
+    state = model.classifier.state_dict()
+    layers = {
+        f"model.{n}.{kind}": state[f"{ours}.{kind}"]
+        for n, ours in PUBLISHED_LAYERS["unpaired"].items()
+        for kind in ("weight", "bias")
+    }
+    torch.save(layers, tmp_path / "classifier.pth")
+    return tmp_path / "LUTs.pth", tmp_path / "classifier.pth", model.eval()
+
+
+def test_converts_to_a_file_that_loads(published, tmp_path):
+    luts, classifier, model = published
+    out = tmp_path / "m.safetensors"
+    assert convert(luts, classifier, "-o", out) == (0, f"Wrote {out}\n")
+    image = torch.rand(1, 3, 20, 30)
+    with torch.no_grad():
+        assert torch.equal(models.load(out)(image), model(image))
+
+
+def test_overwrites_only_when_told(published, tmp_path):
+    luts, classifier, _ = published
+    out = tmp_path / "m.safetensors"
+    out.write_bytes(b"old")
+    code, output = convert(luts, classifier, "-o", out)
+    assert code == 2 and "already there" in output and out.read_bytes() == b"old"
+    assert convert(luts, classifier, "-o", out, "--overwrite")[0] == 0
+    assert models.load(out).arguments["classifier"] == "unpaired"
+
+
+def test_what_is_no_pair_of_weights_is_one_line(published, tmp_path):
+    luts, classifier, _ = published
+    (tmp_path / "text.pth").write_text("hello")
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "m.safetensors"
+    for arguments, expected in [
+        ((luts, classifier, "-o", tmp_path / "m.pth"), "-o: expected a name that ends in .safetensors, got"),
+        ((tmp_path / "missing.pth", classifier, "-o", out), "missing.pth"),
+        ((tmp_path / "text.pth", classifier, "-o", out), "text.pth"),
+        ((classifier, luts, "-o", out), "classifier.pth: expected LUTs"),
+        ((luts, luts, "-o", out), "LUTs.pth: expected model."),
+        ((luts, classifier, "-o", tmp_path / "no" / "m.safetensors"), "No such file or directory"),
+    ]:
+        code, output = convert(*arguments)
+        assert code == 2 and len(output.splitlines()) == 1 and expected in output, output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_published_weights_retouch_a_photo_as_published(assets, tmp_path):
+    """From the published files to a finished photo, by commands alone, against the published code's own result."""
+    folder = assets / "lut" / "Image-Adaptive-3DLUT"
+    weights, out = tmp_path / "zeng.safetensors", tmp_path / "a.png"
+    published = folder / "pretrained_models" / "sRGB"
+    assert convert(published / "LUTs.pth", published / "classifier.pth", "-o", weights)[0] == 0
+    photo = folder / "demo_images" / "sRGB" / "a1629.jpg"
+    result = CliRunner().invoke(app, ["enhance", str(photo), "-o", str(out), "--weights", str(weights)])
+    assert result.exit_code == 0, result.output
+
+    golden = np.load(assets / "lut" / "golden" / "zeng_sRGB_a1629.npz")
+    y, x = golden["crop_yx"]
+    ours = np.asarray(Image.open(out))[y : y + 256, x : x + 256]
+    theirs = np.rint(255 * golden["out_crop"].clip(0, 1)).transpose(1, 2, 0)
+    difference = np.abs(ours - theirs)
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3

@@ -1,0 +1,300 @@
+"""`fastenh enhance` as people run it: what it writes, what it leaves alone, what it says when something is wrong."""
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastenh.cli import app
+from fastenh.enhance import Enhancer
+from fastenh.io import read_photo
+from fastenh.models import ImageAdaptiveLUT, save
+
+COMMAND = [sys.executable, "-c", "from fastenh.cli import app; app()"]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A model that brightens."""
+    torch.manual_seed(0)
+    model = ImageAdaptiveLUT(1, 9, "statistics")
+    with torch.no_grad():
+        model.luts.pow_(0.7)
+        model.classifier.head.weight.zero_()
+        model.classifier.head.bias.fill_(1)
+    path = tmp_path_factory.mktemp("weights") / "brighter.safetensors"
+    save(model, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    for name, image in {"a.png": pixels, "b.jpg": pixels[::-1], "c.PNG": pixels[:, ::-1]}.items():
+        Image.fromarray(np.ascontiguousarray(image)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(weights):
+    def call(*arguments, code: int, model: tuple = ("--weights", weights)) -> str:
+        result = CliRunner().invoke(app, ["enhance", *map(str, [*model, "--device", "cpu", *arguments])])
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result.output
+
+    return call
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- what is written, and where
+
+
+def test_one_photo_beside_itself(run, photos, weights):
+    output = run(photos / "a.png", code=0)
+    assert output == f"Wrote {photos / 'a_enhanced.png'}\n"
+    expected = Enhancer(weights, "cpu")(photos / "a.png")
+    assert np.array_equal(np.asarray(read_photo(photos / "a_enhanced.png")), np.asarray(expected))
+    assert np.asarray(expected).mean() > np.asarray(Image.open(photos / "a.png")).mean()
+
+
+def test_one_photo_to_a_file_in_another_format(run, photos, tmp_path):
+    run(photos / "a.png", "-o", tmp_path / "new" / "x.jpeg", code=0)
+    assert names(tmp_path / "new") == ["x.jpeg"] and Image.open(tmp_path / "new" / "x.jpeg").format == "JPEG"
+
+
+@pytest.mark.parametrize("out", ["out", "out/", "out.v2/"])
+def test_files_to_a_new_folder_keep_their_names(run, photos, tmp_path, out):
+    output = run(photos / "a.png", photos / "b.jpg", "-o", f"{tmp_path}/{out}", code=0)
+    assert names(tmp_path / out) == ["a.png", "b.jpg"] and output.startswith("Wrote 2 of 2 photos to ")
+
+
+def test_a_folder_goes_to_its_own_subfolder(run, photos):
+    (photos / "notes.txt").write_text("hello")
+    (photos / ".hidden.jpg").write_text("not a photo")
+    (photos / "deeper").mkdir()
+    (photos / "deeper" / "d.jpg").write_text("not a photo either")
+    output = run(photos, code=0)
+    assert names(photos / "enhanced") == ["a.png", "b.jpg", "c.PNG"]
+    assert "Passing over 1 other" in output
+
+
+def test_the_photos_own_folder_as_output(run, photos):
+    run(photos / "a.png", "-o", photos, "--compare", code=0)
+    assert names(photos) == ["a.png", "a_compare.jpg", "a_enhanced.png", "b.jpg", "c.PNG"]
+
+
+def test_compare_shows_before_and_after(run, tmp_path):
+    dark = Image.new("RGB", (3000, 2000), (60, 60, 60))
+    dark.save(tmp_path / "a.png", icc_profile=b"a profile")
+    run(tmp_path / "a.png", "-o", tmp_path / "b.png", "--compare", code=0)
+    picture = Image.open(tmp_path / "b_compare.jpg")
+    assert picture.size == (3216, 1067) and picture.info["icc_profile"] == b"a profile"
+    row = np.asarray(picture)[500, :, 1].astype(int)
+    after = np.asarray(Image.open(tmp_path / "b.png"))[0, 0, 1]
+    assert abs(row[800] - 60) <= 2 and row[1608] >= 250 and abs(row[2400] - int(after)) <= 2 and after > 80
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_compare_of_gray_and_transparent_photos(run, tmp_path, mode):
+    Image.new(mode, (30, 20), "red" if mode == "RGBA" else 90).save(tmp_path / "a.png")
+    run(tmp_path / "a.png", "--compare", code=0)
+    assert Image.open(tmp_path / "a_enhanced.png").mode == mode
+    assert Image.open(tmp_path / "a_compare.jpg").size == (62, 20)
+
+
+def test_strength_0_gives_the_pixels_back(run, photos, tmp_path):
+    run(photos, "-o", tmp_path / "out", "--strength", "0", code=0)
+    for name in ("a.png", "c.PNG"):
+        assert np.array_equal(read_photo(tmp_path / "out" / name), read_photo(photos / name))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once(run, tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    run(tmp_path / "a.png", "--strength", "0", code=0)
+    assert Image.open(tmp_path / "a_enhanced.png").getexif()[0x0112] == 1
+    assert np.array_equal(Image.open(tmp_path / "a_enhanced.png"), read_photo(tmp_path / "a.png"))
+
+
+def test_the_order_of_files_changes_nothing(run, photos, tmp_path):
+    files = [photos / name for name in ("a.png", "b.jpg", "c.PNG")]
+    run(*files, "-o", tmp_path / "one", code=0)
+    run(*files[::-1], "-o", tmp_path / "two", code=0)
+    for name in names(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+# ---- failures: the rest is done, nothing is lost
+
+
+def test_a_failure_in_the_middle_leaves_the_others_done(run, photos, tmp_path):
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "b2.jpg").write_text("hello")
+    output = run(photos, "-o", tmp_path / "out", "--compare", code=1)
+    assert names(tmp_path / "out") == ["a.png", "a_compare.jpg", "c.PNG", "c_compare.jpg"]
+    failed = [line for line in output.splitlines() if line.startswith("Failed: ")]
+    assert "Wrote 2 of 4 photos" in output and len(failed) == 2
+    assert failed[0].startswith(f"Failed: {photos / 'b.jpg'}: expected a whole JPEG, got a damaged one")
+    assert failed[1].startswith(f"Failed: {photos / 'b2.jpg'}: expected a JPEG or PNG photo, got a file that starts")
+
+
+def test_missing_and_unreadable_files(run, photos, tmp_path):
+    (photos / "a.png").unlink()
+    output = run(photos / "a.png", photos / "b.jpg", "-o", tmp_path / "out", code=1)
+    assert f"Failed: {photos / 'a.png'}: No such file or directory\n" in output
+    assert names(tmp_path / "out") == ["b.jpg"]
+
+
+def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
+    def refuse(path, *arguments, **keywords):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("fastenh.io.photos.open", refuse, raising=False)
+    output = run(photos / "a.png", code=1)
+    assert output == f"Failed: {photos / 'a.png'}: Permission denied\n"
+
+
+def test_nothing_is_overwritten_unasked(run, photos, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+    output = run(photos / "a.png", photos / "b.jpg", "-o", tmp_path, code=1)
+    assert f"Failed: {photos / 'a.png'}: {tmp_path / 'a.png'}: already there" in output
+    assert (tmp_path / "a.png").read_bytes() == b"old" and (tmp_path / "b.jpg").exists()
+    run(photos / "a.png", "-o", tmp_path, "--overwrite", code=0)
+    assert read_photo(tmp_path / "a.png").size == (16, 12)
+
+
+def test_a_comparison_is_not_overwritten_either(run, photos):
+    (photos / "a_compare.jpg").write_bytes(b"old")
+    run(photos / "a.png", "--compare", code=1)
+    assert (photos / "a_compare.jpg").read_bytes() == b"old" and not (photos / "a_enhanced.png").exists()
+
+
+def test_the_photo_itself_only_with_overwrite(run, photos):
+    before = (photos / "a.png").read_bytes()
+    run(photos / "a.png", "-o", photos / "a.png", code=1)
+    assert (photos / "a.png").read_bytes() == before
+    run(photos / "a.png", "-o", photos / "a.png", "--overwrite", code=0)
+    assert (photos / "a.png").read_bytes() != before
+
+
+def test_transparency_does_not_fit_jpeg(run, tmp_path):
+    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
+    assert "expected a photo without transparency for JPEG" in run(tmp_path / "a.png", "-o", tmp_path / "a.jpg", code=1)
+    assert names(tmp_path) == ["a.png"]
+
+
+# ---- refused before anything is begun
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "--strength", "1.5"], "--strength: expected a number from 0 to 1, got 1.5"),
+        (["a.png", "--strength", "nan"], "--strength: expected a number from 0 to 1, got nan"),
+        (["a.png", "--device", "cuda:99"], "device: expected auto or what torch sees here (cpu"),
+        (["a.png", "--device", "gpu"], "), got gpu"),
+        (["a.png", "b.jpg", "-o", "c.PNG"], "-o: expected a folder for 2 photos (end a new one with /), got"),
+        (["a.png", "-o", "out.tif"], "-o: expected a folder or a name that ends in .jpg, .jpeg, .png, got"),
+        ([".", "-o", "out.png"], "-o: expected a folder for 3 photos (end a new one with /), got"),
+        (["empty"], "expected a folder with photos (.jpg, .jpeg, .png), got none in it"),
+        (["a.png", "empty"], "expected files, or one folder alone, got the folder"),
+        (["a.png", "a.png"], "expected one photo to be written there, got"),
+        (["a.png", "deeper/a.png", "-o", "out"], "expected one photo to be written there, got"),
+        (["a.png", "a.jpg", "--compare", "-o", "out"], "a_compare.jpg: expected one photo to be written there, got"),
+        (["a.png", "a_enhanced.png", "--overwrite"], "expected outputs apart from the photos given, got one of them"),
+        (["a.png", "-o", "b.jpg/x/"], "Not a directory"),
+    ],
+)
+def test_one_line_before_anything_is_begun(run, photos, monkeypatch, arguments, message):
+    monkeypatch.chdir(photos)
+    (photos / "empty").mkdir()
+    before = names(photos)
+    output = run(*arguments, code=2)
+    assert len(output.splitlines()) == 1 and output.startswith("fastenh: ") and message in output
+    assert names(photos) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (["--model", "auto", "--weights", "w"], "expected --model or --weights, got both"),
+        (
+            ["--weights", "missing.safetensors"],
+            "--weights: expected a weights file, got no file at missing.safetensors",
+        ),
+        (["--weights", "a.png"], "a.png: not a whole .safetensors file"),
+        (["--weights", "other.safetensors"], "other.safetensors: not a fastenh checkpoint"),
+        (["--model", "nonsense"], "no model 'nonsense'"),
+    ],
+)
+def test_weights_that_are_none_of_ours(run, photos, monkeypatch, model, message):
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(photos)
+    save_file({"x": torch.zeros(2)}, "other.safetensors")
+    before = names(photos)
+    output = run("a.png", code=2, model=model)
+    assert len(output.splitlines()) == 1 and message in output and names(photos) == before
+
+
+# ---- as a process: exit codes, streams, memory, disk
+
+
+def enhance(*arguments, limit: str = "", **keywords) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; `limit` is what bash's ulimit takes."""
+    command = [*COMMAND, "enhance", *map(str, arguments)]
+    if limit:
+        command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", *command]
+    return subprocess.run(command, capture_output=True, text=True, **keywords)
+
+
+def test_exit_codes_and_streams(photos, weights):
+    (photos / "bad\n.jpg").write_bytes(b"\xff\xd8\xff")
+    done = enhance(photos, "--weights", weights, "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stdout == f"Wrote 3 of 4 photos to {photos / 'enhanced'}\n"
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"Failed: {photos}/bad .jpg: expected a whole JPEG")
+
+    debug = enhance(photos / "missing.jpg", "--weights", weights, "--debug")
+    assert debug.returncode == 1 and "Traceback" in debug.stderr and "FileNotFoundError" in debug.stderr
+    debug = enhance(photos / "a.png", "--weights", photos / "a.png", "--debug")
+    assert debug.returncode != 0 and "Traceback" in debug.stderr
+
+
+def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
+    """The system itself stops the write after 8 KB, as a full disk would."""
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    done = enhance(tmp_path, "-o", tmp_path / "out", "--weights", weights, "--device", "cpu", limit="-f 8")
+    assert done.returncode == 1 and names(tmp_path / "out") == ["b.png"]
+    assert done.stderr == f"Failed: {tmp_path / 'a.png'}: {tmp_path / 'out' / 'a.png'}: {os.strerror(errno.EFBIG)}\n"
+
+
+def test_a_header_that_asks_for_40_gigapixels(tmp_path, weights):
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 200_000, 200_000, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(start + struct.pack(">I4s", 0, b"IEND") + struct.pack(">I", zlib.crc32(b"IEND")))
+    done = enhance(tmp_path / "a.png", "--weights", weights, "--device", "cpu")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (f"Failed: {tmp_path / 'a.png'}: expected at most 268 megapixels, got 200000×200000\n")

@@ -1,0 +1,318 @@
+"""Photos come back as they were stored, turned upright once; whatever is not a whole 8-bit photo is refused."""
+
+import errno
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, JpegImagePlugin
+
+from fastenh.io import read_photo, replacing, write_photo
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
+
+RNG = np.random.default_rng(7)
+PIXELS = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+# How the EXIF standard turns stored rows and columns into the upright picture, in NumPy.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def encoded(image: Image.Image, format: str, **how) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **how)
+    return out.getvalue()
+
+
+def exif_with(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "a camera"
+    return exif.tobytes()
+
+
+def smooth(height: int = 48, width: int = 64) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([4 * y, 3 * x, 2 * x + y], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_png_round_trip_is_exact(mode, size, seed, tmp_path_factory):
+    channels = len(mode)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, channels), np.uint8)
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    path = tmp_path_factory.mktemp("png") / "a.png"
+    write_photo(image, path)
+    again = read_photo(path)
+    assert again.mode == mode == Image.open(path).mode
+    assert np.array_equal(np.asarray(again), np.asarray(image))
+
+
+def test_palette_transparency_and_bilevel_become_plain_modes(tmp_path):
+    rgba = np.concatenate([PIXELS, np.full((12, 20, 1), 255, np.uint8)], -1)
+    cases = {
+        "RGB": (smooth().convert("P"), {}),
+        "RGBA": (smooth().convert("P"), {"transparency": 3}),
+        "LA": (smooth().convert("L"), {"transparency": 9}),
+        "L": (smooth().convert("1"), {}),
+    }
+    for mode, (image, how) in cases.items():
+        path = tmp_path / f"{mode}.png"
+        image.save(path, **how)
+        assert read_photo(path).mode == mode
+        assert np.array_equal(
+            np.asarray(read_photo(path).convert("RGBA")), np.asarray(Image.open(path).convert("RGBA"))
+        )
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(read_photo(tmp_path / "a.png")), rgba)
+
+
+@pytest.mark.parametrize("format", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_orientation_is_applied_once(tmp_path, format, orientation):
+    stored = tmp_path / f"stored.{format}"
+    smooth().save(stored, exif=exif_with(orientation))
+    upright = UPRIGHT[orientation](np.asarray(Image.open(stored)))
+
+    photo = read_photo(stored)
+    assert np.array_equal(np.asarray(photo), upright)
+
+    write_photo(photo, tmp_path / "written.png")
+    written = Image.open(tmp_path / "written.png")
+    assert written.getexif()[0x0112] == 1 and written.getexif()[0x010F] == "a camera"
+    assert np.array_equal(np.asarray(ImageOps.exif_transpose(written)), upright)
+    assert np.array_equal(np.asarray(read_photo(tmp_path / "written.png")), upright)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_changes_in_its_orientation_and_thumbnail_alone(tmp_path, order):
+    """A block by hand: orientation, a maker note at a place that its own pointers rely on, and a thumbnail."""
+    note = RNG.bytes(60)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    directory = struct.pack(order + "H", 2)
+    directory += struct.pack(order + "HHIHH", 0x0112, 3, 1, 8, 0)
+    directory += struct.pack(order + "HHII", 0x927C, 7, len(note), 38)
+    block = head + directory + struct.pack(order + "I", 38 + len(note)) + note
+    thumbnail = struct.pack(order + "HHHIII", 1, 0x0201, 4, 1, 0, 0)
+    assert block.index(note) == 38
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG", exif=b"Exif\0\0" + block + thumbnail))
+
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    kept = Image.open(tmp_path / "b.jpg").info["exif"].removeprefix(b"Exif\0\0")
+    expected = bytearray(block + thumbnail)
+    expected[18:20] = struct.pack(order + "H", 1)  # the value of the first entry
+    expected[34:38] = bytes(4)  # where the next directory, the thumbnail's, would stand
+    assert kept == bytes(expected)
+
+
+@given(block=st.binary(max_size=80) | st.lists(st.tuples(st.integers(6, 80), st.integers(0, 255)), max_size=4))
+@settings(max_examples=80, deadline=None)
+def test_damaged_exif_never_costs_the_photo(block, tmp_path_factory):
+    if isinstance(block, list):
+        exif = bytearray(exif_with(6))
+        for place, value in block:
+            exif[place % len(exif)] = value
+    else:
+        exif = b"Exif\0\0" + block
+    path = tmp_path_factory.mktemp("exif") / "a.jpg"
+    path.write_bytes(encoded(smooth(), "JPEG", exif=bytes(exif)))
+    photo = read_photo(path)
+    assert sorted(photo.size) == [48, 64]
+    write_photo(photo, path, overwrite=True)
+    assert read_photo(path).size == photo.size
+
+
+@pytest.mark.parametrize("first", ["jpg", "png"])
+@pytest.mark.parametrize("second", ["jpg", "png"])
+def test_profile_and_xmp_are_kept(tmp_path, first, second):
+    profile = RNG.bytes(150_000)  # more than one JPEG marker holds
+    xmp = '<x:xmpmeta><d tiff:Orientation="6" xmp:Rating="4"/>é</x:xmpmeta>'.encode()
+    source, target = tmp_path / f"a.{first}", tmp_path / f"b.{second}"
+    image = smooth()
+    image.info = {"icc_profile": profile, "xmp": xmp}
+    write_photo(image, source)
+    write_photo(read_photo(source), target)
+    written = Image.open(target)
+    written.load()
+    assert written.info["icc_profile"] == profile
+    kept = written.info["xmp"]
+    assert kept == xmp.replace(b'Orientation="6"', b'Orientation="1"')
+
+
+def test_jpeg_is_written_with_full_colour_at_high_quality(tmp_path):
+    path = tmp_path / "a.jpg"
+    write_photo(Image.fromarray(PIXELS), path)
+    written = Image.open(path)
+    assert JpegImagePlugin.get_sampling(written) == 0  # 4:4:4
+    assert written.quantization == Image.open(io.BytesIO(encoded(smooth(), "JPEG", quality=95))).quantization
+
+
+def test_jpeg_with_several_pictures_is_its_first(tmp_path):
+    path = tmp_path / "a.jpg"
+    smooth().save(path, "MPO", save_all=True, append_images=[Image.fromarray(PIXELS)])
+    assert Image.open(path).format == "MPO"
+    assert read_photo(path).size == smooth().size
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = bytearray(encoded(smooth(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+REFUSED = {
+    "empty": (b"", "an empty file"),
+    "text": (b"hello, this is text", "starts with b'hello, this "),
+    "huge png": (png_header(200_000, 200_000), "expected at most 268 megapixels, got 200000×200000"),
+    "huge jpeg": (jpeg_header(65_000, 64_000), "expected at most 268 megapixels, got 65000×64000"),
+    "16 bit": (encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"), "expected 8 bits per channel, got 16"),
+    "CMYK": (encoded(smooth().convert("CMYK"), "JPEG"), "expected RGB or gray, got CMYK"),
+    "animation": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "got an animation"),
+    "TIFF": (encoded(smooth(), "TIFF"), "got TIFF or camera RAW (not supported yet)"),
+    "GIF": (encoded(smooth(), "GIF"), "got GIF (not"),
+    "WebP": (encoded(smooth(), "WEBP"), "got WebP (not"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "got HEIC or AVIF (not"),
+    "CR3": (b"\0\0\0\x18ftypcrx \0\0\0\0", "got camera RAW (not"),
+    "cut in the header": (encoded(smooth(), "JPEG")[:40], "expected a whole JPEG, got a damaged one"),
+    "cut in the pixels": (encoded(smooth(), "JPEG")[:-90], "expected a whole JPEG, got a damaged one"),
+    "cut png": (encoded(Image.fromarray(PIXELS), "PNG")[:-90], "expected a whole PNG, got a damaged one"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_photo_is_refused_in_one_line(tmp_path, name):
+    data, message = REFUSED[name]
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as caught:
+        read_photo(path)
+    assert str(caught.value).startswith(f"{path}: expected") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_16_bit_rgb_is_refused_too(tmp_path):
+    header = bytearray(png_header(2, 2))
+    header[24] = 16
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    (tmp_path / "a.png").write_bytes(header)
+    with pytest.raises(ValueError, match="expected 8 bits per channel, got 16"):
+        read_photo(tmp_path / "a.png")
+
+
+def test_the_limit_takes_the_largest_cameras():
+    from fastenh.io.photos import MAX_PIXELS
+
+    assert MAX_PIXELS >= 16_320 * 12_240  # a 200-megapixel phone
+
+
+@given(data=st.data(), format=st.sampled_from(["JPEG", "PNG"]))
+@settings(max_examples=100, deadline=None)
+def test_damage_anywhere_is_an_image_or_a_value_error(data, format, tmp_path_factory):
+    whole = bytearray(encoded(smooth(), format, exif=exif_with(6), icc_profile=bytes(300)))
+    for _ in range(data.draw(st.integers(0, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damage") / "a"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        photo = read_photo(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: expected")
+    else:
+        assert photo.mode in ("L", "LA", "RGB", "RGBA") and np.asarray(photo).size > 0
+
+
+def test_folders_pipes_and_missing_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="expected a file"):
+            read_photo(path)
+    with pytest.raises(FileNotFoundError):
+        read_photo(tmp_path / "missing.jpg")
+
+
+def test_formats_that_cannot_hold_the_photo(tmp_path):
+    with pytest.raises(ValueError, match="without transparency for JPEG, got mode RGBA; PNG keeps it"):
+        write_photo(smooth().convert("RGBA"), tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"ends in \.jpg, \.jpeg, \.png, got '\.tif'"):
+        write_photo(smooth(), tmp_path / "a.tif")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- writing, whole or not at all
+
+
+def test_overwrites_only_when_told(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="already there"):
+        write_photo(smooth(), path)
+    assert path.read_bytes() == b"old"
+    write_photo(smooth(), path, overwrite=True)
+    assert read_photo(path).size == smooth().size
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileExistsError), replacing(path) as part:
+        part.write_text("mine")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch, error):
+    def half(path: Path, data) -> None:
+        with open(path, "wb") as file:
+            file.write(bytes(data)[:100])
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    path = tmp_path / "a.png"
+    with pytest.raises(type(error)) as caught:
+        write_photo(smooth(), path)
+    assert not list(tmp_path.iterdir())
+    if isinstance(error, OSError):
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+
+
+def test_only_files_are_replaced_and_links_stay(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(FileExistsError, match="expected a file or nothing there"):
+        write_photo(smooth(), tmp_path / "folder.png", overwrite=True)
+    (tmp_path / "real.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("real.png")
+    write_photo(smooth(), tmp_path / "link.png", overwrite=True)
+    assert (tmp_path / "link.png").is_symlink()
+    assert read_photo(tmp_path / "real.png").size == smooth().size
+
+
+def test_new_files_have_the_usual_permissions(tmp_path):
+    write_photo(smooth(), tmp_path / "a.png")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
