@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -69,7 +70,14 @@ def _run_backward(
     curves: Tensor,
     iterations: int,
 ) -> None:
-    kernels["curve_iterate_backward"](*gradients, grad, image, curves, iterations)
+    grad_image, grad_curves = gradients
+    scratch = None
+    if grad_curves is not None and curves.shape[-2:] != image.shape[-2:]:
+        # The kernel sums over bands of the maps' rows side by side, and keeps three float32 rows of each: 16 MiB in all.
+        batch, channels, height, width = curves.shape
+        bands = max(1, min(height, 64, 2**24 // (batch * channels * 3 * (width + 1) * 4)))
+        scratch = torch.empty(batch, 3, bands, 3, channels // 3, width + 1, device=image.device)
+    kernels["curve_iterate_backward"](grad_image, grad_curves, scratch, grad, image, curves, iterations)
 
 
 _op = Op(

@@ -1,0 +1,84 @@
+// context_voxels: the k x k neighbours of every pixel, each times the pixel's attention to it; zero outside.
+#include "rows.h"
+
+namespace fastenh {
+namespace {
+
+// n pixels of a row from column x on, which may lie outside: there it is zero, as in rows that are outside (no data).
+const float* load_padded(const Row& row, bool inside, int64_t x, int n, int64_t width, float* scratch) {
+  const int64_t begin = x < 0 ? -x : 0, end = x + n > width ? width - x : n;
+  if (inside && begin == 0 && end == n) return load(row.from(x), n, scratch);
+  std::memset(scratch, 0, size_t(n) * 4);
+  if (!inside || begin >= end) return scratch;
+  const float* values = load(row.from(x + begin), int(end - begin), scratch + begin);
+  if (values != scratch + begin) std::memcpy(scratch + begin, values, size_t(end - begin) * 4);
+  return scratch;
+}
+
+// image (B, 3, H, W), attention (B, k², H, W), out (B, 3·k², H, W)
+void forward(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t k, int64_t threads) {
+  const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;
+  const Pixels pixels{image.shape[0], height, width, false};
+  const bool streaming = larger_than_cache(out);
+  for_blocks(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
+    alignas(64) float weight_row[block], image_row[block], result[block];
+    for (int64_t j = 0; j < k * k; ++j) {
+      const int64_t below = y + j / k - r, right = x + j % k - r;
+      const float* weight = load(row(attention, b, j, y).from(x), n, weight_row);
+      for (int64_t c = 0; c < 3; ++c) {
+        const bool inside = below >= 0 && below < height;
+        const float* value = load_padded(row(image, b, c, below), inside, right, n, width, image_row);
+        for (int i = 0; i < n; ++i) result[i] = weight[i] * value[i];
+        store(result, n, row(out, b, c * k * k + j, y).from(x), streaming);
+      }
+    }
+  });
+}
+
+// A pixel's attention gets what its own voxels pass back; the image gets, at q, what the voxels of its neighbours
+// p = q - offset_j pass back: every thread collects for its own pixels, none adds to another's.
+void backward(Optional grad_image, Optional grad_attention, const Tensor& grad, const Tensor& image,
+              const Tensor& attention, int64_t k, int64_t threads) {
+  const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;
+  const Pixels pixels{image.shape[0], height, width, false};
+  const bool streaming = larger_than_cache(image);
+  for_blocks(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
+    alignas(64) float grad_row[block], other_row[block], sums[3][block];
+    if (grad_attention) {
+      for (int64_t j = 0; j < k * k; ++j) {
+        const int64_t below = y + j / k - r, right = x + j % k - r;
+        const bool inside = below >= 0 && below < height;
+        for (int64_t c = 0; c < 3; ++c) {
+          const float* g = load(row(grad, b, c * k * k + j, y).from(x), n, grad_row);
+          const float* value = load_padded(row(image, b, c, below), inside, right, n, width, other_row);
+          if (c == 0) for (int i = 0; i < n; ++i) sums[0][i] = g[i] * value[i];
+          else for (int i = 0; i < n; ++i) sums[0][i] += g[i] * value[i];
+        }
+        store(sums[0], n, row(*grad_attention, b, j, y).from(x), streaming);
+      }
+    }
+    if (grad_image) {
+      std::memset(sums, 0, sizeof sums);
+      for (int64_t j = 0; j < k * k; ++j) {
+        const int64_t above = y - (j / k - r), left = x - (j % k - r);
+        if (above < 0 || above >= height) continue;
+        const float* weight = load_padded(row(attention, b, j, above), true, left, n, width, other_row);
+        for (int64_t c = 0; c < 3; ++c) {
+          const float* g = load_padded(row(grad, b, c * k * k + j, above), true, left, n, width, grad_row);
+          for (int i = 0; i < n; ++i) sums[c][i] += g[i] * weight[i];
+        }
+      }
+      for (int64_t c = 0; c < 3; ++c) store(sums[c], n, row(*grad_image, b, c, y).from(x), streaming);
+    }
+  });
+}
+
+}  // namespace
+
+extern constinit const Kernel FASTENH_TABLE[] = {
+    kernel<&forward>("context_voxels"),
+    kernel<&backward>("context_voxels_backward"),
+    {},
+};
+
+}  // namespace fastenh
