@@ -9,6 +9,7 @@ Sources are found by name: csrc/<stem>.cpp is compiled once per instruction set,
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,22 +32,12 @@ OPTIMISE = [
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # gcc 12 warns of its own AVX-512 headers
 ]
+PROBE = "#include <bit>\nconstinit _Float16 h = 1;\nint main() { return std::bit_cast<short>(h) == 0; }\n"
 VARIANTS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     VARIANTS["avx512"] = [*VARIANTS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
                           "-mprefer-vector-width=512"]  # fmt: skip
-
-
-def find_nvcc() -> str | None:
-    wanted = os.environ.get("FASTENH_CUDA")
-    if wanted == "0":
-        return None
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    nvcc = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
-    if wanted == "1" and not nvcc:
-        sys.exit("fastenh: FASTENH_CUDA=1 asks for CUDA, but nvcc is neither on the PATH nor in CUDA_HOME/bin")
-    return nvcc
 
 
 def gencode(arch_list: str) -> list[str]:
@@ -62,19 +53,53 @@ def gencode(arch_list: str) -> list[str]:
     return flags
 
 
-def compiles(cxx: str, flags: list[str]) -> bool:
+def compiles(command: list[str], suffix: str, source: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "try.cpp")
-        source.write_text("int main() { return 0; }\n")
-        command = [cxx, *flags, str(source), "-o", str(Path(folder, "try"))]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        path = Path(folder, f"try{suffix}")
+        path.write_text(source)
+        return subprocess.run([*command, str(path), "-o", f"{folder}/out"], capture_output=True).returncode == 0
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler; None, after saying why, where there is none that will do."""
+    cxx = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+    if cxx is None:
+        why_not = "no C++ compiler found (looked for c++, g++ and clang++; CXX names another)"
+    elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        why_not = "Python.h not found (on Debian and Ubuntu: apt install python3-dev)"
+    elif not shutil.which(shlex.split(cxx)[0]):
+        sys.exit(f"fastenh: CXX={cxx}: no such compiler")
+    elif not compiles([*shlex.split(cxx), "-std=c++20", "-c"], ".cpp", PROBE):
+        why_not = f"{cxx} does not compile C++20 with _Float16 (g++ 12, clang 15 and later do)"
+    else:
+        return cxx
+    print(f"fastenh: {why_not}: installing without the compiled core, on the slow PyTorch reference", file=sys.stderr)
+    return None
+
+
+def find_nvcc(cxx: str, flags: list[str]) -> str | None:
+    """nvcc, if it is wanted, found, and takes these flags and this host compiler."""
+    wanted = os.environ.get("FASTENH_CUDA")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if nvcc is None:
+        why_not = "nvcc is neither on the PATH nor in CUDA_HOME/bin"
+    elif not compiles([nvcc, *flags, "-E"], ".cu", ""):
+        why_not = f"`{nvcc} {' '.join(flags)}` fails (too old, or unfit for {cxx}?)"
+    else:
+        return nvcc
+    if wanted == "1":
+        sys.exit(f"fastenh: FASTENH_CUDA=1 asks for CUDA, but {why_not}")
+    print(f"fastenh: building without CUDA: {why_not}", file=sys.stderr)
+    return None
 
 
 class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        cxx = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
+        cxx = find_compiler()
         if cxx is None:
-            print("fastenh: no C++ compiler found; installing without the compiled core, on the PyTorch reference")
             return
         import ninja
         import pybind11
@@ -90,11 +115,13 @@ class BuildCore(build_ext):
 
     def plan(self, cxx: str, pybind11_include: str, target: Path) -> str:
         """The build.ninja file: one edge per object, header dependencies kept by the compiler."""
-        nvcc = find_nvcc()
-        openmp = ["-fopenmp"] if compiles(cxx, ["-fopenmp"]) else []
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        host = f"-ccbin={shlex.split(cxx)[-1]}"
+        nvcc_flags = ["-O3", "-std=c++20", "-Xcompiler=-O3,-fPIC,-fvisibility=hidden,-Wall", host, *gencode(archs)]
+        nvcc = find_nvcc(cxx, nvcc_flags)
+        openmp = ["-fopenmp"] if compiles([*shlex.split(cxx), "-std=c++20", "-fopenmp"], ".cpp", PROBE) else []
         stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cpp") if p.stem != "bindings")
         cuda_stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cu")) if nvcc else []
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
         python = [f"-isystem{pybind11_include}", f"-isystem{sysconfig.get_paths()['include']}"]
         tables = " ".join(f"VARIANT({v}, {' '.join(f'STEM({s}, {v})' for s in stems)})" for v in VARIANTS)
         defines = [
@@ -126,27 +153,28 @@ class BuildCore(build_ext):
                 table = [f"-DFASTENH_TABLE={stem}_{variant}"]
                 compile_edge(f"{stem}.cpp", f"{stem}.{variant}.o", cxx, [*OPTIMISE, *openmp, *flags, *table])
         for stem in cuda_stems:
-            host = "-O3,-fPIC,-fvisibility=hidden,-Wall"
-            flags = ["-O3", "-std=c++20", f"-Xcompiler={host}", f"-ccbin={cxx}", *gencode(archs)]
-            compile_edge(f"{stem}.cu", f"{stem}.cuda.o", str(nvcc), [*flags, f"-DFASTENH_TABLE={stem}_cuda"])
+            compile_edge(f"{stem}.cu", f"{stem}.cuda.o", str(nvcc), [*nvcc_flags, f"-DFASTENH_TABLE={stem}_cuda"])
 
-        link = ["-shared", *openmp]
-        if sys.platform == "darwin":
-            link += ["-undefined", "dynamic_lookup"]
-        if cuda_stems:
-            toolkit = Path(str(nvcc)).resolve().parent.parent
-            folders = [p for p in (toolkit / "lib64", toolkit / "targets/x86_64-linux/lib") if p.is_dir()]
-            link += [f"-L{p}" for p in folders] + ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        if cuda_stems:  # nvcc knows where cudart_static lies, and takes it by default
+            linker, link = str(nvcc), ["-shared", host, *(f"-Xcompiler={f}" for f in openmp)]
+        else:
+            linker, link = cxx, ["-shared", *openmp]
+            link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         lines.append(f"build {target.name}: link {' '.join(objects)}")
-        lines.extend([f"  compiler = {cxx}", f"  flags = {' '.join(link)}", ""])
+        lines.extend([f"  compiler = {linker}", f"  flags = {' '.join(link)}", ""])
         return "\n".join(lines)
 
+
+# setuptools never clears its copy of the package: files deleted since would go into the next wheel.
+for stale in (ROOT / "build").glob("lib*"):
+    shutil.rmtree(stale)
 
 setup(
     packages=["fastenh", "fastenh.kernels"]
     + [f"fastenh.{p.parent.name}" for p in sorted((ROOT / "fastenh").glob("*/__init__.py"))],
     package_dir={"fastenh": "fastenh", "fastenh.kernels": "kernels"},
     package_data={"fastenh": ["py.typed", "*.pyi", "weights/*"]},
-    ext_modules=[Extension("fastenh._C", sources=[])],
+    # optional: nothing to copy where there is no compiler. Errors of a compiler that is there still stop the build.
+    ext_modules=[Extension("fastenh._C", sources=[], optional=True)],
     cmdclass={"build_ext": BuildCore},
 )

@@ -97,6 +97,13 @@ def problem(name: str) -> str:
             return "the core was built without CUDA (no nvcc was found then)"
         if not torch.cuda.is_available():
             return "torch sees no CUDA device"
+        try:
+            core.cuda["probe"](torch.empty(1, device="cuda"))
+        except (
+            RuntimeError,
+            TypeError,
+        ) as error:  # the driver is too old for this build, or nothing was compiled for this card
+            return f"{error} (built for {core.cuda_archs})"
     elif name == "triton":
         try:
             importlib.import_module("triton")
@@ -118,8 +125,11 @@ def kernels(op: str, device_type: str) -> Kernels | None:
             variant = core.cpu[_chosen if _chosen in CPU else next(reversed(core.cpu))]
             return _threaded(variant) if op in variant else None
     if device_type == "cuda" and _chosen != "reference":
-        if _chosen != "triton" and not problem("cuda") and core is not None and op in core.cuda:
-            return core.cuda
+        if _chosen != "triton" and core is not None and op in core.cuda:
+            why_not = problem("cuda")
+            if not why_not:
+                return core.cuda
+            warnings.warn(f"fastenh does without its compiled CUDA kernels: {why_not}", RuntimeWarning, stacklevel=2)
         if _chosen != "cuda" and not problem("triton"):
             return _triton(op)
     return None
