@@ -1,7 +1,7 @@
 """The command line: `fastenh enhance`, `fastenh convert`, `fastenh info`.
 
 Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
-2 where nothing was begun. torch is imported inside the commands, so that `--help` answers at once.
+2 where nothing was begun. What is slow to import is imported by the commands that need it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def enhance(
     output: Annotated[
         str | None,
         typer.Option(
-            "-o", "--output", help="File or folder to write to. [default: photo_enhanced.jpg beside photo.jpg]"
+            "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
         ),
     ] = None,
     model: Annotated[
@@ -162,18 +162,20 @@ def _plan(inputs: list[Path], output: str | None, compare: bool) -> list[Job]:
     from fastenh.io import SUFFIXES
 
     folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
-    if folder:
+    if folder is None:
+        photos = inputs
+        for path in photos:
+            if path.is_dir():
+                raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
+    else:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         photos = [path for path in files if path.suffix.lower() in SUFFIXES]
         if not photos:
             raise ValueError(f"{folder}: expected a folder with photos ({', '.join(SUFFIXES)}), got none in it")
         if others := len(files) - len(photos):
-            _say(f"Passing over {others} other files in {folder}: so far only {', '.join(SUFFIXES)}", err=True)
-    else:
-        photos = inputs
-        for path in photos:
-            if path.is_dir():
-                raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
+            _say(
+                f"Passing over {others} of {len(files)} files in {folder}: so far only {', '.join(SUFFIXES)}", err=True
+            )
 
     into: Path | None = None  # the folder to write to; None is beside each photo
     only: Path | None = None  # the one file to write
@@ -196,14 +198,15 @@ def _plan(inputs: list[Path], output: str | None, compare: bool) -> list[Job]:
         comparison = target.with_name(f"{target.stem.removesuffix('_enhanced')}_compare.jpg")
         jobs.append(Job(photo, target, comparison if compare else None))
 
+    given = {photo.resolve() for photo in photos}
     writers: dict[Path, Path] = {}
-    sources = {photo.resolve(): photo for photo in photos}
     for job in jobs:
         for path in job.outputs:
             other = writers.setdefault(path.resolve(), job.photo)
             if other is not job.photo:
                 raise ValueError(f"{path}: expected one photo to be written there, got {other} and {job.photo}")
-            if path.resolve() in sources and not (path is job.target and path.resolve() == job.photo.resolve()):
+            in_place = path is job.target and path.resolve() == job.photo.resolve()  # as asked for, with --overwrite
+            if path.resolve() in given and not in_place:
                 raise ValueError(f"{path}: expected outputs apart from the photos given, got one of them")
     return jobs
 

@@ -44,7 +44,8 @@ class Enhancer:
 
     def __init__(self, model: str | os.PathLike[str] | nn.Module = "auto", device: str | torch.device = "auto") -> None:
         self.device = _device(device)
-        self.model = (model if isinstance(model, nn.Module) else models.load(model)).to(self.device).eval()
+        module = model if isinstance(model, nn.Module) else models.load(os.fspath(model))
+        self.model = module.to(self.device).eval()
 
     @overload
     def __call__(self, image: str | os.PathLike[str] | Image.Image, strength: float = 1.0) -> Image.Image: ...
@@ -82,9 +83,7 @@ class Enhancer:
             raise ValueError(f"image: expected an array of shape (height, width, 3), got {image.shape}")
         if image.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got an array of {image.dtype}")
-        if (
-            image.dtype.kind == "f" and image.size and image.max() > 2
-        ):  # a little overshoot clamps; this is another scale
+        if image.dtype.kind == "f" and image.size and image.max() > 2:  # overshoot clamps; this is another scale
             raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
         # A tensor cannot have negative strides, and warns of memory that must not be written.
         usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()

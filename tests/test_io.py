@@ -248,9 +248,12 @@ def test_damage_anywhere_is_an_image_or_a_value_error(data, format, tmp_path_fac
 
 def test_folders_pipes_and_missing_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # so that code which does read the pipe fails here, and not waits
+    os.write(writer, bytes(100))
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ValueError, match="expected a file"):
+        with pytest.raises(ValueError, match="expected a file, got a folder, pipe or device"):
             read_photo(path)
+    os.close(writer)
     with pytest.raises(FileNotFoundError):
         read_photo(tmp_path / "missing.jpg")
 

@@ -90,7 +90,7 @@ def test_a_folder_goes_to_its_own_subfolder(run, photos):
     (photos / "deeper" / "d.jpg").write_text("not a photo either")
     output = run(photos, code=0)
     assert names(photos / "enhanced") == ["a.png", "b.jpg", "c.PNG"]
-    assert "Passing over 1 other" in output
+    assert f"Passing over 1 of 4 files in {photos}" in output
 
 
 def test_the_photos_own_folder_as_output(run, photos):
