@@ -1,0 +1,184 @@
+"""lut_transform against grid_sample (which computes the same), OpenColorIO's CPU processor and Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import PyOpenColorIO as ocio
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from fastenh.ops import lut_transform
+
+BORDER = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
+
+
+def make_luts(count: int) -> Tensor:
+    """(count, 3, 33, 33, 33): the identity, smoothly bent."""
+    axis = torch.linspace(0, 1, 33)
+    identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
+    bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    return identity + 0.1 * F.interpolate(bends, identity.shape[1:], mode="trilinear", align_corners=True)
+
+
+def make_grid(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1)[:, None] * 2 - 1
+
+
+def sample(luts: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(luts, grid, **BORDER).squeeze(2)
+
+
+# What makes grid_sample as fast as it gets: on the CPU it spreads a batch over the threads, but never one picture, so
+# the halves of the picture are a batch; and it has no out=, so it takes 60 rows at a time, which malloc has at hand.
+
+
+def halves(maps: Tensor) -> Tensor:
+    """(1, C, H, W) -> (2, C, H/2, W)."""
+    return maps.unflatten(2, (2, -1))[0].transpose(0, 1)
+
+
+def whole(maps: Tensor) -> Tensor:
+    return maps.transpose(0, 1).flatten(1, 2)[None]
+
+
+def by_rows(step: Callable[..., Any], *maps: Tensor) -> None:
+    for parts in zip(*(m.split(60, dim=2) for m in maps), strict=True):
+        step(*parts)
+
+
+@pytest.mark.parametrize("picture", ["photo", "noise"])
+@pytest.mark.parametrize("interpolation", ["trilinear", "tetrahedral"])
+def test_one_lut(contest: Any, request: pytest.FixtureRequest, picture: str, interpolation: str) -> None:
+    image, luts = request.getfixturevalue(picture), make_luts(1)
+    out = torch.empty_like(image)
+    if interpolation == "trilinear":
+        grids, total = make_grid(halves(image)).contiguous(), torch.empty_like(halves(image))
+        both = luts.expand(2, -1, -1, -1, -1)
+        contest.peer("F.grid_sample", lambda: sample(luts, make_grid(image)), goal=12)
+        contest.peer(
+            "F.grid_sample at its best, grid made before",
+            lambda: by_rows(lambda grid, out: out.copy_(sample(both, grid)), grids, total),
+            goal=12,
+            view=lambda _: whole(total),
+        )
+
+    transform = ocio.Lut3DTransform(33)
+    transform.setInterpolation(getattr(ocio, f"INTERP_{'LINEAR' if interpolation == 'trilinear' else 'TETRAHEDRAL'}"))
+    transform.setData(luts[0].permute(3, 2, 1, 0).numpy().ravel())  # B fastest
+    processor = ocio.Config.CreateRaw().getProcessor(transform).getDefaultCPUProcessor()
+    threads = ThreadPoolExecutor(2)  # OpenColorIO lets the interpreter go while it works: half a picture for each
+    packed = image[0].permute(1, 2, 0).numpy().copy()
+    changed = np.empty_like(packed)
+
+    def in_place(half: int) -> None:
+        rows = slice(1080 * half, 1080 * (half + 1))
+        changed[rows] = packed[rows]
+        processor.applyRGB(changed[rows])
+
+    def planar(pixels: np.ndarray) -> Tensor:
+        return torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)[None]
+
+    contest.peer(
+        "OpenColorIO, copy and applyRGB",
+        lambda: list(threads.map(in_place, range(2))),
+        goal=4,
+        view=lambda _: planar(changed),
+    )
+
+    rgba = np.dstack([packed, np.ones_like(packed[..., :1])])
+    result = np.empty_like(rgba)
+    images = [[ocio.PackedImageDesc(half, 3840, 1080, 4) for half in np.split(pixels, 2)] for pixels in (rgba, result)]
+    contest.peer(
+        "OpenColorIO, RGBA pictures to other pictures",
+        lambda: list(threads.map(processor.apply, *images)),
+        goal=4,
+        view=lambda _: planar(result),
+    )
+
+    contest(
+        f"lut_transform, one LUT, {interpolation}, {picture}",
+        lambda: lut_transform(image, luts, interpolation=interpolation, out=out),
+        fresh=lambda: lut_transform(image, luts, interpolation=interpolation),
+    )
+
+
+def test_one_lut_uint8(contest: Any, photo: Tensor) -> None:
+    image, luts = (photo * 255).round().byte(), make_luts(1)
+    out = torch.empty_like(image)
+    picture = Image.fromarray(image[0].permute(1, 2, 0).numpy().copy())
+    table = ImageFilter.Color3DLUT(33, luts[0].permute(1, 2, 3, 0).flatten().tolist())
+    contest.peer(
+        "Pillow Color3DLUT",
+        lambda: picture.filter(table),
+        goal=3,
+        view=lambda result: torch.from_numpy(np.array(result)).permute(2, 0, 1)[None],
+    )
+    contest(
+        "lut_transform, one LUT, uint8, photo",
+        lambda: lut_transform(image, luts, out=out),
+        fresh=lambda: lut_transform(image, luts),
+        tolerance=1,  # Pillow works in 16-bit integers
+        threads=1,
+    )
+
+
+def test_five_luts_with_pixel_weights(contest: Any, photo: Tensor, maps: Any) -> None:
+    luts, pixel_weights = make_luts(5), maps(5).mul_(2).softmax(1)
+    out = torch.empty_like(photo)
+
+    def weighted_sum() -> Tensor:
+        grid = make_grid(photo)
+        return sum(pixel_weights[:, i : i + 1] * sample(luts[i : i + 1], grid) for i in range(5))
+
+    contest.peer("five F.grid_sample, weighted and summed", weighted_sum, goal=22)
+
+    grids, weights = make_grid(halves(photo)).contiguous(), halves(pixel_weights).contiguous()
+    both = luts.flatten(0, 1).expand(2, -1, -1, -1, -1)  # 15 channels, so that cells are found once
+    total = torch.empty_like(halves(photo))
+
+    def blend(grid: Tensor, weights: Tensor, out: Tensor) -> None:
+        values = sample(both, grid)
+        torch.mul(values[:, :3], weights[:, :1], out=out)
+        for i in range(1, 5):
+            out.addcmul_(values[:, 3 * i : 3 * i + 3], weights[:, i : i + 1])
+
+    contest.peer(
+        "F.grid_sample of 15 channels at its best, grid made before",
+        lambda: by_rows(blend, grids, weights, total),
+        goal=22,
+        view=lambda _: whole(total),
+    )
+    contest(
+        "lut_transform, five LUTs with pixel weights, photo",
+        lambda: lut_transform(photo, luts, None, pixel_weights, out=out),
+        fresh=lambda: lut_transform(photo, luts, None, pixel_weights),
+    )
+
+
+def test_one_lut_backward(contest: Any, photo: Tensor, maps: Any) -> None:
+    image, luts, grad = photo.clone().requires_grad_(), make_luts(1).requires_grad_(), maps(3)
+
+    def with_gradients(out: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return (out.detach(), *torch.autograd.grad(out, (image, luts), grad))
+
+    contest.peer("F.grid_sample", lambda: with_gradients(sample(luts, make_grid(image)), grad), goal=4)
+    half_grads = halves(grad).contiguous()
+    contest.peer(
+        "F.grid_sample, halves as a batch",
+        lambda: with_gradients(sample(luts.expand(2, -1, -1, -1, -1), make_grid(halves(image))), half_grads),
+        goal=4,
+        view=lambda results: (whole(results[0]), *results[1:]),
+    )
+    contest(
+        "lut_transform, one LUT, forward and backward, photo",
+        lambda: with_gradients(lut_transform(image, luts), grad),
+        tolerance=1e-3,
+        relative=1e-2,  # a vertex sums up to a million gradients, in float32
+    )

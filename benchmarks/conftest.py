@@ -1,0 +1,281 @@
+"""Every op against its peers, side by side: `pytest --benchmark`.
+
+A benchmark makes its inputs and gives the contest one callable for the op and one for each peer. All of them are first
+seen to compute the same. Then they take turns in this one process, A B C A B C ..., so that whatever slows the machine
+down slows them alike. Medians count, and the ratio of medians; the quartiles of the rounds' own ratios stand beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastenh import backend, backends
+
+SIZE = (2160, 3840)
+SECONDS = 18  # for the rounds of one case
+MEMORY_GOAL = 16  # MiB beyond the output
+GOAL_SHARE = {"avx512": 1.0, "avx2": 0.5}  # with AVX2 alone, half of each goal
+
+cases: list[dict[str, Any]] = []  # what was measured
+
+
+# ---- inputs ----
+
+
+@pytest.fixture(scope="session")
+def photo() -> Tensor:
+    """(1, 3, 2160, 3840) of photographed pixels: crops of photos side by side, none enlarged, so that neighbours differ
+    as they do in a picture straight from a camera."""
+    photos = [
+        skimage.data.coffee(),
+        skimage.data.astronaut(),
+        skimage.data.stereo_motorcycle()[0],
+        *sklearn.datasets.load_sample_images().images,  # china, flower
+    ]
+    random = np.random.default_rng(0)
+    mosaic = np.empty((*SIZE, 3), np.uint8)
+    for i, (top, left) in enumerate((top, left) for top in range(0, 2160, 360) for left in range(0, 3840, 480)):
+        source = photos[i % len(photos)]
+        y, x = random.integers(source.shape[0] - 359), random.integers(source.shape[1] - 479)
+        mosaic[top : top + 360, left : left + 480] = source[y : y + 360, x : x + 480]
+    return torch.from_numpy(mosaic).permute(2, 0, 1)[None].float().contiguous() / 255
+
+
+@pytest.fixture(scope="session")
+def noise() -> Tensor:
+    """The worst case for a lookup: no two neighbours alike."""
+    return torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def maps() -> Callable[..., Tensor]:
+    """maps(channels, noise=0.1, size=SIZE): what a network gives, smooth with some noise, in [-1, 1]."""
+
+    def make(channels: int, noise: float = 0.1, size: Sequence[int] = SIZE) -> Tensor:
+        random = torch.Generator().manual_seed(channels)
+        smooth = F.interpolate(torch.randn(1, channels, 10, 18, generator=random), size, mode="bicubic")
+        return smooth.add_(torch.randn(smooth.shape, generator=random), alpha=noise).tanh_()
+
+    return make
+
+
+# ---- the contest ----
+
+
+class Contest:
+    """One case: the peers enter with `peer`, then the call runs the op against them."""
+
+    def __init__(self, benchmark: Any) -> None:
+        self.benchmark = benchmark
+        self.peers: dict[str, Callable[[], Any]] = {}
+        self.views: dict[str, Callable[[Any], Any]] = {}
+        self.goals: dict[str, float | None] = {}
+
+    def peer(
+        self,
+        name: str,
+        run: Callable[[], Any],
+        *,
+        goal: float | None = None,
+        view: Callable[[Any], Any] = lambda result: result,
+    ) -> None:
+        """`run` computes what the op computes; `goal`: how many times faster the op shall be; `view` turns the result
+        of `run` into tensors shaped as the op's, to see that they agree (not timed)."""
+        self.peers[name], self.views[name], self.goals[name] = run, view, goal
+
+    def __call__(
+        self,
+        case: str,
+        ours: Callable[[], Any],
+        *,
+        fresh: Callable[[], Any] | None = None,
+        tolerance: float = 1e-5,
+        relative: float = 1e-4,
+        threads: int = 2,
+    ) -> None:
+        """`ours` runs once for each instruction set, or on what FASTENH_BACKEND chose; `fresh` is it without `out=`."""
+        torch.set_num_threads(threads)
+        beyond = peak_beyond(ours)
+        expected = ours()
+        for name, run in self.peers.items():
+            torch.testing.assert_close(
+                self.views[name](run()),
+                expected,
+                atol=tolerance,
+                rtol=relative,
+                check_stride=False,
+                msg=lambda text, name=name: f"{name} does not compute what fastenh computes. {text}",
+            )
+
+        chosen = backends.chosen()
+        sets = [name for name in GOAL_SHARE if not backends.problem(name)] if chosen == "auto" else [chosen]
+        subjects = {name: on(name, ours) for name in sets} | ({"fresh": fresh} if fresh else {})
+        (first, subject), *others = (subjects | self.peers).items()
+        seconds: dict[str, list[float]] = {name: [] for name in (first, *dict(others))}
+
+        def others_turns() -> None:
+            for name, run in others:
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+
+        others_turns()  # to warm up, and to see how long a round takes
+        rounds = int(min(31, max(5, SECONDS / sum(seconds[name].pop() for name, _ in others))))
+        # pytest-benchmark measures one callable, then the next. But before each round it makes a call that it does not
+        # time: there the others have their turns.
+        self.benchmark.group = case
+        self.benchmark.pedantic(subject, setup=others_turns, rounds=rounds)
+        if self.benchmark.stats is None:  # --benchmark-disable: only see that all agree
+            return
+        seconds[first] = list(self.benchmark.stats.stats.data)
+
+        def against(name: str, peer: str) -> dict[str, Any]:
+            goal = self.goals[peer]
+            return {
+                "ratio": statistics.median(seconds[peer]) / statistics.median(seconds[name]),
+                "quartiles": quartiles([b / a for a, b in zip(seconds[name], seconds[peer], strict=True)]),
+                "goal": goal * GOAL_SHARE[name] if goal and name in GOAL_SHARE else None,
+            }
+
+        result = {
+            "case": case,
+            "threads": threads,
+            "rounds": rounds,
+            "mib_beyond_output": beyond,
+            "ms": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+            "times_faster": {peer: {name: against(name, peer) for name in subjects} for peer in self.peers},
+        }
+        cases.append(result)
+        self.benchmark.extra_info.update(result)
+        test = self.benchmark.name
+        for name, _ in others:  # entries of the same group in pytest-benchmark's own table and file
+            self.benchmark.name, self.benchmark.extra_info = f"{test}: {name}", {}
+            entry = self.benchmark._make_stats(iterations=1)
+            for duration in seconds[name]:
+                entry.update(duration)
+
+
+@pytest.fixture
+def contest(benchmark: Any) -> Iterator[Contest]:
+    threads = torch.get_num_threads()
+    yield Contest(benchmark)
+    torch.set_num_threads(threads)
+
+
+def on(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    def call() -> Any:
+        with backend(name):
+            return run()
+
+    return call
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def peak_beyond(run: Callable[[], Any]) -> float | None:
+    """MiB by which a first call lifts this process at its peak, less what it returns (Linux only). Memory that nobody
+    has written yet does not count as held, so a fresh `out` counts as the output that it is."""
+    if sys.platform != "linux":
+        return None
+
+    def held(field: str) -> int:
+        found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = held("VmRSS")
+    result = run()
+    results = result if isinstance(result, tuple) else (result,)
+    return (held("VmHWM") - before - sum(t.nbytes for t in results)) / 2**20
+
+
+# ---- the tables ----
+
+
+def tables() -> str:
+    """Two Markdown tables: what each case costs, and how it stands against its peers."""
+    names = list(dict.fromkeys(name for case in cases for peer in case["times_faster"].values() for name in peer))
+    titles = [{"avx512": "AVX-512", "avx2": "AVX2", "fresh": "fresh output"}.get(name, name) for name in names]
+
+    def row(*cells: Any) -> str:
+        return f"| {' | '.join(map(str, cells))} |"
+
+    costs = [row("case", "threads", *(f"{title}, ms" for title in titles), "MiB beyond the output")]
+    stand = [row("case", "peer", "its ms", *(f"{title}: times faster" for title in titles))]
+    for rows in (costs, stand):
+        rows.append(row(*["---"] * (3 + len(names))))
+    for case in cases:
+        ms = case["ms"]
+        costs.append(row(case["case"], case["threads"], *(f"{ms[n]:.1f}" if n in ms else "" for n in names),
+                         judged("{:.1f}", case["mib_beyond_output"], "<=", MEMORY_GOAL)))  # fmt: skip
+        for peer, figures in case["times_faster"].items():
+            cells = []
+            for name in names:
+                figure = figures.get(name, {"ratio": None, "goal": None})
+                low, high = figure.get("quartiles", (0, 0))
+                cells.append(judged(f"**{{:.2f}}** ({low:.2f} to {high:.2f})", figure["ratio"], ">=", figure["goal"]))
+            stand.append(row(case["case"], peer, f"{ms[peer]:.1f}", *cells))
+    return "\n".join([*costs, "", *stand])
+
+
+def judged(text: str, figure: float | None, sign: str, goal: float | None) -> str:
+    if figure is None:
+        return ""
+    if goal is None:
+        return text.format(figure)
+    met = figure <= goal if sign == "<=" else figure >= goal
+    return f"{text.format(figure)}, goal {sign} {goal:g} {'met' if met else 'MISSED'}"
+
+
+def write_results(config: pytest.Config) -> str:
+    machine = config.hook.pytest_benchmark_generate_machine_info(config=config)
+    commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
+    packages = ("fastenh", "torch", "numpy", "opencolorio", "pillow")
+    about = {
+        "processor": f"{machine['cpu']['brand_raw']}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}",
+        "code": backends.chosen(),
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "commit": commit["id"] + (" with changes" if commit["dirty"] else ""),
+        "date": datetime.date.today().isoformat(),
+    }
+    name = "-".join([about["processor"], *([about["code"]] if about["code"] != "auto" else []), about["date"]])
+    path = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", name.lower())
+    path.with_suffix(".json").write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+    facts = [f"{key}: {value}" for key, value in (about | about["versions"]).items() if key != "versions"]
+    path.with_suffix(".md").write_text(f"{'; '.join(facts)}\n\n{tables()}\n")
+    return f"written: {path}.json and .md"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if cases:
+        terminalreporter.section("fastenh against its peers")
+        terminalreporter.write_line(tables())
+        if config.getoption("--benchmark-results"):
+            terminalreporter.write_line(f"\n{write_results(config)}")

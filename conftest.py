@@ -1,0 +1,31 @@
+"""`pytest` runs the tests, `pytest --benchmark` the benchmarks.
+
+Both use the built core and fastenh.kernels, or fail: nothing may pass on the reference by accident.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+
+# `python -m pytest` puts the checkout first on the path, where an installed fastenh would be shadowed by its sources,
+# which have no compiled core. An editable install finds the checkout by itself.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="run benchmarks/ instead of tests/")
+    parser.addoption("--benchmark-results", action="store_true", help="write the tables to benchmarks/results/ as well")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from fastenh import backends, kernels
+
+    if backends.core is None:
+        raise pytest.UsageError(f"the compiled core is {backends.core_problem}; to mend it: {backends.REBUILD}")
+    if not kernels.stems():
+        raise pytest.UsageError("fastenh.kernels holds no kernel; to mend it: " + backends.REBUILD)
+    if config.getoption("--benchmark") and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = sorted(map(str, (ROOT / "benchmarks").glob("bench_*.py")))
