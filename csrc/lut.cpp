@@ -229,7 +229,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
     alignas(64) float rows[3][tile], result[tile * 4], blend[lanes == 16 ? tile * 8 : 1];
     Cells cells;
     const float* in[3];
-    for (int c = 0; c < 3; ++c) in[c] = load(row(image, b, c, y).from(x), n, rows[c]);
+    load_pixels(image, b, y, x, n, rows, in);
     const auto* v = vertices ? reinterpret_cast<const float*>(vertices->data) + b * 3 * size : nullptr;
     find_cells<tetrahedral>(cells, in, n, int(size), v);
     const float* table = tables + (packed.shape[0] == 1 ? 0 : b) * panels * size * size * size * lanes;
@@ -251,7 +251,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
       rows[1][i] = result[i * 4 + 1];
       rows[2][i] = result[i * 4 + 2];
     }
-    for (int c = 0; c < 3; ++c) store(rows[c], n, row(out, b, c, y).from(x), streaming);
+    store_pixels(rows, n, out, b, y, x, streaming);
   });
 }
 
@@ -388,10 +388,8 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
       for (int64_t x = 0; x < width; x += tile) {
         const int n = int(width - x < tile ? width - x : tile);
         const float *in[3], *g[3];
-        for (int c = 0; c < 3; ++c) {
-          in[c] = load(row(image, b, c, y).from(x), n, in_rows[c]);
-          g[c] = load(row(grad, b, c, y).from(x), n, grad_rows[c]);
-        }
+        load_pixels(image, b, y, x, n, in_rows, in);
+        load_pixels(grad, b, y, x, n, grad_rows, g);
         find_cells<tetrahedral>(cells, in, n, int(size), places);
         std::memset(by_fraction, 0, sizeof by_fraction);
         for (int64_t panel = 0; panel < panels; ++panel) {
@@ -447,11 +445,9 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
               vertex_sums[c * size + cells.cell[c][i] + 1] -= d * cells.fraction[c][i];
             }
           }
-          if (grad_image) {
-            for (int i = 0; i < n; ++i) by_fraction[c][i] *= cells.slope[c][i];
-            store(by_fraction[c], n, row(*grad_image, b, c, y).from(x), false);
-          }
+          for (int i = 0; i < n; ++i) by_fraction[c][i] *= cells.slope[c][i];
         }
+        if (grad_image) store_pixels(by_fraction, n, *grad_image, b, y, x, false);
         if ((in_chunk += n) >= chunk && sums) flush(), in_chunk = 0;
       }
     }

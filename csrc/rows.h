@@ -84,58 +84,47 @@ inline void store_half(const float* from, int n, uint16_t* to) {
   for (; i < n; ++i) to[i] = float_to_half(from[i]);
 }
 
+// to[i] = convert(from[i]), with loops of their own for the strides of planes and of channels_last.
+template <class From, class To, class Convert>
+inline void convert_row(const From* from, int64_t from_stride, int n, To* to, int64_t to_stride, Convert convert) {
+  if (from_stride == 1 && to_stride == 1) {
+    for (int i = 0; i < n; ++i) to[i] = convert(from[i]);
+  } else if (from_stride == 3) {
+    for (int i = 0; i < n; ++i) to[i] = convert(from[i * 3]);
+  } else if (to_stride == 3) {
+    for (int i = 0; i < n; ++i) to[i * 3] = convert(from[i]);
+  } else {
+    for (int i = 0; i < n; ++i) to[i * to_stride] = convert(from[i * from_stride]);
+  }
+}
+
 // n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself where that will do.
 inline const float* load(const Row& row, int n, float* scratch) {
   const int64_t s = row.stride;
+  const auto* f32 = reinterpret_cast<const float*>(row.data);
+  const auto* u16 = reinterpret_cast<const uint16_t*>(row.data);
+  const auto* u8 = reinterpret_cast<const uint8_t*>(row.data);
   switch (row.dtype) {
-    case Dtype::f32: {
-      auto* from = reinterpret_cast<const float*>(row.data);
-      if (s == 1) return from;
-      if (s == 3) {  // channels_last
-        for (int i = 0; i < n; ++i) scratch[i] = from[i * 3];
-      } else {
-        for (int i = 0; i < n; ++i) scratch[i] = from[i * s];
-      }
+    case Dtype::f32:
+      if (s == 1) return f32;
+      convert_row(f32, s, n, scratch, 1, [](float v) { return v; });
       break;
-    }
-    case Dtype::f16: {
-      auto* from = reinterpret_cast<const uint16_t*>(row.data);
+    case Dtype::f16:
       if (s == 1) {
-        load_half(from, n, scratch);
+        load_half(u16, n, scratch);
       } else {
-        for (int i = 0; i < n; ++i) scratch[i] = half_to_float(from[i * s]);
+        convert_row(u16, s, n, scratch, 1, half_to_float);
       }
       break;
-    }
-    case Dtype::bf16: {
-      auto* from = reinterpret_cast<const uint16_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) scratch[i] = from_bits(uint32_t(from[i]) << 16);
-      } else {
-        for (int i = 0; i < n; ++i) scratch[i] = from_bits(uint32_t(from[i * s]) << 16);
-      }
+    case Dtype::bf16:
+      convert_row(u16, s, n, scratch, 1, [](uint16_t v) { return from_bits(uint32_t(v) << 16); });
       break;
-    }
-    case Dtype::u8: {
-      auto* from = reinterpret_cast<const uint8_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) scratch[i] = float(from[i]) * (1.f / 255.f);
-      } else if (s == 3) {
-        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * 3]) * (1.f / 255.f);
-      } else {
-        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * s]) * (1.f / 255.f);
-      }
+    case Dtype::u8:
+      convert_row(u8, s, n, scratch, 1, [](uint8_t v) { return float(v) * (1.f / 255.f); });
       break;
-    }
-    case Dtype::u16: {
-      auto* from = reinterpret_cast<const uint16_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) scratch[i] = float(from[i]) * (1.f / 65535.f);
-      } else {
-        for (int i = 0; i < n; ++i) scratch[i] = float(from[i * s]) * (1.f / 65535.f);
-      }
+    case Dtype::u16:
+      convert_row(u16, s, n, scratch, 1, [](uint16_t v) { return float(v) * (1.f / 65535.f); });
       break;
-    }
   }
   return scratch;
 }
@@ -159,56 +148,74 @@ inline void store_streaming(const float* from, int n, float* to) {
 
 inline void store(const float* from, int n, const Row& row, bool streaming) {
   const int64_t s = row.stride;
+  auto* f32 = reinterpret_cast<float*>(row.data);
+  auto* u16 = reinterpret_cast<uint16_t*>(row.data);
+  auto* u8 = reinterpret_cast<uint8_t*>(row.data);
   switch (row.dtype) {
-    case Dtype::f32: {
-      auto* to = reinterpret_cast<float*>(row.data);
+    case Dtype::f32:
       if (s == 1 && streaming) {
-        store_streaming(from, n, to);
-      } else if (s == 1) {
-        if (to != from) std::memmove(to, from, size_t(n) * 4);
-      } else if (s == 3) {
-        for (int i = 0; i < n; ++i) to[i * 3] = from[i];
-      } else {
-        for (int i = 0; i < n; ++i) to[i * s] = from[i];
+        store_streaming(from, n, f32);
+      } else if (f32 != from) {
+        convert_row(from, 1, n, f32, s, [](float v) { return v; });
       }
       break;
-    }
-    case Dtype::f16: {
-      auto* to = reinterpret_cast<uint16_t*>(row.data);
+    case Dtype::f16:
       if (s == 1) {
-        store_half(from, n, to);
+        store_half(from, n, u16);
       } else {
-        for (int i = 0; i < n; ++i) to[i * s] = float_to_half(from[i]);
+        convert_row(from, 1, n, u16, s, float_to_half);
       }
       break;
-    }
-    case Dtype::bf16: {
-      auto* to = reinterpret_cast<uint16_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
-      } else {
-        for (int i = 0; i < n; ++i) to[i * s] = to_bf16(from[i]);
-      }
+    case Dtype::bf16:
+      convert_row(from, 1, n, u16, s, to_bf16);
       break;
-    }
-    case Dtype::u8: {
-      auto* to = reinterpret_cast<uint8_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) to[i] = uint8_t(to_full_scale(from[i], 255.f));
-      } else {
-        for (int i = 0; i < n; ++i) to[i * s] = uint8_t(to_full_scale(from[i], 255.f));
-      }
+    case Dtype::u8:
+      convert_row(from, 1, n, u8, s, [](float v) { return uint8_t(to_full_scale(v, 255.f)); });
       break;
-    }
-    case Dtype::u16: {
-      auto* to = reinterpret_cast<uint16_t*>(row.data);
-      if (s == 1) {
-        for (int i = 0; i < n; ++i) to[i] = uint16_t(to_full_scale(from[i], 65535.f));
-      } else {
-        for (int i = 0; i < n; ++i) to[i * s] = uint16_t(to_full_scale(from[i], 65535.f));
-      }
+    case Dtype::u16:
+      convert_row(from, 1, n, u16, s, [](float v) { return uint16_t(to_full_scale(v, 65535.f)); });
       break;
+  }
+}
+
+// n neighbouring pixels of a picture with three channels, as three rows. Where the channels of a pixel lie beside each
+// other (channels_last), they are read together and parted in the L1 cache.
+inline bool interleaved(const Tensor& t) { return t.strides[1] == 1 && t.strides[3] == 3; }
+
+template <int size>
+inline void load_pixels(const Tensor& t, int64_t b, int64_t y, int64_t x, int n, float (&scratch)[3][size],
+                        const float* (&rows)[3]) {
+  if (interleaved(t)) {
+    alignas(64) float together_scratch[3 * size];
+    Row pixels = row(t, b, 0, y).from(x);
+    pixels.stride = 1;
+    const float* together = load(pixels, 3 * n, together_scratch);
+    for (int i = 0; i < n; ++i) {
+      scratch[0][i] = together[3 * i];
+      scratch[1][i] = together[3 * i + 1];
+      scratch[2][i] = together[3 * i + 2];
     }
+    for (int c = 0; c < 3; ++c) rows[c] = scratch[c];
+  } else {
+    for (int c = 0; c < 3; ++c) rows[c] = load(row(t, b, c, y).from(x), n, scratch[c]);
+  }
+}
+
+template <int size>
+inline void store_pixels(const float (&rows)[3][size], int n, const Tensor& t, int64_t b, int64_t y, int64_t x,
+                         bool streaming) {
+  if (interleaved(t)) {
+    alignas(64) float together[3 * size];
+    for (int i = 0; i < n; ++i) {
+      together[3 * i] = rows[0][i];
+      together[3 * i + 1] = rows[1][i];
+      together[3 * i + 2] = rows[2][i];
+    }
+    Row pixels = row(t, b, 0, y).from(x);
+    pixels.stride = 1;
+    store(together, 3 * n, pixels, streaming);
+  } else {
+    for (int c = 0; c < 3; ++c) store(rows[c], n, row(t, b, c, y).from(x), streaming);
   }
 }
 
