@@ -65,14 +65,16 @@ def find_compiler() -> str | None:
     cxx = os.environ.get("CXX") or next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
     if cxx is None:
         why_not = "no C++ compiler found (looked for c++, g++ and clang++; CXX names another)"
+    elif not shutil.which(shlex.split(cxx)[0]):
+        why_not = f"CXX={cxx}: no such compiler"
+    elif not compiles([*shlex.split(cxx), "-std=c++20", "-c"], ".cpp", PROBE):
+        why_not = f"CXX={cxx}: does not compile C++20 with _Float16 (g++ 12, clang 15 and later do)"
     elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         why_not = "Python.h not found (on Debian and Ubuntu: apt install python3-dev)"
-    elif not shutil.which(shlex.split(cxx)[0]):
-        sys.exit(f"fastenh: CXX={cxx}: no such compiler")
-    elif not compiles([*shlex.split(cxx), "-std=c++20", "-c"], ".cpp", PROBE):
-        why_not = f"{cxx} does not compile C++20 with _Float16 (g++ 12, clang 15 and later do)"
     else:
         return cxx
+    if "CXX" in os.environ:
+        sys.exit(f"fastenh: {why_not}")
     print(f"fastenh: {why_not}: installing without the compiled core, on the slow PyTorch reference", file=sys.stderr)
     return None
 

@@ -1,0 +1,132 @@
+"""Which code runs: chosen by hand, refused with a reason, replaced where it cannot run."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastenh
+from fastenh import backends, kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in `folder`, where no checkout shadows the installed package."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_every_source_of_a_kernel_is_in_the_core_or_the_package() -> None:
+    for variant in backends.core.cpu.values():
+        assert {"lut_transform", "curve_iterate", "context_voxels", "channel_split_transform"} <= variant.keys()
+    assert set(kernels.stems()) == {path.stem for path in (ROOT / "kernels").glob("[!_]*.py")}
+    if backends.core.cuda_archs:
+        assert {"context_voxels", "channel_split_transform", "probe"} <= backends.core.cuda.keys()
+
+
+def test_a_name_holds_until_the_block_ends() -> None:
+    assert backends.chosen() == "auto"
+    with pytest.raises(ZeroDivisionError), fastenh.backend("reference"):
+        with fastenh.backend("baseline"):
+            assert backends.chosen() == "baseline"
+        assert backends.chosen() == "reference"
+        assert backends.kernels("context_voxels", "cpu") is None
+        raise ZeroDivisionError
+    assert backends.chosen() == "auto"
+
+
+@pytest.mark.parametrize("variant", backends.core.cpu)
+def test_each_instruction_set_is_code_of_its_own(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    marked = {"context_voxels": lambda *args: ran.append(variant)}
+    monkeypatch.setitem(backends.core.cpu, variant, marked)
+    with fastenh.backend(variant):
+        fastenh.ops.context_voxels(torch.rand(1, 3, 2, 2), torch.rand(1, 9, 2, 2))
+    backends.kernels.cache_clear()
+    assert ran == [variant]
+
+
+def test_auto_takes_the_last_of_the_core() -> None:
+    table = backends.kernels("lut_transform", "cpu")
+    assert table is not None
+    assert table.keys() == list(backends.core.cpu.values())[-1].keys()
+    assert list(backends.core.cpu) == [name for name in backends.CPU if name in backends.core.cpu], "slowest first"
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected one of auto, reference, .*; got 'gpu'"), fastenh.backend("gpu"):
+        pass
+    assert backends.chosen() == "auto"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_what_cannot_run_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot run here: .*CUDA"), fastenh.backend(name):
+        pass
+    assert backends.chosen() == "auto"
+
+
+def test_the_environment_chooses(tmp_path: Path) -> None:
+    code = "import fastenh; print(fastenh.backends.chosen())"
+    assert python(code, tmp_path, FASTENH_BACKEND="baseline").stdout == "baseline\n"
+    refused = python(code, tmp_path, FASTENH_BACKEND="fastest")
+    assert refused.returncode == 1 and "expected one of auto, reference" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("core", "why"),
+    [
+        ("None", "not built"),
+        ("types.SimpleNamespace(version='0.0.1')", f"built for fastenh 0.0.1, this is {fastenh.__version__}"),
+    ],
+)
+def test_without_its_core_it_says_so_once_and_runs_the_reference(tmp_path: Path, core: str, why: str) -> None:
+    code = (
+        f"import sys, types; sys.modules['fastenh._C'] = {core}\n"
+        "import torch, fastenh, fastenh.ops\n"
+        "x = torch.rand(1, 4, 2, 2)\n"
+        "for _ in range(2): y = fastenh.ops.channel_split_transform(x, x[:, 2:], x[:, 2:])\n"
+        "assert torch.equal(y[:, 2:], x[:, 2:] * x[:, 2:] + x[:, 2:])"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert why in done.stderr and "To mend it: pip install" in done.stderr
+
+
+def test_a_card_without_compiled_kernels_takes_triton_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(tensor: object) -> None:
+        raise RuntimeError("CUDA: launch failed: no kernel image is available for execution on the device")
+
+    core = SimpleNamespace(cuda={"probe": probe, "context_voxels": None}, cuda_archs="8.0")
+    monkeypatch.setattr(backends, "core", core)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    backends.kernels.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        table = backends.kernels("context_voxels", "cuda")
+    backends.kernels.cache_clear()
+    assert table is not None and table["__name__"] == "fastenh.kernels.context"
+    assert [str(w.message) for w in caught] == [
+        "fastenh does without its compiled CUDA kernels: CUDA: launch failed: no kernel image is available for "
+        "execution on the device (built for 8.0)"
+    ]
+
+
+def test_what_runs_is_described() -> None:
+    rows = dict(backends.describe())
+    assert rows["fastenh"] == fastenh.__version__
+    assert rows["core, CPU"].split(", ") == list(backends.core.built)
+    assert rows["CPU tensors take"] == list(backends.core.cpu)[-1]
+    assert all(rows[name] == (backends.problem(name) or "runs here") for name in backends.NAMES[2:])
+    with fastenh.backend("reference"):
+        assert dict(backends.describe())["CPU tensors take"] == "reference"
