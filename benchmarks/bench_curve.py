@@ -32,13 +32,12 @@ def test_24_maps(contest: Any, photo: Tensor, maps: Any) -> None:
     contest.peer("eager PyTorch", lambda: iterate(photo, curves), goal=18)
     contest.peer("eager PyTorch, reused buffers", lambda: iterate_into(other, photo, curves, scratch), goal=4.5)
 
-    def in_strips() -> Tensor:
-        rows = [t.split(8, dim=2) for t in (other, photo, curves)]
-        for strip_out, x, r in zip(*rows, strict=True):
-            iterate_into(strip_out, x, r, scratch[:, :, : x.shape[2]])
-        return other
-
-    contest.peer("eager PyTorch, reused buffers, eight rows at a time", in_strips)
+    contest.peer(
+        "eager PyTorch, reused buffers, by rows",
+        lambda: contest.by_rows(iterate_into, other, photo, curves, scratch),
+        goal=4.5,
+        view=lambda _: other,
+    )
     compiled = torch.compile(iterate, fullgraph=True)
     compiled_into = torch.compile(lambda: compiled_out.copy_(iterate(photo, curves)), fullgraph=True)
     contest.peer("torch.compile", lambda: compiled(photo, curves), goal=3)
@@ -57,12 +56,13 @@ def test_shared_low_resolution_map(contest: Any, photo: Tensor, maps: Any) -> No
     def upsample() -> Tensor:
         return F.interpolate(curves, photo.shape[-2:], mode="bilinear", align_corners=True)
 
-    def reusing() -> Tensor:
+    def reusing_by_rows() -> Tensor:
         torch.ops.aten.upsample_bilinear2d.out(curves, photo.shape[-2:], True, out=upsampled)
-        return iterate_into(other, photo, upsampled, scratch)
+        contest.by_rows(iterate_into, other, photo, upsampled, scratch)
+        return other
 
     contest.peer("eager PyTorch", lambda: iterate(photo, upsample()), goal=45)
-    contest.peer("eager PyTorch, reused buffers", reusing)
+    contest.peer("eager PyTorch, reused buffers, by rows", reusing_by_rows)
     compiled = torch.compile(lambda: iterate(photo, upsample()), fullgraph=True)
     compiled_into = torch.compile(lambda: compiled_out.copy_(iterate(photo, upsample())), fullgraph=True)
     contest.peer("torch.compile", compiled, goal=3)

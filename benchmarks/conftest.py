@@ -104,6 +104,13 @@ class Contest:
         of `run` into tensors shaped as the op's, to see that they agree (not timed)."""
         self.peers[name], self.views[name], self.goals[name] = run, view, goal
 
+    @staticmethod
+    def by_rows(step: Callable[..., Any], *maps: Tensor) -> None:
+        """`step` on 60 rows of the maps at a time: plain PyTorch at its best, since what it writes is still in the
+        cache when it reads it, and malloc has memory at hand for what has no `out=`."""
+        for parts in zip(*(m.split(60, dim=2) for m in maps), strict=True):
+            step(*parts)
+
     def __call__(
         self,
         case: str,
@@ -178,6 +185,7 @@ class Contest:
 
 @pytest.fixture
 def contest(benchmark: Any) -> Iterator[Contest]:
+    give_back_memory()  # or a new `out` might lie where an earlier case has written
     threads = torch.get_num_threads()
     yield Contest(benchmark)
     torch.set_num_threads(threads)
@@ -196,6 +204,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def give_back_memory() -> None:
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_beyond(run: Callable[[], Any]) -> float | None:
     """MiB by which a first call lifts this process at its peak, less what it returns (Linux only). Memory that nobody
     has written yet does not count as held, so a fresh `out` counts as the output that it is."""
@@ -206,8 +220,7 @@ def peak_beyond(run: Callable[[], Any]) -> float | None:
         found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else 0
 
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = held("VmRSS")
     result = run()
@@ -261,6 +274,7 @@ def write_results(config: pytest.Config) -> str:
         "processor": f"{machine['cpu']['brand_raw']}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         "code": backends.chosen(),
+        "torch's code": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "commit": commit["id"] + (" with changes" if commit["dirty"] else ""),
         "date": datetime.date.today().isoformat(),
