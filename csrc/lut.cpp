@@ -6,97 +6,50 @@
 // A block of pixels passes in three steps, each over contiguous rows in the L1 cache: cells and fractions for many
 // pixels at once; then pixel by pixel, interpolation across channels and tables; then back to planes.
 #include "rows.h"
+#include "vectors.h"
 
 namespace fastenh {
 namespace {
 
 constexpr int tile = 128;  // pixels a block: all rows below together fit the L1 cache
 constexpr int tables_per_panel = 5;
-#if defined(__AVX__)
-constexpr bool pairs = true;  // eight floats are one vector
-#else
-constexpr bool pairs = false;
-#endif
 
-template <int n>
+template <int lanes>
 struct VectorOf {
-  typedef float type __attribute__((vector_size(n * 4)));
-};
-using F4 = VectorOf<4>::type;
-using F8 = VectorOf<8>::type;
-#if defined(__AVX512F__)
-using F16 = VectorOf<16>::type;
-#else
-// Compilers split a vector that is too long for the machine, but shuffle it through memory: two halves by hand.
-struct F16 {
-  F8 a, b;
-  float operator[](int i) const { return i < 8 ? a[i] : b[i - 8]; }
-};
-inline F16 operator+(F16 x, F16 y) { return {x.a + y.a, x.b + y.b}; }
-inline F16 operator-(F16 x, F16 y) { return {x.a - y.a, x.b - y.b}; }
-inline F16 operator*(F16 x, F16 y) { return {x.a * y.a, x.b * y.b}; }
-inline F16 operator*(float f, F16 x) { return {f * x.a, f * x.b}; }
-template <>
-struct VectorOf<16> {
   using type = F16;
 };
-#endif
-
-template <class V>
-inline V read(const float* from) {
-  V v;
-  std::memcpy(&v, from, sizeof(V));
-  return v;
-}
-template <class V>
-inline void write(float* to, V v) {
-  std::memcpy(to, &v, sizeof(V));
-}
-#if !defined(__AVX512F__)
 template <>
-inline F16 read<F16>(const float* from) {
-  return {read<F8>(from), read<F8>(from + 8)};
-}
-template <>
-inline void write<F16>(float* to, F16 v) {
-  write(to, v.a), write(to + 8, v.b);
-}
-#endif
-
-inline F4 low(F8 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
-inline F4 high(F8 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
-template <class V>
-inline V lerp(V a, V b, float f) { return a + f * (b - a); }
+struct VectorOf<4> {
+  using type = F4;
+};
+template <int lanes>
+using Vector = typename VectorOf<lanes>::type;
 
 // Where the channel c of table n of a panel stands among the 16 lanes.
 inline int lane(int n, int c) { return n < 4 ? 4 * n + c : 4 * c + 3; }
 
-#if defined(__AVX512F__)
-inline F8 first_half(F16 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
-inline F8 second_half(F16 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
-inline F16 join(F8 a, F8 b) {
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-#else
-inline F8 first_half(F16 v) { return v.a; }
-inline F8 second_half(F16 v) { return v.b; }
-inline F16 join(F8 a, F8 b) { return {a, b}; }
-#endif
-
 // Five weights, one a table, at the lanes of their tables.
 inline F16 spread(F8 w) {
+#if defined(__AVX__)
   return join(__builtin_shufflevector(w, w, 0, 0, 0, 4, 1, 1, 1, 4), __builtin_shufflevector(w, w, 2, 2, 2, 4, 3, 3, 3, 4));
+#else
+  const F4 a = low(w), b = high(w);
+  return join(join(__builtin_shufflevector(a, b, 0, 0, 0, 4), __builtin_shufflevector(a, b, 1, 1, 1, 4)),
+              join(__builtin_shufflevector(a, b, 2, 2, 2, 4), __builtin_shufflevector(a, b, 3, 3, 3, 4)));
+#endif
 }
 
 // The three channels of one value at the lanes of every table.
 inline F16 repeat(F4 v) {
-  return join(__builtin_shufflevector(v, v, 0, 1, 2, 0, 0, 1, 2, 1), __builtin_shufflevector(v, v, 0, 1, 2, 2, 0, 1, 2, 3));
+  return join(join(__builtin_shufflevector(v, v, 0, 1, 2, 0), __builtin_shufflevector(v, v, 0, 1, 2, 1)),
+              join(__builtin_shufflevector(v, v, 0, 1, 2, 2), v));
 }
 
 // Sums over the tables of a panel: R G B ·
 inline F4 sum_tables(F16 v) {
-  const F8 a = first_half(v), b = second_half(v), sum = a + b;
-  return (low(sum) + high(sum)) + __builtin_shufflevector(a, b, 3, 7, 11, 15);
+  const F4 a = low(low(v)), b = high(low(v)), c = low(high(v)), d = high(high(v));
+  const F4 last = __builtin_shufflevector(__builtin_shufflevector(a, b, 3, 7, 3, 7), c, 0, 1, 7, 7);
+  return ((a + c) + (b + d)) + last;
 }
 
 // ---- step 1: cells ----
@@ -178,8 +131,8 @@ inline void find_cells(Cells& cells, const float* const x[3], int n, int size, c
 // ---- step 2: interpolation ----
 
 template <int lanes, bool tetrahedral>
-inline typename VectorOf<lanes>::type interpolate(const float* table, const Cells& cells, int i, int64_t size) {
-  using V = typename VectorOf<lanes>::type;
+inline Vector<lanes> interpolate(const float* table, const Cells& cells, int i, int64_t size) {
+  using V = Vector<lanes>;
   const float* t = table + int64_t(cells.corner[i]) * lanes;
   if constexpr (tetrahedral) {
     const int64_t all = (1 + size + size * size) * lanes;
@@ -188,7 +141,7 @@ inline typename VectorOf<lanes>::type interpolate(const float* table, const Cell
   } else {
     const int64_t g = size * lanes, b = size * g;
     const float fr = cells.fraction[0][i], fg = cells.fraction[1][i], fb = cells.fraction[2][i];
-    if constexpr (lanes == 4 && pairs) {  // both vertices along R in one load
+    if constexpr (lanes == 4) {  // both vertices along R in one load
       const F8 v0 = lerp(read<F8>(t), read<F8>(t + b), fb), v1 = lerp(read<F8>(t + g), read<F8>(t + g + b), fb);
       const F8 v = lerp(v0, v1, fg);
       return lerp(low(v), high(v), fr);
@@ -344,8 +297,8 @@ inline void scatter(float* table, const Cells& cells, int i, int64_t size, V val
     const int64_t steps[4] = {0, g, b, g + b};
     for (int k = 0; k < 4; ++k) {
       float* to = t + steps[k];
-      if constexpr (lanes == 4 && pairs) {  // both vertices along R at once
-        const F8 both = __builtin_shufflevector(v0, v1, 0, 1, 2, 3, 4, 5, 6, 7);
+      if constexpr (lanes == 4) {  // both vertices along R at once
+        const F8 both = join(v0, v1);
         write(to, read<F8>(to) + weight[k] * both);
       } else {
         write(to, read<V>(to) + weight[k] * v0);
@@ -366,7 +319,7 @@ template <int lanes, bool tetrahedral>
 void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_weights, Optional grad_vertices,
                  const Tensor& grad, const Tensor& image, const Tensor& packed, Optional weights,
                  Optional pixel_weights, Optional vertices, int64_t b, int64_t parts, int64_t threads) {
-  using V = typename VectorOf<lanes>::type;
+  using V = Vector<lanes>;
   constexpr int64_t chunk = 1 << 17;
   const int64_t size = packed.shape[4], panels = packed.shape[1], floats = size * size * size * lanes;
   const int64_t height = image.shape[2], width = image.shape[3];
@@ -411,10 +364,10 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
               gradient = g16 * spread(read<F8>(blend + i * 8));
               blended = gradient;
               if (w) {
-                F8 factor = {};
+                float factor[8] = {};
                 for (int k = 0; k < tables_per_panel && panel * tables_per_panel + k < weights->shape[1]; ++k)
                   factor[k] = w[panel * tables_per_panel + k];
-                blended = blended * spread(factor);
+                blended = blended * spread(read<F8>(factor));
               }
             }
             if (sums) scatter<lanes, tetrahedral>(sums + panel * floats, cells, i, size, gradient);

@@ -1,0 +1,77 @@
+// Vectors of 4, 8 and 16 floats, written once for every instruction set: the compiler's own vector types where the
+// machine has registers as long, pairs of the next shorter ones elsewhere. (Compilers split a vector that is too long
+// by themselves, but then shuffle it through memory.)
+#pragma once
+#include <cstring>
+
+namespace fastenh {
+namespace {
+
+template <class Half>
+struct Pair {
+  Half a, b;
+  float operator[](int i) const {
+    constexpr int half = sizeof(Half) / sizeof(float);
+    return i < half ? a[i] : b[i - half];
+  }
+  friend Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
+  friend Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+  friend Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
+  friend Pair operator*(float f, Pair x) { return {f * x.a, f * x.b}; }
+};
+
+typedef float F4 __attribute__((vector_size(16)));
+#if defined(__AVX__)
+typedef float F8 __attribute__((vector_size(32)));
+inline F4 low(F8 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+inline F4 high(F8 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+inline F8 join(F4 a, F4 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7); }
+#else
+using F8 = Pair<F4>;
+inline F4 low(F8 v) { return v.a; }
+inline F4 high(F8 v) { return v.b; }
+inline F8 join(F4 a, F4 b) { return {a, b}; }
+#endif
+#if defined(__AVX512F__)
+typedef float F16 __attribute__((vector_size(64)));
+inline F8 low(F16 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline F8 high(F16 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+inline F16 join(F8 a, F8 b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#else
+using F16 = Pair<F8>;
+inline F8 low(F16 v) { return v.a; }
+inline F8 high(F16 v) { return v.b; }
+inline F16 join(F8 a, F8 b) { return {a, b}; }
+#endif
+
+// Reads and writes need no alignment.
+template <class V>
+struct Memory {
+  static V read(const float* from) {
+    V v;
+    std::memcpy(&v, from, sizeof(V));
+    return v;
+  }
+  static void write(float* to, V v) { std::memcpy(to, &v, sizeof(V)); }
+};
+template <class Half>
+struct Memory<Pair<Half>> {
+  static Pair<Half> read(const float* from) {
+    return {Memory<Half>::read(from), Memory<Half>::read(from + sizeof(Half) / sizeof(float))};
+  }
+  static void write(float* to, Pair<Half> v) {
+    Memory<Half>::write(to, v.a), Memory<Half>::write(to + sizeof(Half) / sizeof(float), v.b);
+  }
+};
+template <class V>
+inline V read(const float* from) { return Memory<V>::read(from); }
+template <class V>
+inline void write(float* to, V v) { Memory<V>::write(to, v); }
+
+template <class V>
+inline V lerp(V a, V b, float f) { return a + f * (b - a); }
+
+}  // namespace
+}  // namespace fastenh
