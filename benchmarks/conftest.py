@@ -37,6 +37,8 @@ SECONDS = 18  # for the rounds of one case
 MEMORY_GOAL = 16  # MiB beyond the output
 GOAL_SHARE = {"avx512": 1.0, "avx2": 0.5}  # with AVX2 alone, half of each goal
 
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before the first case: 0 on a quiet machine
+
 cases: list[dict[str, Any]] = []  # what was measured
 
 
@@ -273,6 +275,7 @@ def write_results(config: pytest.Config) -> str:
     about = {
         "processor": f"{machine['cpu']['brand_raw']}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
+        "load at start": LOAD,
         "code": backends.chosen(),
         "torch's code": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
@@ -281,6 +284,7 @@ def write_results(config: pytest.Config) -> str:
     }
     name = "-".join([about["processor"], *([about["code"]] if about["code"] != "auto" else []), about["date"]])
     path = Path(__file__).parent / "results" / re.sub(r"[^a-z0-9]+", "-", name.lower())
+    path.parent.mkdir(exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
     facts = [f"{key}: {value}" for key, value in (about | about["versions"]).items() if key != "versions"]
     path.with_suffix(".md").write_text(f"{'; '.join(facts)}\n\n{tables()}\n")
