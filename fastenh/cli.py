@@ -52,7 +52,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def enhance(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Photos (8-bit JPEG or PNG), or one folder of them.")
+        list[Path], typer.Argument(metavar="INPUT", help="Photos (8-bit JPEG or PNG), or one folder of them.")
     ],
     output: Annotated[
         str | None,
@@ -72,8 +72,9 @@ def enhance(
 ) -> None:
     """Retouch photos.
 
-    Every photo is tried; those that fail are named at the end. Nothing is overwritten without --overwrite. JPEG is
-    written at quality 95, 4:4:4; ICC profile, EXIF, XMP and alpha are kept; a photo stored on its side is set upright.
+    Every photo is tried; those that fail are named at the end.
+
+    ICC profile, EXIF, XMP and alpha are kept; orientation is applied. JPEG is written at quality 95, 4:4:4.
     """
     with _one_line(debug):
         if not 0 <= strength <= 1:
@@ -145,7 +146,7 @@ def convert_lut3d(
 
 @app.command()
 def info() -> None:
-    """Say what is installed, what would run a call here, and why nothing faster would: paste this into a bug report."""
+    """Say what is installed and what would run here: paste this into bug reports."""
     from rich.console import Console
     from rich.table import Table
 
