@@ -21,7 +21,7 @@ from fastenh import __version__
 
 CPU = ("baseline", "avx2", "avx512")
 NAMES = ("auto", "reference", *CPU, "cuda", "triton")
-REBUILD = "pip install --no-build-isolation -e .  (in a checkout) or  pip install --force-reinstall --no-deps fastenh"
+REBUILD = "pip install -v --force-reinstall --no-deps .  (in a checkout of fastenh; -v shows what was missing)"
 
 Kernels = Mapping[str, Callable[..., None]]
 

@@ -1,0 +1,36 @@
+# `make demo` and `make test` need only python3 (3.10 or later, with its headers), a C++ compiler and the network: they
+# make .venv, with fastenh in it, first. PYTHON=... names an environment of yours instead, with fastenh[dev] installed.
+.PHONY: demo test bench lint
+
+ifdef PYTHON
+ready:
+else
+PYTHON := .venv/bin/python
+ready: .venv/ready
+endif
+.PHONY: ready
+fastenh = $$(dirname "$$(command -v $(PYTHON))")/fastenh
+
+.venv/ready: setup.py pyproject.toml $(wildcard csrc/*)
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install -q "setuptools>=77" "pybind11>=2.13" ninja
+	.venv/bin/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+# A photograph that comes with scikit-image.
+demo: ready
+	mkdir -p demo
+	$(PYTHON) -c "from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save('demo/photo.jpg')"
+	$(fastenh) enhance demo/photo.jpg -o demo/ --compare --overwrite
+	@echo "Before and after, side by side: $(CURDIR)/demo/photo_compare.jpg"
+
+test: ready
+	$(PYTHON) -m pytest
+
+bench: ready
+	$(PYTHON) -m pytest --benchmark
+
+lint: ready
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
