@@ -320,7 +320,7 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
                  const Tensor& grad, const Tensor& image, const Tensor& packed, Optional weights,
                  Optional pixel_weights, Optional vertices, int64_t b, int64_t parts, int64_t threads) {
   using V = Vector<lanes>;
-  constexpr int64_t chunk = 1 << 17;
+  constexpr int64_t chunk = 1 << 15;
   const int64_t size = packed.shape[4], panels = packed.shape[1], floats = size * size * size * lanes;
   const int64_t height = image.shape[2], width = image.shape[3];
   const auto* tables = reinterpret_cast<const float*>(packed.data) + (packed.shape[0] == 1 ? 0 : b) * panels * floats;

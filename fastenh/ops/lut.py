@@ -138,7 +138,7 @@ def _reference(
             result = result + weight[:, None, None] * vertex(upper[0] + size * upper[1] + size * size * upper[2])
     else:
         # From the lowest vertex to the highest, one axis after the other, the largest fraction first.
-        ordered, order = fraction.sort(dim=1, descending=True)
+        ordered, order = fraction.sort(dim=1, descending=True, stable=True)
         path = steps.expand_as(order).gather(1, order).cumsum(1)
         spread = fraction.sum(1) * 0  # NaN where any channel is
         edges = [
