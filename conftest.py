@@ -17,7 +17,7 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run benchmarks/ instead of tests/")
-    parser.addoption("--benchmark-results", action="store_true", help="write the tables to benchmarks/results/ as well")
+    parser.addoption("--benchmark-results", action="store_true", help="write tables to benchmarks/results/ and README")
 
 
 def pytest_configure(config: pytest.Config) -> None:
