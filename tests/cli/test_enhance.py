@@ -72,6 +72,15 @@ def test_one_photo_beside_itself(run, photos, weights):
     assert np.asarray(expected).mean() > np.asarray(Image.open(photos / "a.png")).mean()
 
 
+def test_works_offline_with_the_model_that_comes_with_it(run, photos, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a photo was to be retouched, and the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    run(photos / "b.jpg", code=0, model=())
+    assert read_photo(photos / "b_enhanced.jpg").size == (16, 12)
+
+
 def test_one_photo_to_a_file_in_another_format(run, photos, tmp_path):
     run(photos / "a.png", "-o", tmp_path / "new" / "x.jpeg", code=0)
     assert names(tmp_path / "new") == ["x.jpeg"] and Image.open(tmp_path / "new" / "x.jpeg").format == "JPEG"
