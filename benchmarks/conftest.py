@@ -300,7 +300,7 @@ def write_results(config: pytest.Config) -> str:
     path.with_suffix(".md").write_text(f"{'; '.join(facts)}\n\n{tables()}\n")
     if about["code"] == "auto":
         readme = Path(__file__).parent.parent / "README.md"
-        where = f"{about['processor']}, {cases[0]['threads']} threads, medians of {about['date']}."
+        where = f"{about['processor']}, {cases[0]['threads']} threads; commit {about['commit'][:9]}, {about['date']}."
         block = re.compile(r"(?<=<!-- speed -->\n).*(?=<!-- /speed -->)", re.DOTALL)
         readme.write_text(block.sub(lambda _: f"{where}\n\n{summary()}\n\n", readme.read_text()))
     return f"written: {path}.json, .md and the README's table of speed"
