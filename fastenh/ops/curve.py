@@ -23,7 +23,7 @@ def curve_iterate(image: Tensor, curves: Tensor, iterations: int = 8, *, out: Te
         curves: (B, 3·iterations, h, w), curves 3·i to 3·i + 2 for the i-th iteration's R, G and B; or (B, 3, h, w),
             shared by all iterations. Any float dtype. Where (h, w) is not (H, W) the curves are resampled on the fly:
             bilinear, align_corners=True.
-        iterations: how often, >= 1.
+        iterations: how often, 1 to 1024.
         out: where to write, shape and dtype of `image`; may be `image` itself.
 
     Returns:
@@ -38,8 +38,8 @@ def curve_iterate(image: Tensor, curves: Tensor, iterations: int = 8, *, out: Te
 
 def _shape(image: Tensor, curves: Tensor, iterations: int) -> Sequence[int]:
     check_image("curve_iterate", image)
-    if iterations < 1:
-        raise ValueError(f"curve_iterate: iterations: expected >= 1; got {iterations}")
+    if not 1 <= iterations <= 1024:
+        raise ValueError(f"curve_iterate: iterations: expected 1 to 1024; got {iterations}")
     check_tensor("curve_iterate", "curves", curves, (image.shape[0], "C", "h", "w"), image)
     if curves.shape[1] not in (3, 3 * iterations):
         raise ValueError(
@@ -73,7 +73,7 @@ def _run_backward(
     grad_image, grad_curves = gradients
     scratch = None
     if grad_curves is not None and curves.shape[-2:] != image.shape[-2:]:
-        # The kernel sums over bands of the maps' rows side by side, and keeps three float32 rows of each: 16 MiB in all.
+        # The kernel sums bands of the maps' rows side by side and keeps three float32 rows of each, 16 MiB in all.
         batch, channels, height, width = curves.shape
         bands = max(1, min(height, 64, 2**24 // (batch * channels * 3 * (width + 1) * 4)))
         scratch = torch.empty(batch, 3, bands, 3, channels // 3, width + 1, device=image.device)

@@ -75,6 +75,8 @@ class Op:
         self.operator_backward = getattr(torch.ops.fastenh, backward).default
 
     def __call__(self, *args: Any, out: Tensor | None = None) -> Tensor:
+        if not all(t is None or isinstance(t, Tensor) for t in args[: self.tensors]):
+            self.shape(*args)  # raises
         if out is None:
             return self._reference_checked(*args) if self._needs_reference(args) else self.operator(*args)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[: self.tensors]):

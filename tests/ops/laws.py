@@ -1,0 +1,269 @@
+"""What holds for every op family, whatever it computes.
+
+A test file says how calls of its op look (`Calls`), subclasses `Laws`, and adds what is particular to its op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastenh
+from fastenh import backends
+from fastenh.ops.op import FULL_SCALE, Op
+
+VARIANTS = list(backends.core.cpu)  # every instruction set that this machine runs
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+# What a result may be off by: half a step of its dtype, relative for floats ...
+ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float64: 2**-53}
+# ... and the float32 arithmetic before it, relative to the largest value.
+ARITHMETIC = 2e-5
+
+
+@dataclass
+class Box:
+    """A tensor to be made: its shape, and the range of its values or how to make them from a generator."""
+
+    shape: tuple[int, ...]
+    low: float = 0.0
+    high: float = 1.0
+    make: Callable[[torch.Generator], Tensor] | None = None
+    may_hold_nan: bool = True  # False where NaN times a weight of zero may, but need not, give NaN
+
+    def tensor(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        if self.make:
+            return self.make(generator)
+        return torch.rand(self.shape, generator=generator) * (self.high - self.low) + self.low
+
+
+@dataclass
+class Call:
+    """The arguments of one call: tensors (None where one is left out), then options."""
+
+    tensors: list[Box | None]
+    options: tuple[Any, ...] = ()
+
+
+# ---- dtypes and layouts ----
+
+
+def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype in FULL_SCALE:
+        return (values.clamp(0, 1) * FULL_SCALE[dtype]).round().to(dtype)
+    return values.to(dtype)
+
+
+def to_values(t: Tensor) -> Tensor:
+    """The numbers that a tensor stands for, float32: what the arithmetic starts from."""
+    return t.float() / FULL_SCALE[t.dtype] if t.dtype in FULL_SCALE else t.float()
+
+
+LAYOUTS = ("contiguous", "channels_last", "transposed", "every other", "inner", "unaligned", "expanded")
+
+
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """The same values in memory of another layout ("expanded": all along one dimension the same, with stride 0)."""
+    if layout == "channels_last" and t.dim() == 4:
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed" and t.dim() >= 2:
+        return t.mT.contiguous().mT
+    if layout == "every other":
+        return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2]
+    if layout == "inner":  # a cut-out of a larger tensor
+        larger = torch.zeros([size + 2 for size in t.shape], dtype=t.dtype)
+        inner = larger[tuple(slice(1, -1) for _ in t.shape)]
+        return inner.copy_(t)
+    if layout == "unaligned":
+        storage = torch.zeros(t.numel() + 1, dtype=t.dtype)
+        return storage[1:].view(t.shape).copy_(t)
+    if layout == "expanded" and t.numel():
+        dim = t.numel() % t.dim()
+        return t.narrow(dim, 0, 1).expand(t.shape)
+    return t.contiguous()
+
+
+def assert_close(result: Tensor, truth: Tensor, what: str = "result") -> None:
+    """`truth`, float32 and unrounded, as near to `result` as the dtype of the result allows."""
+    truth = truth.double()
+    scale = max(1.0, float(truth.nan_to_num(0.0, 0.0, 0.0).abs().amax())) if truth.numel() else 1.0
+    if result.dtype in FULL_SCALE:
+        full = FULL_SCALE[result.dtype]
+        truth, result = truth.nan_to_num(0.0).clamp(0, 1) * full, result.double()
+        tolerance = {"rtol": 0.0, "atol": 0.5 + ARITHMETIC * full}
+    else:
+        tolerance = {"rtol": ROUNDING[result.dtype], "atol": ARITHMETIC * scale + 1e-7}
+        result = result.double()
+    torch.testing.assert_close(result, truth, equal_nan=True, msg=lambda text: f"{what}: {text}", **tolerance)
+
+
+# ---- the laws ----
+
+
+class Laws:
+    op: ClassVar[Op]
+    function: ClassVar[Callable[..., Tensor]]  # the public one; wrap in staticmethod
+    calls: ClassVar[st.SearchStrategy[Call]]  # any call that is legal
+    small: ClassVar[Sequence[Call]]  # a few, of 1 to 100 pixels, that take different ways through the op
+    dtypes: ClassVar[Sequence[torch.dtype]] = FLOATS  # of the first tensor; the others are floats
+
+    def call(self, tensors: Sequence[Tensor | None], options: Sequence[Any], out: Tensor | None = None) -> Tensor:
+        """The public function on the arguments of the operator."""
+        return type(self).function(*tensors, *options, out=out)
+
+    def tensors(self, call: Call, dtype: torch.dtype = torch.float32) -> list[Tensor | None]:
+        return [None if box is None else box.tensor(i).to(dtype) for i, box in enumerate(call.tensors)]
+
+    def truth(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:
+        return self.op.reference(*tensors, *options)
+
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def test_result_is_the_references(self, data: st.DataObject) -> None:
+        """Any size, batch, dtype, layout of inputs and output, instruction set; one NaN somewhere, or none."""
+        call = data.draw(type(self).calls)
+        tensors: list[Tensor | None] = []
+        for i, box in enumerate(call.tensors):
+            if box is None:
+                tensors.append(None)
+                continue
+            dtype = data.draw(st.sampled_from(self.dtypes if i == 0 else FLOATS))
+            values = to_dtype(box.tensor(i), dtype)
+            tensors.append(lay_out(values, data.draw(st.sampled_from(LAYOUTS))))
+        if data.draw(st.booleans()):
+            boxes = enumerate(zip(call.tensors, tensors, strict=True))
+            may = [i for i, (box, t) in boxes if box and box.may_hold_nan and t.is_floating_point() and t.numel()]
+            if may:
+                poisoned = tensors[data.draw(st.sampled_from(may))]
+                poisoned[tuple(data.draw(st.integers(0, size - 1)) for size in poisoned.shape)] = float("nan")
+        truth = self.truth([None if t is None else to_values(t) for t in tensors], call.options)
+        with fastenh.backend(data.draw(st.sampled_from(VARIANTS))):
+            result = self.call(tensors, call.options)
+            assert_close(result, truth)
+            first = tensors[0]
+            assert result.dtype == first.dtype
+            if first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last):
+                assert result.is_contiguous() or result.is_contiguous(memory_format=torch.channels_last)
+
+            out = torch.full_like(result, 77, memory_format=torch.contiguous_format)
+            out = lay_out(out, data.draw(st.sampled_from([layout for layout in LAYOUTS if layout != "expanded"])))
+            around = out.untyped_storage().nbytes() // out.element_size()
+            everything = torch.as_strided(out, (around,), (1,), 0)
+            before = everything.clone()
+            assert self.call(tensors, call.options, out=out) is out
+            assert_close(out, truth, "out")
+            everything_else = torch.ones(around, dtype=torch.bool)
+            torch.as_strided(everything_else, out.shape, out.stride(), out.storage_offset()).fill_(False)
+            assert torch.equal(everything[everything_else], before[everything_else])
+
+    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def test_gradients_are_the_references(self, data: st.DataObject) -> None:
+        call = data.draw(type(self).calls)
+        fast: list[Tensor | None] = []
+        for i, box in enumerate(call.tensors):
+            dtype, layout = data.draw(st.sampled_from(FLOATS)), data.draw(st.sampled_from(LAYOUTS))
+            fast.append(None if box is None else lay_out(box.tensor(i).to(dtype), layout))
+        plain = [None if t is None else t.float() for t in fast]
+        there = [i for i, t in enumerate(fast) if t is not None]
+        wanted = sorted(data.draw(st.sets(st.sampled_from(there), min_size=1)))
+        for i in wanted:
+            fast[i].requires_grad_()
+            plain[i].requires_grad_()
+        expected = self.truth(plain, call.options)
+        layout = data.draw(st.sampled_from(LAYOUTS))
+        grad = lay_out(Box(tuple(expected.shape), -1.0, 1.0).tensor(99).to(fast[0].dtype), layout)
+        truth = torch.autograd.grad(expected, [plain[i] for i in wanted], grad.float())
+        with fastenh.backend(data.draw(st.sampled_from(VARIANTS))):
+            gradients = torch.autograd.grad(self.call(fast, call.options), [fast[i] for i in wanted], grad)
+        for i, gradient, true in zip(wanted, gradients, truth, strict=True):
+            assert gradient.dtype == fast[i].dtype
+            assert_close(gradient, true, f"gradient {i}")
+
+    def of_inputs(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tuple[Callable[..., Tensor], Any]:
+        """The call as a function of the tensors that are there, and these."""
+
+        def function(*inputs: Tensor) -> Tensor:
+            given_inputs = iter(inputs)
+            return self.call([None if t is None else next(given_inputs) for t in tensors], options)
+
+        return function, tuple(t for t in tensors if t is not None)
+
+    def each_small(self) -> Sequence[tuple[list[Tensor | None], tuple[Any, ...]]]:
+        return [(self.tensors(call), call.options) for call in type(self).small]
+
+    def test_operators_keep_torchs_rules(self) -> None:
+        for tensors, options in self.each_small():
+            result = self.op.operator(*tensors, *options)
+            needs = [t is not None for t in tensors]
+            torch.library.opcheck(self.op.operator_out, (*tensors, *options), {"out": torch.empty_like(result)})
+            torch.library.opcheck(self.op.operator_backward, (torch.ones_like(result), *tensors, *options, needs))
+            learned = [None if t is None else t.requires_grad_() for t in tensors]
+            torch.library.opcheck(self.op.operator, (*learned, *options))
+
+    def test_reference_is_differentiated_right(self) -> None:
+        for call in type(self).small:
+            function, inputs = self.of_inputs(self.tensors(call, torch.float64), call.options)
+            inputs = [t.requires_grad_() for t in inputs]
+            assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+            assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+    def test_no_second_derivative_in_silence(self) -> None:
+        tensors, options = self.each_small()[0]
+        inputs = [t.requires_grad_() for t in tensors if t is not None]
+
+        def first_derivative() -> Tensor:
+            result = self.call(tensors, options)
+            return torch.autograd.grad(result.square().sum(), inputs, create_graph=True)[0]
+
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(first_derivative().square().sum(), inputs)
+        with fastenh.backend("reference"):
+            second = torch.autograd.grad(first_derivative().square().sum(), inputs)
+        assert all(t.isfinite().all() for t in second)
+
+    def test_forward_mode_agrees_with_the_gradient(self) -> None:
+        """⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩, with J·v by torch.func from the reference and Jᵀ·u by the kernel."""
+        for call in type(self).small:
+            function, inputs = self.of_inputs(self.tensors(call), call.options)
+            along = tuple(Box(tuple(t.shape), -1.0, 1.0).tensor(50 + i) for i, t in enumerate(inputs))
+            result, forward = torch.func.jvp(function, inputs, along)
+            torch.testing.assert_close(result, function(*inputs), rtol=1e-5, atol=1e-5)
+            u = Box(tuple(result.shape), -1.0, 1.0).tensor(60)
+            backward = torch.autograd.grad(function(*[t.requires_grad_() for t in inputs]), inputs, u)
+            expected = sum((g * v).sum() for g, v in zip(backward, along, strict=True))
+            torch.testing.assert_close((forward * u).sum(), expected, rtol=1e-4, atol=1e-3)
+
+    def test_vmap_is_a_loop(self) -> None:
+        tensors, options = self.each_small()[0]
+        function, inputs = self.of_inputs(tensors, options)
+        stacks = [torch.stack([t, t.flip(-1)]) for t in inputs]
+        looped = torch.stack([function(*(stack[n] for stack in stacks)) for n in range(2)])
+        torch.testing.assert_close(torch.func.vmap(function)(*stacks), looped, rtol=1e-5, atol=1e-5)
+
+    def test_compiles_and_exports_as_one_operator(self) -> None:
+        function, inputs = self.of_inputs(*self.each_small()[0])
+        inputs = [t.requires_grad_() for t in inputs]
+
+        class Module(torch.nn.Module):
+            def forward(self, *inputs: Tensor) -> Tensor:
+                return function(*inputs) * 2
+
+        expected = Module()(*inputs)
+        gradients = torch.autograd.grad(expected.sum(), inputs)
+        compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(compiled, expected)
+        torch.testing.assert_close(torch.autograd.grad(compiled.sum(), inputs), gradients)
+
+        plain = tuple(t.detach() for t in inputs)
+        exported = torch.export.export(Module(), plain)
+        assert any(node.target is self.op.operator for node in exported.graph.nodes)
+        torch.testing.assert_close(exported.module()(*plain), expected.detach())

@@ -1,0 +1,180 @@
+"""The rules that `Op` gives to every op, shown on two: curve_iterate is pointwise, context_voxels is not."""
+
+import multiprocessing
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastenh
+from fastenh.ops import context_voxels, curve_iterate
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.rand(1, 3, 9, 20, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def curves() -> Tensor:
+    return torch.rand(1, 3, 9, 20, generator=torch.Generator().manual_seed(2)) - 0.5
+
+
+# ---- out= ----
+
+
+def test_out_may_be_the_image_of_a_pointwise_op(image: Tensor, curves: Tensor) -> None:
+    expected = curve_iterate(image, curves)
+    assert curve_iterate(image, curves, out=image) is image
+    assert torch.equal(image, expected)
+
+
+def shifted(image: Tensor) -> Tensor:
+    """The same memory, a few elements on."""
+    storage = torch.rand(image.numel() + 8)
+    image.set_(storage.untyped_storage(), 0, image.shape, image.stride())
+    return torch.as_strided(storage, image.shape, image.stride(), 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda image: torch.empty(1, 3, 9, 21), r"out: expected \(1, 3, 9, 20\) float32 on cpu; got \(1, 3, 9, 21\)"),
+        (lambda image: torch.empty(1, 3, 9, 20).half(), r"float32 on cpu; got \(1, 3, 9, 20\) float16 on cpu"),
+        (lambda image: torch.empty(1, 3, 9, 20, device="meta"), r"on cpu; got \(1, 3, 9, 20\) float32 on meta"),
+        (lambda image: torch.empty(1, 3, 1, 20).expand(1, 3, 9, 20), "a place of its own; got strides"),
+        (lambda image: torch.as_strided(torch.empty(600), (1, 3, 9, 20), (600, 180, 10, 1)), "a place of its own"),
+        (shifted, "memory of its own, or exactly the first argument; got one that overlaps argument 1"),
+    ],
+)
+def test_bad_out(image: Tensor, curves: Tensor, make: Callable[[Tensor], Tensor], message: str) -> None:
+    out = make(image)
+    before = None if out.is_meta else out.clone()
+    with pytest.raises(ValueError, match=f"^curve_iterate: .*{message}") as caught:
+        curve_iterate(image, curves, out=out)
+    assert "\n" not in str(caught.value)
+    assert before is None or torch.equal(out.isnan(), before.isnan())  # nothing half written
+
+
+def test_out_must_not_be_another_argument(image: Tensor, curves: Tensor) -> None:
+    with pytest.raises(ValueError, match="overlaps argument 2"):
+        curve_iterate(image, curves, out=curves)
+    both = torch.rand(1, 30, 9, 20)
+    with pytest.raises(ValueError, match="out: expected memory of its own; got one that overlaps argument 1"):
+        context_voxels(both[:, :3], torch.rand(1, 9, 9, 20), out=both[:, :27])
+    apart = context_voxels(both[:, :3], torch.rand(1, 9, 9, 20), out=both[:, 3:])  # one storage, but apart
+    assert apart.data_ptr() == both[:, 3:].data_ptr()
+
+
+def test_out_is_not_differentiated_in_silence(image: Tensor, curves: Tensor) -> None:
+    curves.requires_grad_()
+    out = torch.empty_like(image)
+    with pytest.raises(ValueError, match=r"^curve_iterate: out= cannot be differentiated"):
+        curve_iterate(image, curves, out=out)
+    with torch.no_grad():
+        assert curve_iterate(image, curves, out=out) is out
+    assert not out.requires_grad
+
+
+# ---- which code runs, and in which mode ----
+
+
+def test_modes(image: Tensor, curves: Tensor) -> None:
+    expected = curve_iterate(image, curves)
+    with torch.inference_mode():
+        assert torch.equal(curve_iterate(image, curves), expected)
+        inside = image.clone()
+    assert torch.equal(curve_iterate(inside, curves), expected)  # an inference tensor, used outside
+    with torch.no_grad():
+        assert torch.equal(curve_iterate(image, torch.nn.Parameter(curves)), expected)
+    parameter = torch.nn.Parameter(curves)
+    curve_iterate(image, parameter).sum().backward()
+    assert parameter.grad.shape == curves.shape
+    assert torch.equal(curve_iterate(image, parameter).detach(), expected)
+
+
+def test_autocast_leaves_dtypes_alone(image: Tensor, curves: Tensor) -> None:
+    curves.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = curve_iterate(image, curves)
+        assert result.dtype == torch.float32
+        assert torch.equal(result, curve_iterate(image, curves.detach()))
+        mixed = curve_iterate(image, curves.bfloat16())
+        assert mixed.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(result.sum(), curves)
+    (expected,) = torch.autograd.grad(curve_iterate(image, curves).sum(), curves)
+    assert torch.equal(gradient, expected)
+
+
+def test_float64_is_the_reference_in_float64(image: Tensor, curves: Tensor) -> None:
+    result = curve_iterate(image.double(), curves)
+    x = image.double()
+    for _ in range(8):
+        x = x + curves.double() * (x * x - x)
+    torch.testing.assert_close(result, x, rtol=1e-14, atol=1e-14)
+    out = torch.empty_like(result)
+    assert torch.equal(curve_iterate(image.double(), curves, out=out), result)
+
+
+def test_lazily_negated_views(image: Tensor, curves: Tensor) -> None:
+    """The imaginary part of a conjugate is a real tensor whose memory holds the values with the wrong sign."""
+    negated = torch.complex(image, -image).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(negated, image)
+    assert torch.equal(curve_iterate(negated, curves), curve_iterate(image, curves))
+
+
+def test_compiled_by_inductor(image: Tensor, curves: Tensor) -> None:
+    """With what stands around it, at sizes that change, in one graph."""
+    curves.requires_grad_()
+
+    def function(image: Tensor, curves: Tensor) -> Tensor:
+        return curve_iterate(image * 0.5, curves.tanh(), 4).clamp(0, 1).mean((2, 3))
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    for width in (20, 13):
+        args = image[..., :width], curves[..., :width]
+        result, expected = compiled(*args), function(*args)
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(result.sum(), curves), torch.autograd.grad(expected.sum(), curves)
+        )
+
+
+def test_saved_tensors_may_not_change(image: Tensor, curves: Tensor) -> None:
+    curves.requires_grad_()
+    result = curve_iterate(image, curves)
+    image.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def _in_a_child(image: Tensor, curves: Tensor, expected: Tensor) -> None:
+    torch.set_num_threads(1)
+    assert torch.equal(curve_iterate(image, curves), expected)
+    curves.requires_grad_()
+    curve_iterate(image, curves).sum().backward()
+
+
+def test_a_forked_worker_with_one_thread_lives() -> None:
+    """As a DataLoader's workers are: forked from a process whose thread pool has run."""
+    image, curves = torch.rand(1, 3, 300, 300), torch.rand(1, 3, 300, 300)
+    assert torch.get_num_threads() > 1
+    expected = curve_iterate(image, curves)
+    child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(image, curves, expected))
+    child.start()
+    child.join(60)
+    hung = child.is_alive()
+    if hung:
+        child.kill()
+    assert not hung
+    assert child.exitcode == 0
+
+
+def test_every_variant_of_the_core_has_every_kernel() -> None:
+    tables = fastenh.backends.core.cpu.values()
+    for name in ("lut_transform", "context_voxels", "curve_iterate", "channel_split_transform"):
+        for table in tables:
+            assert name in table
+            assert f"{name}_backward" in table
