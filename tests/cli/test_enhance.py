@@ -19,8 +19,6 @@ from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
 from fastenh.models import ImageAdaptiveLUT, save
 
-COMMAND = [sys.executable, "-c", "from fastenh.cli import app; app()"]
-
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
@@ -265,29 +263,36 @@ def test_weights_that_are_none_of_ours(run, photos, monkeypatch, model, message)
     assert len(output.splitlines()) == 1 and message in output and names(photos) == before
 
 
+def test_debug_shows_the_traceback(photos, weights):
+    once = CliRunner().invoke(app, ["enhance", str(photos / "missing.jpg"), "--weights", str(weights), "--debug"])
+    assert once.exit_code == 1 and "Traceback" in once.output and "FileNotFoundError" in once.output
+    before = CliRunner().invoke(app, ["enhance", str(photos), "--weights", str(photos / "a.png"), "--debug"])
+    assert isinstance(before.exception, ValueError)
+
+
 # ---- as a process: exit codes, streams, memory, disk
 
 
-def enhance(*arguments, limit: str = "", **keywords) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own; `limit` is what bash's ulimit takes."""
-    command = [*COMMAND, "enhance", *map(str, arguments)]
-    if limit:
-        command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", *command]
-    return subprocess.run(command, capture_output=True, text=True, **keywords)
+def enhance(*arguments, limit: str = "-c 0") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; `limit` is what bash's ulimit takes (no core dumps)."""
+    command = [sys.executable, "-c", "from fastenh.cli import app; app()", "enhance", *map(str, arguments)]
+    return subprocess.run(
+        ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", *command], capture_output=True, text=True
+    )
 
 
 def test_exit_codes_and_streams(photos, weights):
+    """One header asks for 40 gigapixels (120 GB), one file name tries to write two lines."""
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 200_000, 200_000, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (photos / "huge.png").write_bytes(start + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
     (photos / "bad\n.jpg").write_bytes(b"\xff\xd8\xff")
     done = enhance(photos, "--weights", weights, "--device", "cpu")
     assert done.returncode == 1
-    assert done.stdout == f"Wrote 3 of 4 photos to {photos / 'enhanced'}\n"
-    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(f"Failed: {photos}/bad .jpg: expected a whole JPEG")
-
-    debug = enhance(photos / "missing.jpg", "--weights", weights, "--debug")
-    assert debug.returncode == 1 and "Traceback" in debug.stderr and "FileNotFoundError" in debug.stderr
-    debug = enhance(photos / "a.png", "--weights", photos / "a.png", "--debug")
-    assert debug.returncode != 0 and "Traceback" in debug.stderr
+    assert done.stdout == f"Wrote 3 of 5 photos to {photos / 'enhanced'}\n"
+    bad, huge = done.stderr.splitlines()
+    assert bad.startswith(f"Failed: {photos}/bad .jpg: expected a whole JPEG")
+    assert huge == f"Failed: {photos / 'huge.png'}: expected at most 268 megapixels, got 200000×200000"
 
 
 def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
@@ -298,12 +303,3 @@ def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
     done = enhance(tmp_path, "-o", tmp_path / "out", "--weights", weights, "--device", "cpu", limit="-f 8")
     assert done.returncode == 1 and names(tmp_path / "out") == ["b.png"]
     assert done.stderr == f"Failed: {tmp_path / 'a.png'}: {tmp_path / 'out' / 'a.png'}: {os.strerror(errno.EFBIG)}\n"
-
-
-def test_a_header_that_asks_for_40_gigapixels(tmp_path, weights):
-    header = struct.pack(">4sIIBBBBB", b"IHDR", 200_000, 200_000, 8, 2, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "a.png").write_bytes(start + struct.pack(">I4s", 0, b"IEND") + struct.pack(">I", zlib.crc32(b"IEND")))
-    done = enhance(tmp_path / "a.png", "--weights", weights, "--device", "cpu")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == (f"Failed: {tmp_path / 'a.png'}: expected at most 268 megapixels, got 200000×200000\n")
