@@ -53,14 +53,14 @@ def load(path_or_name: str | Path) -> nn.Module:
     except (KeyError, json.JSONDecodeError):
         raise ValueError(f"{path}: not a fastenh checkpoint (its metadata name no system)") from None
 
-    name, arguments = (config.get("system"), config.get("arguments")) if isinstance(config, dict) else (None, None)
+    name = config.get("system") if isinstance(config, dict) else None
     if not isinstance(name, str) or name not in SYSTEMS:
         raise ValueError(f"{path}: expected a system fastenh knows ({', '.join(SYSTEMS)}), got {name!r:.80}")
     try:
         with torch.device("meta"):  # shapes without memory: the file may claim any size
-            model = SYSTEMS[name](**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not arguments of a {name} model: {arguments!r:.80} ({str(error):.80})") from None
+            model = SYSTEMS[name](**config["arguments"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its arguments do not make a {name} model ({error!s:.120})") from None
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):

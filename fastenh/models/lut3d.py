@@ -82,25 +82,30 @@ class ConvClassifier(nn.Module):
 
 
 class StatisticsClassifier(nn.Module):
-    """weights = W₃ tanh(W₂ tanh(W₁ s + b₁) + b₂) + b₃, with s the statistics of a grid of the photo's pixels.
+    """weights = W₃ tanh(W₂ tanh(W₁ s + b₁) + b₂) + b₃, with s the whitened statistics of a grid of the photo's pixels.
 
-    s holds, for R, G, B and each pixel's largest and smallest channel, 13 quantiles (how light, how contrasty, where
-    the histogram ends, how saturated), and the mean colour of 8 bands of equal population from dark to light and of
-    the lightest hundredth (how the light is tinted). tanh bounds the weights, whatever the photo.
+    The statistics say how light and how contrasty a photo is, where its histogram ends, how saturated it is (quantiles
+    of R, G, B, of each pixel's largest and smallest channel), and how the light is tinted (quantiles of log R/G and
+    log B/G, the mean colour of 8 bands of equal population from dark to light, and of the lightest hundredth).
+    tanh bounds the weights, whatever the photo.
     """
 
     GRID = 64
     BANDS = 8
-    QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+    QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
-    def __init__(self, n_luts: int, hidden: int = 64) -> None:
+    def __init__(self, n_luts: int, hidden: int = 96) -> None:
         super().__init__()
-        features = 5 * len(self.QUANTILES) + 3 * (self.BANDS + 1)
+        features = 7 * len(self.QUANTILES) + 3 * (self.BANDS + 1)
+        self.whiten = nn.Linear(features, features).requires_grad_(False)
         self.hidden = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
         self.head = nn.Linear(hidden, n_luts)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.hidden(self.statistics(image.to(self.head.weight.dtype))))
+        statistics = self.whiten(self.statistics(image.to(self.head.weight.dtype)))
+        if self.training:
+            statistics = statistics + 0.12 * torch.randn_like(statistics)  # few photos must stand for many
+        return self.head(self.hidden(statistics))
 
     def statistics(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, F) in [−1, 1], from at most 64×64 pixels.
@@ -109,13 +114,27 @@ class StatisticsClassifier(nn.Module):
         """
         grid = [min(side, self.GRID) for side in image.shape[2:]]
         rgb = F.interpolate(image, grid, mode="nearest-exact").flatten(2).clamp(0, 1)
-        levels = torch.cat([rgb, rgb.amax(1, keepdim=True), rgb.amin(1, keepdim=True)], 1).sort(-1).values
+        red, green, blue = rgb.unbind(1)
+        lightest, darkest = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
+        chroma = ((rgb[:, ::2] + 0.05) / (rgb[:, 1:2] + 0.05)).log().clamp(-1, 1) / 2 + 0.5
+        levels = torch.cat([rgb, lightest[:, None], darkest[:, None], chroma], 1).sort(-1).values
         count = levels.shape[-1]
         quantiles = levels[:, :, [round(q * (count - 1)) for q in self.QUANTILES]]
         by_lightness = rgb.gather(2, rgb.sum(1, keepdim=True).argsort(-1).expand_as(rgb))
         bands = F.adaptive_avg_pool1d(by_lightness, self.BANDS)
-        lightest = by_lightness[:, :, -max(1, count // 100) :].mean(-1)
-        return 2 * torch.cat([quantiles.flatten(1), bands.flatten(1), lightest], 1) - 1
+        top = by_lightness[:, :, -max(1, count // 100) :].mean(-1)
+        return 2 * torch.cat([quantiles.flatten(1), bands.flatten(1), top], 1) - 1
+
+    @torch.no_grad()
+    def calibrate(self, image: Tensor) -> None:
+        """Sets `whiten` so that the statistics of these photos have zero mean and, down to a noise floor, unit variance
+        in every direction: tints move them far less than lightness does, and would otherwise be learnt last."""
+        statistics = self.statistics(image)
+        centred = statistics - statistics.mean(0)
+        variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        whiten = directions @ (variance.clamp_min(0) + 1e-2).rsqrt().diag() @ directions.T
+        self.whiten.weight.copy_(whiten)
+        self.whiten.bias.copy_(-whiten @ statistics.mean(0))
 
 
 CLASSIFIERS: dict[str, Any] = {
@@ -174,7 +193,7 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
     """
     tables, layers = _read_pth(luts_path), _read_pth(classifier_path)
     numbered = [tables.get(str(n)) for n in range(len(tables))]
-    found = [table.get("LUT") if isinstance(table, dict) else None for table in numbered]
+    found: list[Any] = [table.get("LUT") if isinstance(table, dict) else None for table in numbered]
     if not found or not all(_is_lut(lut, like=found[0]) for lut in found):
         raise ValueError(f"{luts_path}: expected LUTs {{'0': {{'LUT': (3, D, D, D)}}, …}}, got {_outline(tables)}")
     luts = torch.stack(found).float()

@@ -140,7 +140,7 @@ def test_any_variant_trains_and_starts_near_the_identity(classifier):
     image = torch.rand(2, 3, 40, 50)
     torch.testing.assert_close(model.luts[0], identity_lut(9))
     model(image).square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert model.luts.grad.abs().amax((1, 2, 3, 4)).min() > 0
     model.eval()
     one_by_one = torch.cat([model(image[:1]), model(image[1:])])
