@@ -426,6 +426,7 @@ The shipped file: {model.about["training"]}.
 - It knows how colours are distributed, not what they are: a photo that is dark, tinted or faded on purpose looks to it
   like a mistake, and a subject of one strong colour, without anything white or grey, like a tint.
 - What a wrong exposure has clipped does not come back, and it hardly corrects too light or too pale a photo: see above.
+- It reads exposure from where the histogram ends: shade under a bright sky stays dark.
 - While it was designed, the photos held out above were looked at again and again, so they flatter it a little.
 """
 
