@@ -6,7 +6,7 @@
 The photographs are those that come inside scikit-image, scikit-learn and matplotlib (`pip install fastenh[train]`),
 so anyone can train it again; procedural scenes make up for how few they are. A target is a crop, a collage or a scene;
 the input is the target after a random change of exposure and white balance (in linear light), contrast, gamma and
-saturation; a quarter of the inputs is left as it is. The model learns to undo the change, and to leave good photos be.
+saturation; three inputs in ten are left as they are. The model learns to undo the change, and to leave good photos be.
 """
 
 from __future__ import annotations
