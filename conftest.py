@@ -3,6 +3,7 @@
 Both use the built core and fastenh.kernels, or fail: nothing may pass on the reference by accident.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 # `python -m pytest` puts the checkout first on the path, where an installed fastenh would be shadowed by its sources,
 # which have no compiled core. An editable install finds the checkout by itself.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+os.environ["PYTHONSAFEPATH"] = "1"  # nor shall it in processes that tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
