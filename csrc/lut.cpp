@@ -54,11 +54,9 @@ inline F4 sum_tables(F16 v) {
 
 // ---- step 1: cells ----
 
-// Which cell of the grid a pixel falls into and where in it. `slope` is the fraction's derivative by the pixel's value.
+// Which cell of the grid a pixel falls into and where in it.
 struct Cells {
   alignas(64) float fraction[3][tile];
-  alignas(64) float slope[3][tile];
-  alignas(64) float width[3][tile];  // of the cell; with vertices only
   alignas(64) int32_t cell[3][tile];
   alignas(64) int32_t corner[tile];  // the cell's lowest vertex, counted in vertices
   // Tetrahedral: from the lowest vertex to the highest along the axes, the largest fraction first.
@@ -66,22 +64,18 @@ struct Cells {
   alignas(64) float weight[4][tile];
 };
 
-inline void uniform_cells(const float* x, int n, int size, float* fraction, float* slope, int32_t* cell) {
-  const float scale = float(size - 1);
-  for (int i = 0; i < n; ++i) {
-    float v = x[i] < 0.f ? 0.f : x[i];  // comparisons that NaN passes through
-    v = v > 1.f ? 1.f : v;
-    const float position = v * scale;
-    int32_t c = int32_t(position >= 0.f ? position : 0.f);
-    c = c < size - 2 ? c : size - 2;
-    cell[i] = c;
-    fraction[i] = position - float(c);
-    slope[i] = x[i] > 0.f && x[i] < 1.f ? scale : 0.f;
+// NaN passes through to the fraction, but not to the cell. Whole vectors: x is read, and the rest written, beyond n.
+inline void uniform_cells(const float* x, int n, int size, float* fraction, int32_t* cell) {
+  const Wide zero = {}, one = zero + 1.f, last = zero + (float(size) - 1.5f);
+  for (int i = 0; i < n; i += wide) {
+    const Wide position = least(one, most(zero, read<Wide>(x + i))) * float(size - 1);
+    const WideInt c = __builtin_convertvector(least(most(position, zero), last), WideInt);
+    std::memcpy(cell + i, &c, sizeof c);
+    write(fraction + i, position - __builtin_convertvector(c, Wide));
   }
 }
 
-inline void vertex_cells(const float* x, int n, int size, const float* vertices, float* fraction, float* slope,
-                         float* width, int32_t* cell) {
+inline void vertex_cells(const float* x, int n, int size, const float* vertices, float* fraction, int32_t* cell) {
   for (int i = 0; i < n; ++i) cell[i] = 0;
   for (int v = 1; v < size - 1; ++v) {
     const float place = vertices[v];
@@ -89,23 +83,31 @@ inline void vertex_cells(const float* x, int n, int size, const float* vertices,
   }
   const float first = vertices[0], last = vertices[size - 1];
   for (int i = 0; i < n; ++i) {
-    const float from = vertices[cell[i]];
-    width[i] = vertices[cell[i] + 1] - from + 1e-10f;
-    float f = (x[i] - from) / width[i];
+    const float from = vertices[cell[i]], f = (x[i] - from) / (vertices[cell[i] + 1] - from + 1e-10f);
     const bool inside = x[i] > first && x[i] < last;
-    if (!inside) f = f < 0.f ? 0.f : f > 1.f ? 1.f : f;
-    fraction[i] = f;
-    slope[i] = inside ? 1.f / width[i] : 0.f;
+    fraction[i] = inside ? f : f < 0.f ? 0.f : f > 1.f ? 1.f : f;
+  }
+}
+
+// slope[i]: how the fraction grows with the pixel's value; zero at the border of the grid and beyond it.
+inline void find_slopes(const float* x, int n, int size, const float* vertices, const int32_t* cell, float* slope) {
+  const float first = vertices ? vertices[0] : 0.f, last = vertices ? vertices[size - 1] : 1.f;
+  for (int i = 0; i < n; ++i) {
+    const float rise = vertices ? 1.f / (vertices[cell[i] + 1] - vertices[cell[i]] + 1e-10f) : float(size - 1);
+    slope[i] = x[i] > first && x[i] < last ? rise : 0.f;
   }
 }
 
 template <bool tetrahedral>
-inline void find_cells(Cells& cells, const float* const x[3], int n, int size, const float* vertices) {
+inline void find_cells(Cells& cells, const float* const values[3], int n, int size, const float* vertices) {
+  alignas(64) float padded[3][tile];
+  const float* x[3] = {values[0], values[1], values[2]};
   for (int c = 0; c < 3; ++c) {
+    if (n % wide) x[c] = static_cast<float*>(std::memcpy(padded[c], x[c], size_t(n) * sizeof(float)));
     if (vertices) {
-      vertex_cells(x[c], n, size, vertices + c * size, cells.fraction[c], cells.slope[c], cells.width[c], cells.cell[c]);
+      vertex_cells(x[c], n, size, vertices + c * size, cells.fraction[c], cells.cell[c]);
     } else {
-      uniform_cells(x[c], n, size, cells.fraction[c], cells.slope[c], cells.cell[c]);
+      uniform_cells(x[c], n, size, cells.fraction[c], cells.cell[c]);
     }
   }
   for (int i = 0; i < n; ++i)
@@ -154,6 +156,27 @@ inline Vector<lanes> interpolate(const float* table, const Cells& cells, int i, 
   }
 }
 
+// R G B · R G B · ... to rows of R, G and B; whole vectors, beyond n.
+inline void part_channels(const float* pixels, int n, float (&rows)[3][tile]) {
+#if defined(__AVX__)
+  for (int i = 0; i < n; i += 8) {
+    const float* p = pixels + i * 4;
+    const F8 a = join(read<F4>(p), read<F4>(p + 16)), b = join(read<F4>(p + 4), read<F4>(p + 20));
+    const F8 c = join(read<F4>(p + 8), read<F4>(p + 24)), d = join(read<F4>(p + 12), read<F4>(p + 28));
+    const F8 ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);  // R R G G of pixels 0 1, 4 5
+    const F8 cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
+    const F8 ab_b = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    const F8 cd_b = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    write(rows[0] + i, __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13));
+    write(rows[1] + i, __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15));
+    write(rows[2] + i, __builtin_shufflevector(ab_b, cd_b, 0, 1, 8, 9, 4, 5, 12, 13));
+  }
+#else
+  for (int i = 0; i < n; ++i)
+    for (int c = 0; c < 3; ++c) rows[c][i] = pixels[i * 4 + c];
+#endif
+}
+
 // Weights of the (up to) five tables of a panel, eight floats a pixel: pixel_weights · weights, zero for no table.
 inline void gather_blend(const Tensor& pixel_weights, const float* weights, int64_t b, int64_t panel, int64_t y,
                          int64_t x, int n, float* blend) {
@@ -183,6 +206,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
     Cells cells;
     const float* in[3];
     load_pixels(image, b, y, x, n, rows, in);
+    prefetch_pixels<tile>(image, b, y, x);
     const auto* v = vertices ? reinterpret_cast<const float*>(vertices->data) + b * 3 * size : nullptr;
     find_cells<tetrahedral>(cells, in, n, int(size), v);
     const float* table = tables + (packed.shape[0] == 1 ? 0 : b) * panels * size * size * size * lanes;
@@ -199,11 +223,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
         }
       }
     }
-    for (int i = 0; i < n; ++i) {
-      rows[0][i] = result[i * 4];
-      rows[1][i] = result[i * 4 + 1];
-      rows[2][i] = result[i * 4 + 2];
-    }
+    part_channels(result, n, rows);
     store_pixels(rows, n, out, b, y, x, streaming);
   });
 }
@@ -391,14 +411,14 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
           }
         }
         for (int c = 0; c < 3; ++c) {
-          if (vertex_sums) {
-            for (int i = 0; i < n; ++i) {
-              const float d = by_fraction[c][i] * cells.slope[c][i];
-              vertex_sums[c * size + cells.cell[c][i]] += d * (cells.fraction[c][i] - 1.f);
-              vertex_sums[c * size + cells.cell[c][i] + 1] -= d * cells.fraction[c][i];
-            }
+          alignas(64) float slope[tile];
+          find_slopes(in[c], n, int(size), places ? places + c * size : nullptr, cells.cell[c], slope);
+          for (int i = 0; i < n; ++i) by_fraction[c][i] *= slope[i];
+          for (int i = 0; vertex_sums && i < n; ++i) {
+            float* at = vertex_sums + c * size + cells.cell[c][i];
+            at[0] += by_fraction[c][i] * (cells.fraction[c][i] - 1.f);
+            at[1] -= by_fraction[c][i] * cells.fraction[c][i];
           }
-          for (int i = 0; i < n; ++i) by_fraction[c][i] *= cells.slope[c][i];
         }
         if (grad_image) store_pixels(by_fraction, n, *grad_image, b, y, x, false);
         if ((in_chunk += n) >= chunk && sums) flush(), in_chunk = 0;

@@ -11,6 +11,7 @@
 #endif
 
 #include "kernel.h"
+#include "vectors.h"
 
 namespace fastenh {
 namespace {
@@ -98,7 +99,8 @@ inline void convert_row(const From* from, int64_t from_stride, int n, To* to, in
   }
 }
 
-// n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself where that will do.
+// n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself where that will do: not
+// where it is shorter than a vector, so that a whole one can always be read.
 inline const float* load(const Row& row, int n, float* scratch) {
   const int64_t s = row.stride;
   const auto* f32 = reinterpret_cast<const float*>(row.data);
@@ -106,7 +108,7 @@ inline const float* load(const Row& row, int n, float* scratch) {
   const auto* u8 = reinterpret_cast<const uint8_t*>(row.data);
   switch (row.dtype) {
     case Dtype::f32:
-      if (s == 1) return f32;
+      if (s == 1 && n >= 16) return f32;
       convert_row(f32, s, n, scratch, 1, [](float v) { return v; });
       break;
     case Dtype::f16:
@@ -129,21 +131,61 @@ inline const float* load(const Row& row, int n, float* scratch) {
   return scratch;
 }
 
-// Stores past the cache: worth it for outputs larger than the caches, which nobody reads soon, since it saves reading
-// each line before writing it.
-inline void store_streaming(const float* from, int n, float* to) {
-  int i = 0;
-#if defined(__AVX512F__)
-  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 63); ++i) to[i] = from[i];
-  for (; i + 16 <= n; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
-#elif defined(__AVX__)
-  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 31); ++i) to[i] = from[i];
-  for (; i + 8 <= n; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
-#elif defined(__SSE2__)
-  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 15); ++i) to[i] = from[i];
-  for (; i + 4 <= n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+// Brings a row nearer, as far as the L2 cache, while something else is computed.
+inline void prefetch(const Row& row, int n) {
+  if (row.stride != 1) return;
+  for (int64_t byte = 0; byte < n * size_of(row.dtype); byte += 64) __builtin_prefetch(row.data + byte, 0, 2);
+}
+
+// Which float of its cache line.
+inline int line_offset(const void* p) { return int(reinterpret_cast<uintptr_t>(p) / 4 & 15); }
+
+// Stores past the cache, to aligned places: worth it for outputs larger than the caches, which nobody reads soon, since
+// it saves reading each line before writing it.
+inline void stream(float* to, F4 v) {
+#if defined(__SSE2__)
+  _mm_stream_ps(to, __m128(v));
+#else
+  write(to, v);
 #endif
-  for (; i < n; ++i) to[i] = from[i];
+}
+#if defined(__AVX__)
+inline void stream(float* to, F8 v) { _mm256_stream_ps(to, __m256(v)); }
+#endif
+#if defined(__AVX512F__)
+inline void stream(float* to, F16 v) { _mm512_stream_ps(to, __m512(v)); }
+#endif
+template <class Half>
+inline void stream(float* to, Pair<Half> v) {
+  stream(to, v.a), stream(to + sizeof(Half) / sizeof(float), v.b);
+}
+
+// Rows of n floats, computed side by side, 16 at a time: compute(k, i) gives those of row k from i on. They go from the
+// registers to memory; past the cache if `streaming`, which wants rows that lie alike in their cache lines. The first
+// few, up to a full line, and the last are parts of a vector that lies as far left as it must to end with the row; where
+// a row is shorter than a vector, what lies behind it is computed and dropped (see `load`). `to` may be what is read.
+template <int rows, class Compute>
+inline void compute_rows(float* const (&to)[rows], int n, bool streaming, const Compute& compute) {
+  const auto part = [&](int from, int end) {
+    const int start = n < 16 ? 0 : from < n - 16 ? from : n - 16;
+    for (int k = 0; k < rows && from < end; ++k) {
+      float values[16];
+      write(values, compute(k, start));
+      std::memcpy(to[k] + from, values + (from - start), size_t(end - from) * 4);
+    }
+  };
+  int i = 0;
+  if (streaming) {
+    i = line_offset(to[0]) ? 16 - line_offset(to[0]) : 0;
+    i = i < n ? i : n;
+    part(0, i);
+    for (; i + 16 <= n; i += 16)
+      for (int k = 0; k < rows; ++k) stream(to[k] + i, compute(k, i));
+  } else {
+    for (; i + 16 <= n; i += 16)
+      for (int k = 0; k < rows; ++k) write(to[k] + i, compute(k, i));
+  }
+  part(i, n);
 }
 
 inline void store(const float* from, int n, const Row& row, bool streaming) {
@@ -154,7 +196,7 @@ inline void store(const float* from, int n, const Row& row, bool streaming) {
   switch (row.dtype) {
     case Dtype::f32:
       if (s == 1 && streaming) {
-        store_streaming(from, n, f32);
+        compute_rows({f32}, n, true, [from](int, int i) { return read<F16>(from + i); });
       } else if (f32 != from) {
         convert_row(from, 1, n, f32, s, [](float v) { return v; });
       }
@@ -178,6 +220,26 @@ inline void store(const float* from, int n, const Row& row, bool streaming) {
   }
 }
 
+// Stores rows that are computed side by side, 16 values at a time, without a detour through the L1 cache where they are
+// float32.
+template <int rows, class Compute>
+inline void store_computed(int n, const Row (&to)[rows], bool streaming, const Compute& compute) {
+  float* direct[rows];
+  bool alike = true;
+  for (int k = 0; k < rows; ++k) {
+    direct[k] = reinterpret_cast<float*>(to[k].data);
+    alike = alike && to[k].dtype == Dtype::f32 && to[k].stride == 1;
+    alike = alike && (!streaming || line_offset(direct[k]) == line_offset(direct[0]));
+  }
+  if (alike) return compute_rows(direct, n, streaming, compute);
+  for (int k = 0; k < rows; ++k) {
+    alignas(64) float values[block];
+    float* const one[] = {values};
+    compute_rows(one, n, false, [&](int, int i) { return compute(k, i); });
+    store(values, n, to[k], streaming);
+  }
+}
+
 // n neighbouring pixels of a picture with three channels, as three rows. Where the channels of a pixel lie beside each
 // other (channels_last), they are read together and parted in the L1 cache.
 inline bool interleaved(const Tensor& t) { return t.strides[1] == 1 && t.strides[3] == 3; }
@@ -198,6 +260,16 @@ inline void load_pixels(const Tensor& t, int64_t b, int64_t y, int64_t x, int n,
     for (int c = 0; c < 3; ++c) rows[c] = scratch[c];
   } else {
     for (int c = 0; c < 3; ++c) rows[c] = load(row(t, b, c, y).from(x), n, scratch[c]);
+  }
+}
+
+// Asks for the pixels that come after the next `size` while these are worked on: three planes in turns, a few lines
+// each, are too little at a time for the hardware to see where it goes.
+template <int size>
+inline void prefetch_pixels(const Tensor& t, int64_t b, int64_t y, int64_t x) {
+  for (int64_t c = 0; c < 3; ++c) {
+    const Row next = row(t, b, c, y).from(x + size);
+    for (int64_t i = 0; i < size * size_of(t.dtype); i += 64) __builtin_prefetch(next.data + i);
   }
 }
 

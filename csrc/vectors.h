@@ -2,7 +2,11 @@
 // machine has registers as long, pairs of the next shorter ones elsewhere. (Compilers split a vector that is too long
 // by themselves, but then shuffle it through memory.)
 #pragma once
+#include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace fastenh {
 namespace {
@@ -72,6 +76,23 @@ inline void write(float* to, V v) { Memory<V>::write(to, v); }
 
 template <class V>
 inline V lerp(V a, V b, float f) { return a + f * (b - a); }
+
+// The longest vector that the machine has, for rows of numbers. `most` and `least` give b where either is NaN.
+#if defined(__AVX512F__)
+using Wide = F16;
+inline Wide most(Wide a, Wide b) { return _mm512_max_ps(a, b); }
+inline Wide least(Wide a, Wide b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX__)
+using Wide = F8;
+inline Wide most(Wide a, Wide b) { return _mm256_max_ps(a, b); }
+inline Wide least(Wide a, Wide b) { return _mm256_min_ps(a, b); }
+#else
+using Wide = F4;
+inline Wide most(Wide a, Wide b) { return a > b ? a : b; }
+inline Wide least(Wide a, Wide b) { return a < b ? a : b; }
+#endif
+constexpr int wide = sizeof(Wide) / sizeof(float);
+typedef int32_t WideInt __attribute__((vector_size(sizeof(Wide))));
 
 }  // namespace
 }  // namespace fastenh
