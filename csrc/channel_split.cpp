@@ -12,15 +12,15 @@ void transform(const Tensor& out, const Tensor& features, const Tensor& scale, c
   planes.join_rows(out), planes.join_rows(features), planes.join_rows(scale), planes.join_rows(shift);
   const bool streaming = larger_than_cache(out);
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
-    alignas(64) float features_row[block], scale_row[block], shift_row[block], result[block];
+    alignas(64) float features_row[block], scale_row[block], shift_row[block];
     const int64_t b = plane / channels, c = plane % channels;
     const float* f = load(row(features, b, c, y).from(x), n, features_row);
     const Row to = row(out, b, c, y).from(x);
     if (c < split) return store(f, n, to, streaming);
     const float* a = load(row(scale, b, c - split, y).from(x), n, scale_row);
     const float* s = load(row(shift, b, c - split, y).from(x), n, shift_row);
-    for (int i = 0; i < n; ++i) result[i] = f[i] * a[i] + s[i];
-    store(result, n, to, streaming);
+    store_computed(n, {to}, streaming,
+                   [&](int, int i) { return read<F16>(f + i) * read<F16>(a + i) + read<F16>(s + i); });
   });
 }
 
@@ -33,23 +33,24 @@ void transform_backward(Optional grad_features, Optional grad_scale, const Tenso
   planes.join_rows(grad), planes.join_rows(features), planes.join_rows(scale);
   const bool streaming = larger_than_cache(grad);
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
-    alignas(64) float grad_row[block], other_row[block], result[block];
+    alignas(64) float grad_row[block], other_row[block];
     const int64_t b = plane / channels, c = plane % channels;
     const float* g = load(row(grad, b, c, y).from(x), n, grad_row);
+    const auto times = [&](const float* factor) {
+      return [g, factor](int, int i) { return read<F16>(g + i) * read<F16>(factor + i); };
+    };
     if (grad_features) {
       const Row to = row(*grad_features, b, c, y).from(x);
       if (c < split) {
         store(g, n, to, streaming);
       } else {
         const float* a = load(row(scale, b, c - split, y).from(x), n, other_row);
-        for (int i = 0; i < n; ++i) result[i] = g[i] * a[i];
-        store(result, n, to, streaming);
+        store_computed(n, {to}, streaming, times(a));
       }
     }
     if (grad_scale && c >= split) {
       const float* f = load(row(features, b, c, y).from(x), n, other_row);
-      for (int i = 0; i < n; ++i) result[i] = g[i] * f[i];
-      store(result, n, row(*grad_scale, b, c - split, y).from(x), streaming);
+      store_computed(n, {row(*grad_scale, b, c - split, y).from(x)}, streaming, times(f));
     }
   });
 }

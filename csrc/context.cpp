@@ -4,33 +4,39 @@
 namespace fastenh {
 namespace {
 
-// n pixels of a row from column x on, which may lie outside: there it is zero, as in rows that are outside (no data).
-const float* load_padded(const Row& row, bool inside, int64_t x, int n, int64_t width, float* scratch) {
-  const int64_t begin = x < 0 ? -x : 0, end = x + n > width ? width - x : n;
-  if (inside && begin == 0 && end == n) return load(row.from(x), n, scratch);
+// n pixels of (B, ·, H, W) from (y, x) on, zero where they lie outside.
+const float* load_padded(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, int n, float* scratch) {
+  const int64_t height = t.shape[2], width = t.shape[3];
+  const int64_t begin = x < 0 ? -x : 0, end = y < 0 || y >= height ? 0 : x + n > width ? width - x : n;
+  if (begin == 0 && end == n) return load(row(t, b, c, y).from(x), n, scratch);
   std::memset(scratch, 0, size_t(n) * 4);
-  if (!inside || begin >= end) return scratch;
-  const float* values = load(row.from(x + begin), int(end - begin), scratch + begin);
+  if (begin >= end) return scratch;
+  const float* values = load(row(t, b, c, y).from(x + begin), int(end - begin), scratch + begin);
   if (values != scratch + begin) std::memcpy(scratch + begin, values, size_t(end - begin) * 4);
   return scratch;
 }
 
 // image (B, 3, H, W), attention (B, k², H, W), out (B, 3·k², H, W)
 void forward(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t k, int64_t threads) {
+  constexpr int size = 256;
   const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;
   const Pixels pixels{image.shape[0], height, width, false};
   const bool streaming = larger_than_cache(out);
-  for_blocks(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
-    alignas(64) float weight_row[block], image_row[block], result[block];
+  for_blocks<size>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
+    alignas(64) float weight_row[size], image_rows[3][size];
     for (int64_t j = 0; j < k * k; ++j) {
-      const int64_t below = y + j / k - r, right = x + j % k - r;
+      // Memory writes and reads at once, but only if the reads have been asked for before the writes fill the queue.
+      const bool more = j + 1 < k * k;
+      prefetch(row(attention, b, more ? j + 1 : 0, y).from(more ? x : x + n), n);
       const float* weight = load(row(attention, b, j, y).from(x), n, weight_row);
+      const float* values[3];
+      Row to[3];
       for (int64_t c = 0; c < 3; ++c) {
-        const bool inside = below >= 0 && below < height;
-        const float* value = load_padded(row(image, b, c, below), inside, right, n, width, image_row);
-        for (int i = 0; i < n; ++i) result[i] = weight[i] * value[i];
-        store(result, n, row(out, b, c * k * k + j, y).from(x), streaming);
+        values[c] = load_padded(image, b, c, y + j / k - r, x + j % k - r, n, image_rows[c]);
+        to[c] = row(out, b, c * k * k + j, y).from(x);
       }
+      store_computed(n, to, streaming,
+                     [&](int c, int i) { return read<F16>(weight + i) * read<F16>(values[c] + i); });
     }
   });
 }
@@ -47,10 +53,9 @@ void backward(Optional grad_image, Optional grad_attention, const Tensor& grad, 
     if (grad_attention) {
       for (int64_t j = 0; j < k * k; ++j) {
         const int64_t below = y + j / k - r, right = x + j % k - r;
-        const bool inside = below >= 0 && below < height;
         for (int64_t c = 0; c < 3; ++c) {
           const float* g = load(row(grad, b, c * k * k + j, y).from(x), n, grad_row);
-          const float* value = load_padded(row(image, b, c, below), inside, right, n, width, other_row);
+          const float* value = load_padded(image, b, c, below, right, n, other_row);
           if (c == 0) for (int i = 0; i < n; ++i) sums[0][i] = g[i] * value[i];
           else for (int i = 0; i < n; ++i) sums[0][i] += g[i] * value[i];
         }
@@ -62,9 +67,9 @@ void backward(Optional grad_image, Optional grad_attention, const Tensor& grad, 
       for (int64_t j = 0; j < k * k; ++j) {
         const int64_t above = y - (j / k - r), left = x - (j % k - r);
         if (above < 0 || above >= height) continue;
-        const float* weight = load_padded(row(attention, b, j, above), true, left, n, width, other_row);
+        const float* weight = load_padded(attention, b, j, above, left, n, other_row);
         for (int64_t c = 0; c < 3; ++c) {
-          const float* g = load_padded(row(grad, b, c * k * k + j, above), true, left, n, width, grad_row);
+          const float* g = load_padded(grad, b, c * k * k + j, above, left, n, grad_row);
           for (int i = 0; i < n; ++i) sums[c][i] += g[i] * weight[i];
         }
       }

@@ -129,26 +129,6 @@ struct Curves {
 
 // ---- forward ----
 
-// `count` iterations over n pixels, in vector registers from the first to the last.
-void iterate(const float* from, const float* const* curves, int count, int n, float* to) {
-  using Vector = float __attribute__((vector_size(64)));
-  int i = 0;
-  for (; i + 32 <= n; i += 32) {  // two vectors, for the chain of multiply-adds is long
-    Vector a, b, r, s;
-    std::memcpy(&a, from + i, 64), std::memcpy(&b, from + i + 16, 64);
-    for (int k = 0; k < count; ++k) {
-      std::memcpy(&r, curves[k] + i, 64), std::memcpy(&s, curves[k] + i + 16, 64);
-      a += r * (a * a - a), b += s * (b * b - b);
-    }
-    std::memcpy(to + i, &a, 64), std::memcpy(to + i + 16, &b, 64);
-  }
-  for (; i < n; ++i) {
-    float x = from[i];
-    for (int k = 0; k < count; ++k) x += curves[k][i] * (x * x - x);
-    to[i] = x;
-  }
-}
-
 // image, out (B, 3, H, W); maps (B, 3·iterations or 3, h, w)
 void forward(const Tensor& out, const Tensor& image, const Tensor& maps, int64_t iterations, int64_t threads) {
   const Curves curves(maps, image);
@@ -169,10 +149,18 @@ void forward(const Tensor& out, const Tensor& image, const Tensor& maps, int64_t
         if (!curves.shared) rows[k] = curves.load(b, c, done + k, y, x, n, columns, scratch[k]);
         else if (!done) rows[k] = k ? rows[0] : curves.load(b, c, 0, y, x, n, columns, scratch[0]);
       }
-      iterate(from, rows, count, n, values);
-      from = values;
+      const auto iterate = [&](int, int i) {
+        F16 v = read<F16>(from + i);
+        for (int k = 0; k < count; ++k) v = v + read<F16>(rows[k] + i) * (v * v - v);
+        return v;
+      };
+      if (done + count == iterations) {
+        store_computed(n, {row(out, b, c, y).from(x)}, streaming, iterate);
+      } else {
+        compute_rows({values}, n, false, iterate);
+        from = values;
+      }
     }
-    store(values, n, row(out, b, c, y).from(x), streaming);
   });
 }
 
