@@ -101,17 +101,17 @@ class Enhancer:
         return self._retouch(batch.to(self.device), strength).to(image.device).reshape(image.shape)
 
     def _retouch(self, image: Tensor, strength: float) -> Tensor:
-        real = image.float()
         scale = FULL_SCALE.get(image.dtype)
-        if scale:
-            real /= scale
         fused_lut = getattr(self.model, "fused_lut", None)
         if fused_lut:
             # Blending tables blends their results, and integers go through a table as they are: both come for free.
-            luts = fused_lut(real)
+            luts = fused_lut(image)
             luts = identity_lut(luts.shape[-1]).to(luts).lerp(luts, strength)
             result = ops.lut_transform(image, luts[:, None])
             return result if scale else result.clamp_(0, 1)
+        real = image.float()
+        if scale:
+            real /= scale
         result = real.lerp(self.model(real), strength).clamp_(0, 1)
         return (result.mul_(scale).round_() if scale else result).to(image.dtype)
 

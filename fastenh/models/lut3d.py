@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
+from fastenh.ops.op import check_image, to_float
 
 
 class ImageAdaptiveLUT(nn.Module):
-    """out = Σₙ wₙ(image) · LUTₙ(image): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, unclamped.
+    """out = Σₙ wₙ(image) · LUTₙ(image): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
 
     `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros. The weights
     are raw (no softmax, any sign). `classifier` is what predicts them from the photo:
@@ -43,11 +44,8 @@ class ImageAdaptiveLUT(nn.Module):
         return ops.lut_transform(image, self.luts, self.predict_weights(image))
 
     def predict_weights(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, N): how much of each basis LUT each photo takes."""
-        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or image.numel() == 0:
-            raise ValueError(
-                f"image must be (B, 3, H, W), floating point in [0, 1], got {tuple(image.shape)} {image.dtype}"
-            )
+        """(B, 3, H, W) → (B, N): how much of each basis LUT each photo takes. uint8 and uint16 are full scale."""
+        check_image("ImageAdaptiveLUT", image)
         return self.classifier(image)
 
     def fused_lut(self, image: Tensor) -> Tensor:
@@ -73,7 +71,8 @@ class ConvClassifier(nn.Module):
         self.head = nn.Conv2d(self.CHANNELS[-1], n_luts, 8)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.interpolate(image.to(self.head.weight.dtype), (256, 256), mode="bilinear", align_corners=False)
+        x = to_float(image).to(self.head.weight.dtype)
+        x = F.interpolate(x, (256, 256), mode="bilinear", align_corners=False)
         for index, conv in enumerate(self.convs):
             x = F.leaky_relu(conv(x), 0.2)
             if index < len(self.norms):
@@ -102,7 +101,7 @@ class StatisticsClassifier(nn.Module):
         self.head = nn.Linear(hidden, n_luts)
 
     def forward(self, image: Tensor) -> Tensor:
-        statistics = self.whiten(self.statistics(image.to(self.head.weight.dtype)))
+        statistics = self.whiten(self.statistics(image).to(self.head.weight.dtype))
         if self.training:
             statistics = statistics + 0.12 * torch.randn_like(statistics)  # few photos must stand for many
         return self.head(self.hidden(statistics))
@@ -112,8 +111,11 @@ class StatisticsClassifier(nn.Module):
 
         They are picked, not averaged: averaging hides highlights.
         """
-        grid = [min(side, self.GRID) for side in image.shape[2:]]
-        rgb = F.interpolate(image, grid, mode="nearest-exact").flatten(2).clamp(0, 1)
+        for axis in (2, 3):  # the middles of equal shares; whatever the photo's size, few pixels are read
+            count = min(image.shape[axis], self.GRID)
+            middles = (torch.arange(count, device=image.device) + 0.5) * (image.shape[axis] / count)
+            image = image.index_select(axis, middles.long())
+        rgb = to_float(image).flatten(2).clamp(0, 1)
         red, green, blue = rgb.unbind(1)
         lightest, darkest = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
         chroma = ((rgb[:, ::2] + 0.05) / (rgb[:, 1:2] + 0.05)).log().clamp(-1, 1) / 2 + 0.5

@@ -165,12 +165,20 @@ def test_the_statistics_do_not_depend_on_where_a_colour_is():
         torch.rand(1, 4, 8, 8),
         torch.rand(0, 3, 8, 8),
         torch.rand(1, 3, 0, 8),
-        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.int32),
     ],
 )
 def test_a_wrong_image_is_one_line(image):
-    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\).*got \("):
+    with pytest.raises((ValueError, TypeError), match="^ImageAdaptiveLUT: image: expected .*got"):
         ImageAdaptiveLUT(2, 5)(image)
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(torch.uint8, 255), (torch.uint16, 65535)])
+@pytest.mark.parametrize("classifier", ["paired", "unpaired", "statistics"])
+def test_integers_are_full_scale(classifier, dtype, full):
+    model = ImageAdaptiveLUT(2, 5, classifier).eval()
+    image = (torch.rand(2, 3, 80, 130) * full).round()
+    torch.testing.assert_close(model.predict_weights(image.to(dtype)), model.predict_weights(image / full))
 
 
 @pytest.mark.parametrize("arguments", [(0, 33), (3, 1), (3, 33, "resnet")])
