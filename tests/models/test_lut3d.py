@@ -169,7 +169,7 @@ def test_the_statistics_do_not_depend_on_where_a_colour_is():
     ],
 )
 def test_a_wrong_image_is_one_line(image):
-    with pytest.raises((ValueError, TypeError), match="^ImageAdaptiveLUT: image: expected .*got"):
+    with pytest.raises((ValueError, TypeError), match=r"^ImageAdaptiveLUT: image: expected .*got"):
         ImageAdaptiveLUT(2, 5)(image)
 
 
