@@ -12,7 +12,7 @@ endif
 fastenh = $$(dirname "$$(command -v $(PYTHON))")/fastenh
 
 .venv/ready: setup.py pyproject.toml $(wildcard csrc/*)
-	test -x .venv/bin/python || python3 -m venv .venv
+	test -x .venv/bin/pip || python3 -m venv .venv
 	.venv/bin/pip install -q "setuptools>=77" "pybind11>=2.13" ninja
 	.venv/bin/pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
