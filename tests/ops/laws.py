@@ -5,6 +5,9 @@ A test file says how calls of its op look (`Calls`), subclasses `Laws`, and adds
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -89,6 +92,34 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
         dim = t.numel() % t.dim()
         return t.narrow(dim, 0, 1).expand(t.shape)
     return t.contiguous()
+
+
+def fenced(t: Tensor) -> Tensor:
+    """A contiguous copy that ends where memory ends: one byte further, and the process dies."""
+    if t.numel() == 0:
+        return t.contiguous()
+    size = t.numel() * t.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    fence = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages * mmap.PAGESIZE
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    offset = pages * mmap.PAGESIZE - size
+    return torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=offset).view(t.shape).copy_(t)
+
+
+def lives(work: Callable[[], object]) -> bool:
+    """Whether a forked child with one thread does the work without an error, a crash or a hang."""
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+    return process.exitcode == 0
 
 
 def assert_close(result: Tensor, truth: Tensor, what: str = "result") -> None:
@@ -187,6 +218,22 @@ class Laws:
         for i, gradient, true in zip(wanted, gradients, truth, strict=True):
             assert gradient.dtype == fast[i].dtype
             assert_close(gradient, true, f"gradient {i}")
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def test_touches_nothing_behind_its_tensors(self, data: st.DataObject) -> None:
+        call = data.draw(type(self).calls)
+        dtype, variant = data.draw(st.sampled_from(FLOATS)), data.draw(st.sampled_from(VARIANTS))
+        tensors = [None if t is None else fenced(t) for t in self.tensors(call, dtype)]
+        out = fenced(self.call(tensors, call.options))
+        needs = [t is not None for t in tensors]
+
+        def work() -> None:
+            with fastenh.backend(variant):
+                self.op.operator_out(*tensors, *call.options, out=out)
+                self.op.operator_backward(out, *tensors, *call.options, needs)
+
+        assert lives(work)
 
     def of_inputs(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tuple[Callable[..., Tensor], Any]:
         """The call as a function of the tensors that are there, and these."""
