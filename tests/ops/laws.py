@@ -224,8 +224,9 @@ class Laws:
     def test_touches_nothing_behind_its_tensors(self, data: st.DataObject) -> None:
         call = data.draw(type(self).calls)
         dtype, variant = data.draw(st.sampled_from(FLOATS)), data.draw(st.sampled_from(VARIANTS))
-        tensors = [None if t is None else fenced(t) for t in self.tensors(call, dtype)]
+        tensors = self.tensors(call, dtype)
         out = fenced(self.call(tensors, call.options))
+        tensors = [None if t is None else fenced(t) for t in tensors]
         needs = [t is not None for t in tensors]
 
         def work() -> None:
