@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_dtype, check_tensor, to_float
+from fastenh.ops.op import Op, check_dtype, check_is_tensor, check_tensor, to_float
 
 
 def channel_split_transform(
@@ -42,8 +42,7 @@ def channel_split_transform(
 
 def _shape(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Sequence[int]:
     op = "channel_split_transform"
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{op}: features: expected a torch.Tensor; got {type(features).__name__}")
+    check_is_tensor(op, "features", features)
     if features.dim() != 4 or 0 in features.shape:
         raise ValueError(f"{op}: features: expected shape (B, C, H, W), none of them 0; got {tuple(features.shape)}")
     check_dtype(op, "features", features)

@@ -246,10 +246,16 @@ def describe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')} on {device}"
 
 
+def check_is_tensor(op: str, name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor; got {type(t).__name__}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{op}: {name}: expected a dense tensor; got one of layout {t.layout}")
+
+
 def check_image(op: str, image: Tensor, *, integers: bool = True) -> None:
     """Raises unless `image` is (B, 3, H, W), not empty, of a dtype that the op takes."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"{op}: image: expected a torch.Tensor; got {type(image).__name__}")
+    check_is_tensor(op, "image", image)
     if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
         raise ValueError(f"{op}: image: expected shape (B, 3, H, W) with B, H, W >= 1; got {tuple(image.shape)}")
     check_dtype(op, "image", image, (*FLOATS, *FULL_SCALE) if integers else FLOATS)
@@ -263,8 +269,7 @@ def check_dtype(op: str, name: str, t: Tensor, allowed: Sequence[torch.dtype] = 
 
 def check_tensor(op: str, name: str, t: Tensor, shape: Sequence[int | str], image: Tensor) -> None:
     """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1)."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name}: expected a torch.Tensor; got {type(t).__name__}")
+    check_is_tensor(op, name, t)
     fits = t.dim() == len(shape) and all(
         size >= 1 if isinstance(expected, str) else size == expected
         for size, expected in zip(t.shape, shape, strict=True)

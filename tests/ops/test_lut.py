@@ -240,6 +240,8 @@ image, luts = torch.rand(2, 3, 4, 5), torch.rand(4, 3, 6, 6, 6)
     ("args", "options", "error", "message"),
     [
         ((None, luts), {}, TypeError, "image: expected a torch.Tensor; got NoneType"),
+        ((image.to_sparse(), luts), {}, TypeError, "image: expected a dense tensor; got .*sparse_coo"),
+        ((image, luts.to_sparse()), {}, TypeError, "luts: expected a dense tensor; got .*sparse_coo"),
         ((image[0], luts), {}, ValueError, r"image: expected shape \(B, 3, H, W\).*got \(3, 4, 5\)"),
         ((image[:0], luts), {}, ValueError, r"got \(0, 3, 4, 5\)"),
         ((image.long(), luts), {}, TypeError, "image: expected one of .*got int64"),
