@@ -10,7 +10,7 @@ void transform(const Tensor& out, const Tensor& features, const Tensor& scale, c
   const int64_t channels = out.shape[1];
   Pixels planes{out.shape[0] * channels, out.shape[2], out.shape[3]};
   planes.join_rows(out), planes.join_rows(features), planes.join_rows(scale), planes.join_rows(shift);
-  const bool streaming = larger_than_cache(out);
+  const bool streaming = worth_streaming(out);
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
     alignas(64) float features_row[block], scale_row[block], shift_row[block];
     const int64_t b = plane / channels, c = plane % channels;
@@ -31,7 +31,7 @@ void transform_backward(Optional grad_features, Optional grad_scale, const Tenso
   Pixels planes{grad.shape[0] * channels, grad.shape[2], grad.shape[3]};
   planes.join_rows(grad_features), planes.join_rows(grad_scale);
   planes.join_rows(grad), planes.join_rows(features), planes.join_rows(scale);
-  const bool streaming = larger_than_cache(grad);
+  const bool streaming = worth_streaming(grad);
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
     alignas(64) float grad_row[block], other_row[block];
     const int64_t b = plane / channels, c = plane % channels;

@@ -21,7 +21,7 @@ void forward(const Tensor& out, const Tensor& image, const Tensor& attention, in
   constexpr int size = 256;
   const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;
   const Pixels pixels{image.shape[0], height, width, false};
-  const bool streaming = larger_than_cache(out);
+  const bool streaming = worth_streaming(out);
   for_blocks<size>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
     alignas(64) float weight_row[size], image_rows[3][size];
     for (int64_t j = 0; j < k * k; ++j) {
@@ -47,7 +47,7 @@ void backward(Optional grad_image, Optional grad_attention, const Tensor& grad, 
               const Tensor& attention, int64_t k, int64_t threads) {
   const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;
   const Pixels pixels{image.shape[0], height, width, false};
-  const bool streaming = larger_than_cache(image);
+  const bool streaming = worth_streaming(image);
   for_blocks(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
     alignas(64) float grad_row[block], other_row[block], sums[3][block];
     if (grad_attention) {

@@ -135,7 +135,7 @@ void forward(const Tensor& out, const Tensor& image, const Tensor& maps, int64_t
   Pixels planes{image.shape[0] * 3, image.shape[2], image.shape[3]};
   planes.join_rows(out), planes.join_rows(image), planes.join_rows(maps);
   planes.joined = planes.joined && !curves.resized;
-  const bool streaming = larger_than_cache(out);
+  const bool streaming = worth_streaming(out);
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t x, int n) {
     alignas(64) float values[block], scratch[at_once][block];
     const float* rows[at_once];
@@ -200,7 +200,7 @@ void backward_pixels(Optional grad_image, Optional grad_maps, const Tensor& grad
   planes.join_rows(grad_image), planes.join_rows(grad_maps);
   planes.join_rows(grad), planes.join_rows(image), planes.join_rows(curves.maps);
   planes.joined = planes.joined && !curves.resized;
-  const bool streaming = larger_than_cache(image);
+  const bool streaming = worth_streaming(image);
   const int at_most = int(least(stretch, states / iterations));
   for_blocks(planes, threads, [&](int64_t plane, int64_t y, int64_t start, int length) {
     alignas(64) float g[stretch], shares[states];
@@ -230,7 +230,7 @@ void backward_maps(Optional grad_image, const Tensor& grad_maps, const Tensor& s
                    const Tensor& image, const Curves& curves, int64_t iterations, int64_t threads) {
   const int64_t bands = scratch.shape[2], maps = scratch.shape[4], pitch = scratch.shape[5];
   const int64_t height = curves.down.map, width = image.shape[3];
-  const bool streaming = larger_than_cache(image);
+  const bool streaming = worth_streaming(image);
   const int at_most = int(least(stretch, states / iterations));
   const auto begin_of = [&](int64_t band) { return height * band / bands; };
   const auto sums_of = [&](int64_t plane, int64_t band, int64_t turn) {

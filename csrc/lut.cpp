@@ -200,7 +200,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
   const auto* tables = reinterpret_cast<const float*>(packed.data);
   Pixels pixels{image.shape[0], image.shape[2], image.shape[3]};
   pixels.join_rows(image), pixels.join_rows(out), pixels.join_rows(pixel_weights);
-  const bool streaming = larger_than_cache(out);
+  const bool streaming = worth_streaming(out);
   for_blocks<tile>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
     alignas(64) float rows[3][tile], result[tile * 4], blend[lanes == 16 ? tile * 8 : 1];
     Cells cells;

@@ -298,10 +298,11 @@ inline void fence() {
 #endif
 }
 
-inline bool larger_than_cache(const Tensor& t) {
+// Whether a tensor is larger than the caches; and where numbers ought to lie, for streaming stores need that.
+inline bool worth_streaming(const Tensor& t) {
   int64_t bytes = size_of(t.dtype);
   for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
-  return bytes >= (int64_t(4) << 20);
+  return bytes >= (int64_t(4) << 20) && reinterpret_cast<uintptr_t>(t.data) % 4 == 0;
 }
 
 // ---- threads ----

@@ -76,7 +76,7 @@ def _run_backward(
         # The kernel sums bands of the maps' rows side by side and keeps three float32 rows of each, 16 MiB in all.
         batch, channels, height, width = curves.shape
         bands = max(1, min(height, 64, 2**24 // (batch * channels * 3 * (width + 1) * 4)))
-        scratch = torch.empty(batch, 3, bands, 3, channels // 3, width + 1, device=image.device)
+        scratch = torch.empty(batch, 3, bands, 3, channels // 3, width + 1, dtype=torch.float32, device=image.device)
     kernels["curve_iterate_backward"](grad_image, grad_curves, scratch, grad, image, curves, iterations)
 
 

@@ -206,7 +206,7 @@ def _run_backward(
     if not by_table and grad_vertices is None:
         parts *= 8  # no sums: small shares, so that no thread waits for another
     tables = luts.float().expand(image.shape[0], *luts.shape[-5:])
-    sums = torch.zeros(tables.shape[1:] if luts.dim() == 5 else tables.shape) if grad_luts is not None else None
+    sums = None if grad_luts is None else tables.new_zeros(tables.shape[1:] if luts.dim() == 5 else tables.shape)
     for b in range(image.shape[0]):
         grad_packed = packed.new_zeros((parts, 2, *packed.shape[1:])) if by_table else None
         vertex_sums = packed.new_zeros((parts, 3, packed.shape[2])) if grad_vertices is not None else None
