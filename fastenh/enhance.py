@@ -83,8 +83,6 @@ class Enhancer:
             raise ValueError(f"image: expected an array of shape (height, width, 3), got {image.shape}")
         if image.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got an array of {image.dtype}")
-        if image.dtype.kind == "f" and image.size and image.max() > 2:  # overshoot clamps; this is another scale
-            raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
         # A tensor cannot have negative strides, and warns of memory that must not be written.
         usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()
         result = self._tensor(torch.from_numpy(usable).permute(2, 0, 1), strength)
@@ -96,6 +94,8 @@ class Enhancer:
             raise ValueError(f"image: expected shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
         if image.dtype not in FULL_SCALE and image.dtype not in FLOATS:
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got a tensor of {image.dtype}")
+        if image.dtype in FLOATS and image.max() > 2:  # overshoot clamps; this is another scale
+            raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
         if strength == 0:
             return image.clone()
         return self._retouch(batch.to(self.device), strength).to(image.device).reshape(image.shape)
@@ -112,7 +112,10 @@ class Enhancer:
         real = image.float()
         if scale:
             real /= scale
-        result = real.lerp(self.model(real), strength).clamp_(0, 1)
+        retouched = self.model(real.clone())  # a model may work in place
+        if retouched.shape != real.shape:
+            raise ValueError(f"model: expected a result of shape {tuple(real.shape)}, got {tuple(retouched.shape)}")
+        result = real.lerp(retouched.to(real.dtype), strength).clamp_(0, 1)
         return (result.mul_(scale).round_() if scale else result).to(image.dtype)
 
 

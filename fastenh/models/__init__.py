@@ -50,7 +50,7 @@ def load(path_or_name: str | Path) -> nn.Module:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, json.JSONDecodeError, RecursionError):
         raise ValueError(f"{path}: not a fastenh checkpoint (its metadata name no system)") from None
 
     name = config.get("system") if isinstance(config, dict) else None
@@ -68,8 +68,13 @@ def load(path_or_name: str | Path) -> nn.Module:
             raise ValueError(
                 f"{path}: expected {key} {expected.get(key, 'absent')} in a {name} model, got {found.get(key, 'none')}"
             )
+        if not (tensors[key].is_floating_point() and tensors[key].isfinite().all()):
+            raise ValueError(f"{path}: expected finite floats in {key}, got {tensors[key].dtype} or NaN")
+    about = config.get("about", {})
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: expected a JSON object as about, got {type(about).__name__}")
     model.load_state_dict(tensors, assign=True)
-    model.about = config.get("about", {})
+    model.about = about
     return model.float().eval()
 
 

@@ -115,7 +115,7 @@ class StatisticsClassifier(nn.Module):
             count = min(image.shape[axis], self.GRID)
             middles = (torch.arange(count, device=image.device) + 0.5) * (image.shape[axis] / count)
             image = image.index_select(axis, middles.long())
-        rgb = to_float(image).flatten(2).clamp(0, 1)
+        rgb = to_float(image).nan_to_num(0.0).flatten(2).clamp(0, 1)  # a broken pixel must not break the photo
         red, green, blue = rgb.unbind(1)
         lightest, darkest = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
         chroma = ((rgb[:, ::2] + 0.05) / (rgb[:, 1:2] + 0.05)).log().clamp(-1, 1) / 2 + 0.5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_dtype, check_is_tensor, check_tensor, to_float
+from fastenh.ops.op import Op, check_dtype, check_int, check_is_tensor, check_tensor, to_float
 
 
 def channel_split_transform(
@@ -46,8 +46,7 @@ def _shape(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Sequen
     if features.dim() != 4 or 0 in features.shape:
         raise ValueError(f"{op}: features: expected shape (B, C, H, W), none of them 0; got {tuple(features.shape)}")
     check_dtype(op, "features", features)
-    if not 0 <= split <= features.shape[1]:
-        raise ValueError(f"{op}: split: expected 0 <= split <= C = {features.shape[1]}; got {split}")
+    check_int(op, "split", split, 0, features.shape[1])
     target = (features.shape[0], features.shape[1] - split, *features.shape[2:])
     for name, t in (("scale", scale), ("shift", shift)):
         if isinstance(t, Tensor) and t.dim() <= 4:

@@ -37,6 +37,8 @@ def context_voxels(image: Tensor, attention: Tensor, kernel_size: int = 3, *, ou
 
 def _shape(image: Tensor, attention: Tensor, kernel_size: int) -> Sequence[int]:
     check_image("context_voxels", image, integers=False)
+    if not isinstance(kernel_size, int):
+        raise TypeError(f"context_voxels: kernel_size: expected an int; got {type(kernel_size).__name__}")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"context_voxels: kernel_size: expected an odd number >= 1; got {kernel_size}")
     batch, _, height, width = image.shape

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
+from fastenh.ops.op import Op, check_image, check_int, check_tensor, from_float, to_float
 
 
 def curve_iterate(image: Tensor, curves: Tensor, iterations: int = 8, *, out: Tensor | None = None) -> Tensor:
@@ -38,8 +38,7 @@ def curve_iterate(image: Tensor, curves: Tensor, iterations: int = 8, *, out: Te
 
 def _shape(image: Tensor, curves: Tensor, iterations: int) -> Sequence[int]:
     check_image("curve_iterate", image)
-    if not 1 <= iterations <= 1024:
-        raise ValueError(f"curve_iterate: iterations: expected 1 to 1024; got {iterations}")
+    check_int("curve_iterate", "iterations", iterations, 1, 1024)
     check_tensor("curve_iterate", "curves", curves, (image.shape[0], "C", "h", "w"), image)
     if curves.shape[1] not in (3, 3 * iterations):
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastenh import backends
 
@@ -50,7 +51,9 @@ class Op:
     ) -> None:
         self.name, self.shape, self.reference, self.pointwise = name, shape, reference, pointwise
         self.run, self.run_backward = run, run_backward
-        self.tensors = sum(argument.strip().startswith("Tensor") for argument in arguments.split(","))
+        kinds = [argument.split()[0] for argument in arguments.split(",")]
+        self.tensors = sum(kind.startswith("Tensor") for kind in kinds)
+        self.option_types = tuple({"int": int, "str": str}[kind] for kind in kinds[self.tensors :])
 
         def implement(qualified: str, signature: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
             LIBRARY.define(qualified + signature, tags=torch.Tag.pt2_compliant_tag)
@@ -64,7 +67,7 @@ class Op:
             backward,
             f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]",
             self._backward,
-            lambda grad, *args: [g for g in self._allocate_gradients(args[:-1], args[-1]) if g is not None],
+            lambda grad, *args: [g for g in self._allocate_gradients(grad, args[:-1], args[-1]) if g is not None],
         )
         torch.library.register_autograd(
             f"fastenh::{name}", self._differentiate, setup_context=self._remember, lib=LIBRARY
@@ -75,12 +78,15 @@ class Op:
         self.operator_backward = getattr(torch.ops.fastenh, backward).default
 
     def __call__(self, *args: Any, out: Tensor | None = None) -> Tensor:
-        if not all(t is None or isinstance(t, Tensor) for t in args[: self.tensors]):
+        options = args[self.tensors :]
+        if not all(t is None or isinstance(t, Tensor) for t in args[: self.tensors]) or not all(
+            isinstance(option, kind) for option, kind in zip(options, self.option_types, strict=True)
+        ):
             self.shape(*args)  # raises
         if out is None:
             return self._reference_checked(*args) if self._needs_reference(args) else self.operator(*args)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[: self.tensors]):
-            raise ValueError(f"{self.name}: out= cannot be differentiated; expected inputs without grad, or no out=")
+        check_is_tensor(self.name, "out", out)
+        self._refuse_gradients(args, out)
         self.operator_out(*args, out=out)
         return out
 
@@ -93,9 +99,16 @@ class Op:
         return (
             backends.chosen() == "reference"
             or torch._C._functorch.peek_interpreter_stack() is not None
-            or torch.autograd.forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0
             or any(t is not None and t.dtype is torch.float64 for t in args[: self.tensors])
         )
+
+    def _refuse_gradients(self, args: Sequence[Any], out: Tensor) -> None:
+        tensors = [t for t in (*args[: self.tensors], out) if t is not None]
+        if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or (
+            forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+        ):
+            raise ValueError(f"{self.name}: out= cannot be differentiated; expected tensors without grad, or no out=")
 
     def _reference_checked(self, *args: Any) -> Tensor:
         self.shape(*args)
@@ -131,6 +144,8 @@ class Op:
     def _fill_out(self, *args: Any, out: Tensor) -> None:
         self._check_out(args, out)
         self._fill(out, args)
+        if not out.is_inference():  # who saved `out` for a gradient learns that it has changed
+            torch.autograd.graph.increment_version(out)
 
     def _fake_out(self, *args: Any, out: Tensor) -> None:
         self._check_out_kind(args, out)
@@ -142,6 +157,7 @@ class Op:
             raise ValueError(f"{self.name}: out: expected {describe(*expected)}; got {describe(*got)}")
 
     def _check_out(self, args: Sequence[Any], out: Tensor) -> None:
+        self._refuse_gradients(args, out)
         self._check_out_kind(args, out)
         span = 1
         for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
@@ -151,7 +167,7 @@ class Op:
                                      f"{tuple(out.stride())} for shape {tuple(out.shape)}")  # fmt: skip
                 span += stride * (size - 1)
         for i, t in enumerate(args[: self.tensors]):
-            if t is None or t.untyped_storage().data_ptr() != out.untyped_storage().data_ptr():
+            if t is None:
                 continue
             same = t.data_ptr() == out.data_ptr() and t.shape == out.shape and t.stride() == out.stride()
             if (
@@ -178,12 +194,13 @@ class Op:
             f"fastenh::{self.name} has no second derivatives; take them under `with fastenh.backend('reference'):`"
         )
 
-    def _allocate_gradients(self, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+    def _allocate_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        check_tensor(f"{self.name}_backward", "grad", grad, self.shape(*args), args[0])
         return [torch.empty_like(t) if need else None for t, need in zip(args[: self.tensors], needs, strict=True)]
 
     def _backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
         *args, needs = args_and_needs
-        gradients = self._allocate_gradients(args, needs)
+        gradients = self._allocate_gradients(grad, args, needs)
         kernels = self._kernels(args)
         if kernels is None or f"{self.name}_backward" not in kernels:
             self._reference_backward(gradients, grad, args)
@@ -251,6 +268,13 @@ def check_is_tensor(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name}: expected a torch.Tensor; got {type(t).__name__}")
     if t.layout is not torch.strided:
         raise TypeError(f"{op}: {name}: expected a dense tensor; got one of layout {t.layout}")
+
+
+def check_int(op: str, name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{op}: {name}: expected an int; got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{op}: {name}: expected {low} to {high}; got {value}")
 
 
 def check_image(op: str, image: Tensor, *, integers: bool = True) -> None:

@@ -77,6 +77,11 @@ HUGE = {"n_luts": 4, "size": 3000, "classifier": "statistics"}  # more than 1 TB
         (lambda path: change(path, {"fastenh": "[]"}), r"a system fastenh knows \(lut3d\), got None"),
         (lambda path: change(path, ours(system="gfpgan")), r"a system fastenh knows \(lut3d\), got 'gfpgan'"),
         (lambda path: change(path, ours(system=["lut3d"])), r"got \['lut3d'\]"),
+        (lambda path: change(path, luts=torch.full((4, 3, 5, 5, 5), float("nan"))), "finite floats in luts, got"),
+        (
+            lambda path: change(path, luts=torch.zeros(4, 3, 5, 5, 5, dtype=torch.int32)),
+            "floats in luts, got torch.int",
+        ),
         (lambda path: change(path, ours(system="lut3d")), "do not make a lut3d model"),
         (lambda path: change(path, ours(system="lut3d", arguments={"depth": 3})), "do not make a lut3d model"),
         (lambda path: change(path, ours(system="lut3d", arguments={"size": "33"})), "do not make a lut3d model"),

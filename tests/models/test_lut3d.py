@@ -173,6 +173,15 @@ def test_a_wrong_image_is_one_line(image):
         ImageAdaptiveLUT(2, 5)(image)
 
 
+def test_a_broken_pixel_does_not_break_the_photo():
+    model = ImageAdaptiveLUT(2, 5, "statistics").eval()
+    image = torch.rand(1, 3, 40, 40)
+    image[0, 1, 7, 9] = float("nan")
+    result = model(image).isnan()
+    assert result[..., 7, 9].all()
+    assert result.sum() == 3
+
+
 @pytest.mark.parametrize(("dtype", "full"), [(torch.uint8, 255), (torch.uint16, 65535)])
 @pytest.mark.parametrize("classifier", ["paired", "unpaired", "statistics"])
 def test_integers_are_full_scale(classifier, dtype, full):

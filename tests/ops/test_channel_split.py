@@ -67,8 +67,8 @@ features, side = torch.rand(1, 4, 3, 3), torch.rand(1, 2, 3, 3)
         ((features, side, side[..., :2]), ValueError, r"shift: expected shape \(1, 2, 3, 3\).*got \(1, 2, 3, 2\)"),
         ((features, side[None], side), ValueError, r"scale: expected shape \(1, 2, 3, 3\).*got \(1, 1, 2, 3, 3\)"),
         ((features, side.byte(), side), TypeError, "scale: expected one of float.*got uint8"),
-        ((features, side, side, 5), ValueError, "split: expected 0 <= split <= C = 4; got 5"),
-        ((features, side, side, -1), ValueError, "split: expected 0 <= split <= C = 4; got -1"),
+        ((features, side, side, 5), ValueError, "split: expected 0 to 4; got 5"),
+        ((features, side, side, -1), ValueError, "split: expected 0 to 4; got -1"),
         ((features, side, side.to("meta")), ValueError, "shift: expected device cpu.*got meta"),
     ],
 )

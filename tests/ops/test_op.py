@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from laws import lives
@@ -75,6 +76,75 @@ def test_out_is_not_differentiated_in_silence(image: Tensor, curves: Tensor) -> 
     with torch.no_grad():
         assert curve_iterate(image, curves, out=out) is out
     assert not out.requires_grad
+
+
+def test_out_with_a_history_or_a_tangent_is_refused(image: Tensor, curves: Tensor) -> None:
+    computed = torch.rand_like(image).requires_grad_() * 2
+    with pytest.raises(ValueError, match=r"^curve_iterate: out= cannot be differentiated"):
+        curve_iterate(image, curves, out=computed)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(image, torch.ones_like(image))
+        with pytest.raises(ValueError, match=r"^curve_iterate: out= cannot be differentiated"):
+            curve_iterate(dual, curves, out=torch.empty_like(image))
+    learned = curves.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"^curve_iterate: out= cannot be differentiated"):
+        torch.ops.fastenh.curve_iterate.out(image, learned, 8, out=torch.empty_like(image))
+
+
+def test_who_saved_out_for_a_gradient_learns_that_it_changed(image: Tensor, curves: Tensor) -> None:
+    factor = torch.ones_like(image, requires_grad=True)
+    loss = (image * factor).sum()
+    curve_iterate(image, curves, out=image)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_out_that_overlaps_from_another_storage() -> None:
+    memory = np.zeros(3 * 40 * 40 * 10, np.float32)
+    image = torch.from_numpy(memory[: 3 * 1600]).view(1, 3, 40, 40)
+    out = torch.from_numpy(memory[1600 : 1600 * 28]).view(1, 27, 40, 40)
+    with pytest.raises(ValueError, match="out: expected memory of its own; got one that overlaps argument 1"):
+        context_voxels(image, torch.rand(1, 9, 40, 40), out=out)
+
+
+def test_out_at_an_odd_address() -> None:
+    """Large enough to be written past the cache, which only works at even addresses."""
+    image, curves = torch.rand(1, 3, 640, 1024), torch.rand(1, 3, 640, 1024)
+    out = torch.frombuffer(bytearray(image.nbytes + 1), dtype=torch.float32, offset=1).view(image.shape)
+    assert out.data_ptr() % 4
+    assert torch.equal(curve_iterate(image, curves, out=out), curve_iterate(image, curves))
+
+
+def test_default_dtype_does_not_matter(image: Tensor) -> None:
+    curves = torch.rand(1, 24, 4, 6, requires_grad=True)
+    (expected,) = torch.autograd.grad(curve_iterate(image, curves).sum(), curves)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        (gradient,) = torch.autograd.grad(curve_iterate(image, curves).sum(), curves)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x, c: (x[..., :8, :8], x, c, 8, [True, True]), r"grad: expected shape \(1, 3, 9, 20\)"),
+        (lambda x, c: (x, x, c, 0, [True, True]), "iterations: expected 1 to 1024; got 0"),
+        (lambda x, c: (x[0], x[0], c[0], 8, [True, True]), "image: expected shape"),
+    ],
+)
+def test_backward_operators_check_as_well(image: Tensor, curves: Tensor, make: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastenh.curve_iterate_backward(*make(image, curves))
+
+
+@pytest.mark.parametrize("iterations", [8.0, None, "8"])
+def test_options_of_another_type_are_one_line(image: Tensor, curves: Tensor, iterations: object) -> None:
+    with pytest.raises(TypeError, match="^curve_iterate: iterations: expected an int; got"):
+        curve_iterate(image, curves, iterations)
+    with pytest.raises(TypeError, match=r"^curve_iterate: out: expected a torch.Tensor; got ndarray"):
+        curve_iterate(image, curves, out=image.numpy())
 
 
 # ---- which code runs, and in which mode ----
