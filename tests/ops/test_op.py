@@ -141,7 +141,7 @@ def test_backward_operators_check_as_well(image: Tensor, curves: Tensor, make: C
 
 @pytest.mark.parametrize("iterations", [8.0, None, "8"])
 def test_options_of_another_type_are_one_line(image: Tensor, curves: Tensor, iterations: object) -> None:
-    with pytest.raises(TypeError, match="^curve_iterate: iterations: expected an int; got"):
+    with pytest.raises(TypeError, match=r"^curve_iterate: iterations: expected an int; got"):
         curve_iterate(image, curves, iterations)
     with pytest.raises(TypeError, match=r"^curve_iterate: out: expected a torch.Tensor; got ndarray"):
         curve_iterate(image, curves, out=image.numpy())
@@ -210,6 +210,14 @@ def test_compiled_by_inductor(image: Tensor, curves: Tensor) -> None:
         torch.testing.assert_close(
             torch.autograd.grad(result.sum(), curves), torch.autograd.grad(expected.sum(), curves)
         )
+
+
+def test_forward_mode_under_compile_is_the_references(image: Tensor, curves: Tensor) -> None:
+    def derivative(image: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: curve_iterate(x, curves), (image,), (image,))[1]
+
+    compiled = torch.compile(derivative, fullgraph=True, backend="eager")(image)
+    torch.testing.assert_close(compiled, derivative(image))
 
 
 def test_saved_tensors_may_not_change(image: Tensor, curves: Tensor) -> None:
