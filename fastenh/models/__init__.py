@@ -70,11 +70,10 @@ def load(path_or_name: str | Path) -> nn.Module:
             )
         if not (tensors[key].is_floating_point() and tensors[key].isfinite().all()):
             raise ValueError(f"{path}: expected finite floats in {key}, got {tensors[key].dtype} or NaN")
-    about = config.get("about", {})
-    if not isinstance(about, dict):
-        raise ValueError(f"{path}: expected a JSON object as about, got {type(about).__name__}")
+    if not isinstance(config.get("about", {}), dict):
+        raise ValueError(f"{path}: expected a JSON object as about, got {type(config['about']).__name__}")
     model.load_state_dict(tensors, assign=True)
-    model.about = about
+    model.about = config.get("about", {})
     return model.float().eval()
 
 
