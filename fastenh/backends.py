@@ -23,7 +23,14 @@ CPU = ("baseline", "avx2", "avx512")
 NAMES = ("auto", "reference", *CPU, "cuda", "triton")
 REBUILD = "pip install -v --force-reinstall --no-deps .  (in a checkout of fastenh; -v shows what was missing)"
 
-Kernels = Mapping[str, Callable[..., None]]
+
+class Kernels(dict[str, Callable[..., None]]):
+    """The functions of one backend by name, and whether they are made for a GPU: tables in half precision where that is
+    enough, sums by atomics instead of a share for each thread."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., None]], gpu: bool) -> None:
+        super().__init__(functions)
+        self.gpu = gpu
 
 
 def _load_core() -> tuple[ModuleType | None, str]:
@@ -128,20 +135,20 @@ def kernels(op: str, device_type: str) -> Kernels | None:
         if _chosen != "triton" and core is not None and op in core.cuda:
             why_not = problem("cuda")
             if not why_not:
-                return core.cuda
+                return Kernels(core.cuda, gpu=True)
             warnings.warn(f"fastenh does without its compiled CUDA kernels: {why_not}", RuntimeWarning, stacklevel=2)
         if _chosen != "cuda" and not problem("triton"):
             return _triton(op)
     return None
 
 
-def _threaded(table: Kernels) -> Kernels:
+def _threaded(table: Mapping[str, Callable[..., None]]) -> Kernels:
     """CPU kernels take the number of threads as one more argument: torch's, since they share its pool."""
 
     def bind(kernel: Callable[..., None]) -> Callable[..., None]:
         return lambda *args: kernel(*args, torch.get_num_threads())
 
-    return {name: bind(kernel) for name, kernel in table.items()}
+    return Kernels({name: bind(kernel) for name, kernel in table.items()}, gpu=False)
 
 
 def _triton(op: str) -> Kernels | None:
@@ -150,7 +157,7 @@ def _triton(op: str) -> Kernels | None:
     for stem in package.stems():
         module = importlib.import_module(f"fastenh.kernels.{stem}")
         if hasattr(module, op):
-            return vars(module)
+            return Kernels(vars(module), gpu=True)
     return None
 
 
