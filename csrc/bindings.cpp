@@ -50,11 +50,12 @@ Dtype dtype_of(DLDataType t) {
   if (t.lanes == 1) {
     if (t.code == kDLUInt && t.bits == 8) return Dtype::u8;
     if (t.code == kDLUInt && t.bits == 16) return Dtype::u16;
+    if (t.code == kDLInt && t.bits == 64) return Dtype::i64;
     if (t.code == kDLFloat && t.bits == 16) return Dtype::f16;
     if (t.code == kDLBfloat && t.bits == 16) return Dtype::bf16;
     if (t.code == kDLFloat && t.bits == 32) return Dtype::f32;
   }
-  throw py::type_error("expected dtype uint8, uint16, float16, bfloat16 or float32, got DLPack code " +
+  throw py::type_error("expected dtype uint8, uint16, int64, float16, bfloat16 or float32, got DLPack code " +
                        std::to_string(t.code) + " with " + std::to_string(t.bits) + " bits");
 }
 

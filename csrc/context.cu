@@ -12,26 +12,26 @@ __device__ inline bool inside(const Tensor& image, int64_t y, int64_t x) {
 __global__ void voxels_kernel(Pixels pixels, Tensor out, Tensor image, Tensor attention, int64_t k) {
   const int64_t r = k / 2;
   for_pieces(pixels, [&](int64_t b, int64_t y, int64_t x0, int n) {
-    for_threads(n, [&](int i) {
+    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
       const int64_t x = x0 + i;
       int64_t j = 0;
       for (int64_t dy = -r; dy <= r; ++dy) {
         for (int64_t dx = -r; dx <= r; ++dx, ++j) {
-          const float weight = load(row(attention, b, j, y, x), 0);
+          const float weight = load(attention, b, j, y, x);
           const bool neighbour = inside(image, y + dy, x + dx);
           for (int64_t c = 0; c < 3; ++c) {
-            const float value = neighbour ? load(row(image, b, c, y + dy, x + dx), 0) : 0.f;
-            store(row(out, b, c * k * k + j, y, x), 0, weight * value);
+            const float value = neighbour ? load(image, b, c, y + dy, x + dx) : 0.f;
+            store(out, b, c * k * k + j, y, x, weight * value);
           }
         }
       }
-    });
+    }
   });
 }
 
 void voxels(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t k, int64_t stream) {
-  const Pixels pixels{out.shape[0], out.shape[2], out.shape[3]};
-  launch(voxels_kernel, pixels.pieces(), threads, out, stream, pixels, out, image, attention, k);
+  const Pixels pixels(1024, out.shape[0], out.shape[2], out.shape[3]);
+  launch(voxels_kernel, {pixels.pieces()}, out, stream, pixels, out, image, attention, k);
 }
 
 // A pixel's attention to its neighbour j met image[c](p + j). The pixel itself was neighbour j of p - j, and gathers
@@ -40,7 +40,7 @@ __global__ void backward_kernel(Pixels pixels, Tensor grad_image, Tensor grad_at
                                 Tensor attention, int64_t k) {
   const int64_t r = k / 2;
   for_pieces(pixels, [&](int64_t b, int64_t y, int64_t x0, int n) {
-    for_threads(n, [&](int i) {
+    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
       const int64_t x = x0 + i;
       float gathered[3] = {0.f, 0.f, 0.f};
       int64_t j = 0;
@@ -50,28 +50,28 @@ __global__ void backward_kernel(Pixels pixels, Tensor grad_image, Tensor grad_at
             float sum = 0.f;
             if (inside(image, y + dy, x + dx)) {
               for (int64_t c = 0; c < 3; ++c)
-                sum += load(row(grad, b, c * k * k + j, y, x), 0) * load(row(image, b, c, y + dy, x + dx), 0);
+                sum += load(grad, b, c * k * k + j, y, x) * load(image, b, c, y + dy, x + dx);
             }
-            store(row(grad_attention, b, j, y, x), 0, sum);
+            store(grad_attention, b, j, y, x, sum);
           }
           if (grad_image.data && inside(image, y - dy, x - dx)) {
-            const float weight = load(row(attention, b, j, y - dy, x - dx), 0);
+            const float weight = load(attention, b, j, y - dy, x - dx);
             for (int64_t c = 0; c < 3; ++c)
-              gathered[c] += weight * load(row(grad, b, c * k * k + j, y - dy, x - dx), 0);
+              gathered[c] += weight * load(grad, b, c * k * k + j, y - dy, x - dx);
           }
         }
       }
       if (grad_image.data) {
-        for (int64_t c = 0; c < 3; ++c) store(row(grad_image, b, c, y, x), 0, gathered[c]);
+        for (int64_t c = 0; c < 3; ++c) store(grad_image, b, c, y, x, gathered[c]);
       }
-    });
+    }
   });
 }
 
 void voxels_backward(Optional grad_image, Optional grad_attention, const Tensor& grad, const Tensor& image,
                      const Tensor& attention, int64_t k, int64_t stream) {
-  const Pixels pixels{image.shape[0], image.shape[2], image.shape[3]};
-  launch(backward_kernel, pixels.pieces(), threads, grad, stream, pixels, or_none(grad_image), or_none(grad_attention),
+  const Pixels pixels(1024, image.shape[0], image.shape[2], image.shape[3]);
+  launch(backward_kernel, {pixels.pieces()}, grad, stream, pixels, or_none(grad_image), or_none(grad_attention),
          grad, image, attention, k);
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 __global__ void probe_kernel() {}
 
-void probe(const Tensor& on, int64_t stream) { launch(probe_kernel, 1, 1, on, stream); }
+void probe(const Tensor& on, int64_t stream) { launch(probe_kernel, {1, 1}, on, stream); }
 
 }  // namespace
 

@@ -10,7 +10,7 @@
 
 namespace fastenh {
 
-enum class Dtype : int32_t { u8, u16, f16, bf16, f32 };
+enum class Dtype : int32_t { u8, u16, f16, bf16, f32, i64 };
 
 struct Tensor {
   char* data;

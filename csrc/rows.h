@@ -124,7 +124,7 @@ inline const float* load(const Row& row, int n, float* scratch) {
     case Dtype::u8:
       convert_row(u8, s, n, scratch, 1, [](uint8_t v) { return float(v) * (1.f / 255.f); });
       break;
-    case Dtype::u16:
+    default:
       convert_row(u16, s, n, scratch, 1, [](uint16_t v) { return float(v) * (1.f / 65535.f); });
       break;
   }
@@ -214,7 +214,7 @@ inline void store(const float* from, int n, const Row& row, bool streaming) {
     case Dtype::u8:
       convert_row(from, 1, n, u8, s, [](float v) { return uint8_t(to_full_scale(v, 255.f)); });
       break;
-    case Dtype::u16:
+    default:
       convert_row(from, 1, n, u16, s, [](float v) { return uint16_t(to_full_scale(v, 65535.f)); });
       break;
   }
