@@ -2,70 +2,70 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # neighbours in a row that one program works on
+from fastenh.kernels.pixels import joined, launch, load, row, split_program, store, with_strides
+
+TILE = 2048  # values that one program works on
 
 
 @triton.jit
-def _row(tensor, strides, batch, channel, y, x):
-    """Pointers to columns `x` of a row of a (B, ·, H, W) tensor."""
-    return tensor + batch * strides[0] + channel * strides[1] + y * strides[2] + x * strides[3]
-
-
-@triton.jit
-def _place(channels, height, width, BLOCK: tl.constexpr):
-    """Which pixels this program has: batch, channel, row, columns, and which of those columns exist."""
-    pieces = (width + BLOCK - 1) // BLOCK
-    program = tl.program_id(0).to(tl.int64)
-    line, x = program // pieces, program % pieces * BLOCK + tl.arange(0, BLOCK)
-    plane = line // height
-    return plane // channels, plane % channels, line % height, x, x < width
+def _place(channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which values this program has: batch, row, channels and columns, and which of those exist."""
+    piece, rest = split_program((width + COLUMNS - 1) // COLUMNS)
+    y, rest = rest % height, rest // height
+    groups = (channels + CHANNELS - 1) // CHANNELS
+    c = rest % groups * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    x = piece * COLUMNS + tl.arange(0, COLUMNS)[:, None]
+    return rest // groups, y, c, x, (c < channels) & (x < width)
 
 
 @triton.jit
 def _transform(
     out, out_strides, features, features_strides, scale, scale_strides, shift, shift_strides,
-    split, channels, height, width, BLOCK: tl.constexpr,
+    split, channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, channel, y, x, exists = _place(channels, height, width, BLOCK)
-    result = tl.load(_row(features, features_strides, batch, channel, y, x), exists).to(tl.float32)
-    if channel >= split:
-        a = tl.load(_row(scale, scale_strides, batch, channel - split, y, x), exists).to(tl.float32)
-        s = tl.load(_row(shift, shift_strides, batch, channel - split, y, x), exists).to(tl.float32)
-        result = result * a + s
-    tl.store(_row(out, out_strides, batch, channel, y, x), result, exists)
+    batch, y, c, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
+    changes = c >= split
+    f = load(row(features, features_strides, batch, c, y) + x * features_strides[3], exists)
+    a = load(row(scale, scale_strides, batch, c - split, y) + x * scale_strides[3], exists & changes)
+    s = load(row(shift, shift_strides, batch, c - split, y) + x * shift_strides[3], exists & changes)
+    store(row(out, out_strides, batch, c, y) + x * out_strides[3], tl.where(changes, f * a + s, f), exists)
 
 
 @triton.jit
 def _backward(
     grad_features, grad_features_strides, grad_scale, grad_scale_strides,
     grad, grad_strides, features, features_strides, scale, scale_strides,
-    split, channels, height, width, BLOCK: tl.constexpr,
+    split, channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, channel, y, x, exists = _place(channels, height, width, BLOCK)
-    g = tl.load(_row(grad, grad_strides, batch, channel, y, x), exists).to(tl.float32)
-    if channel >= split:
-        if grad_scale is not None:
-            f = tl.load(_row(features, features_strides, batch, channel, y, x), exists).to(tl.float32)
-            tl.store(_row(grad_scale, grad_scale_strides, batch, channel - split, y, x), g * f, exists)
-        g = g * tl.load(_row(scale, scale_strides, batch, channel - split, y, x), exists).to(tl.float32)
+    batch, y, c, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
+    changes = c >= split
+    g = load(row(grad, grad_strides, batch, c, y) + x * grad_strides[3], exists)
     if grad_features is not None:
-        tl.store(_row(grad_features, grad_features_strides, batch, channel, y, x), g, exists)
+        a = load(row(scale, scale_strides, batch, c - split, y) + x * scale_strides[3], exists & changes)
+        to = row(grad_features, grad_features_strides, batch, c, y) + x * grad_features_strides[3]
+        store(to, tl.where(changes, g * a, g), exists)
+    if grad_scale is not None:
+        f = load(row(features, features_strides, batch, c, y) + x * features_strides[3], exists & changes)
+        to = row(grad_scale, grad_scale_strides, batch, c - split, y) + x * grad_scale_strides[3]
+        store(to, g * f, exists & changes)
 
 
-def _launch(kernel, tensors: tuple[Tensor | None, ...], like: Tensor, split: int) -> None:
+def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], like: Tensor, split: int) -> None:
     batch, channels, height, width = like.shape
-    # Where every tensor's rows follow each other without a gap, the picture is one long row.
-    if height == 1 or all(t is None or t.stride(2) == t.stride(3) * width for t in tensors):
-        height, width = 1, height * width
-    programs = batch * channels * height * triton.cdiv(width, BLOCK)
-    arguments = [argument for t in tensors for argument in (t, None if t is None else t.stride())]
-    with torch.cuda.device_of(like):
-        kernel[(programs,)](*arguments, split, channels, height, width, BLOCK)
+    height, width = joined(height, width, *tensors)
+    # A tile is long where neighbours in memory are: along the row, or (channels_last) along the channels.
+    tile_channels = min(triton.next_power_of_2(channels), 64) if like.stride(1) == 1 < channels else 1
+    columns = TILE // tile_channels
+    programs = batch * triton.cdiv(channels, tile_channels) * height * triton.cdiv(width, columns)
+    launch(
+        kernel, programs, like, *with_strides(*tensors), split, channels, height, width, tile_channels, columns
+    )  # fmt: skip
 
 
 def channel_split_transform(out: Tensor, features: Tensor, scale: Tensor, shift: Tensor, split: int) -> None:

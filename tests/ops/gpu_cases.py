@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a f
 
 def every_case(test: Callable[..., None]) -> Callable[..., None]:
     """Parametrizes a test by `case`, `dtype` (of the first tensor; the others are float32) and `layout`."""
-    test = pytest.mark.parametrize("layout", ["contiguous", "every other"])(test)
+    test = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every other"])(test)
     test = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))(test)
     return pytest.mark.parametrize("case", CASES)(test)
 

@@ -1,0 +1,69 @@
+"""How every Triton kernel sees a picture: which pixels a program has, and numbers of any dtype as float32.
+
+A program works on a tile of neighbours. Strides come as plain numbers, so that Triton compiles for a stride of 1 and for
+alignment; from these it finds out itself how many bytes a thread may move at once. Offsets are 64 bits wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def split_program(count):
+    """This program's number, as (which of `count`, which among the rest)."""
+    program = tl.program_id(0)
+    return (program % count).to(tl.int64), (program // count).to(tl.int64)
+
+
+@triton.jit
+def row(tensor, strides, batch, channel, y):
+    """Where a row of a (B, ·, H, W) tensor begins."""
+    return tensor + batch * strides[0] + channel * strides[1] + y * strides[2]
+
+
+@triton.jit
+def load(pointers, exists):
+    """Values as float32, integers divided by their full scale; zero where they do not exist."""
+    values = tl.load(pointers, exists, 0)
+    if values.dtype == tl.uint8:
+        return values.to(tl.float32) * (1 / 255)
+    elif values.dtype == tl.uint16:
+        return values.to(tl.float32) * (1 / 65535)
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def store(pointers, values, exists):
+    """Floats as they are; integers clamped to [0, 1] and rounded to the nearest of their full scale, NaN as 0."""
+    dtype: tl.constexpr = pointers.dtype.element_ty
+    if dtype == tl.uint8 or dtype == tl.uint16:
+        full: tl.constexpr = 255.0 if dtype == tl.uint8 else 65535.0
+        unit = tl.minimum(tl.where(values > 0, values, 0.0), 1.0)
+        # Adding 1.5·2²³ rounds to nearest, ties to even, and leaves the integer in the low bits.
+        values = (unit * full + 12582912.0).to(tl.int32, bitcast=True).to(tl.uint16).to(dtype)
+    tl.store(pointers, values, exists)
+
+
+def joined(height: int, width: int, *tensors: Tensor | None) -> tuple[int, int]:
+    """Height and width; where every tensor's rows follow each other without a gap, the picture is one long row."""
+    if height == 1 or all(t is None or t.stride(2) == t.stride(3) * width for t in tensors):
+        return 1, height * width
+    return height, width
+
+
+def with_strides(*tensors: Tensor | None) -> list[Any]:
+    """Each tensor and its strides: what kernels take."""
+    return [argument for t in tensors for argument in (t, None if t is None else t.stride())]
+
+
+def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
+    """Starts the kernel on the device of `on`, on its current stream."""
+    with torch.cuda.device_of(on):
+        kernel[(programs,)](*arguments, **options)
