@@ -5,25 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from peers import iterate, iterate_into, upsample, upsample_into
 from torch import Tensor
 
 from fastenh.ops import curve_iterate
-
-
-def iterate(x: Tensor, curves: Tensor) -> Tensor:
-    """The loop as Zero-DCE's users write it."""
-    for r in curves.split(3, dim=1) if curves.shape[1] > 3 else [curves] * 8:
-        x = x + r * (torch.pow(x, 2) - x)
-    return x
-
-
-def iterate_into(out: Tensor, x: Tensor, curves: Tensor, scratch: Tensor) -> Tensor:
-    """The loop in two passes an iteration, x - x² and x - r·(x - x²), and no memory but `out` and `scratch`."""
-    for r in curves.split(3, dim=1) if curves.shape[1] > 3 else [curves] * 8:
-        torch.addcmul(x, x, x, value=-1, out=scratch)
-        x = torch.addcmul(x, r, scratch, value=-1, out=out)
-    return out
 
 
 def test_24_maps(contest: Any, photo: Tensor, maps: Any) -> None:
@@ -53,18 +38,18 @@ def test_shared_low_resolution_map(contest: Any, photo: Tensor, maps: Any) -> No
     curves = maps(3, noise=0.02, size=(180, 320))
     out, other, scratch, upsampled, compiled_out = (torch.empty_like(photo) for _ in range(5))
 
-    def upsample() -> Tensor:
-        return F.interpolate(curves, photo.shape[-2:], mode="bilinear", align_corners=True)
+    def upsampling() -> Tensor:
+        return iterate(photo, upsample(curves, photo))
 
     def reusing_by_rows() -> Tensor:
-        torch.ops.aten.upsample_bilinear2d.out(curves, photo.shape[-2:], True, out=upsampled)
+        upsample_into(upsampled, curves)
         contest.by_rows(iterate_into, other, photo, upsampled, scratch)
         return other
 
-    contest.peer("eager PyTorch", lambda: iterate(photo, upsample()), goal=45)
+    contest.peer("eager PyTorch", upsampling, goal=45)
     contest.peer("eager PyTorch, reused buffers, by rows", reusing_by_rows)
-    compiled = torch.compile(lambda: iterate(photo, upsample()), fullgraph=True)
-    compiled_into = torch.compile(lambda: compiled_out.copy_(iterate(photo, upsample())), fullgraph=True)
+    compiled = torch.compile(upsampling, fullgraph=True)
+    compiled_into = torch.compile(lambda: compiled_out.copy_(upsampling()), fullgraph=True)
     contest.peer("torch.compile", compiled, goal=3)
     contest.peer("torch.compile, reused output", compiled_into, goal=3)
     contest(

@@ -12,29 +12,12 @@ import numpy as np
 import PyOpenColorIO as ocio
 import pytest
 import torch
-import torch.nn.functional as F
+from inputs import luts as make_luts
+from peers import blend_into, make_grid, sample, weighted_sum
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from fastenh.ops import lut_transform
-
-BORDER = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
-
-
-def make_luts(count: int) -> Tensor:
-    """(count, 3, 33, 33, 33): the identity, smoothly bent."""
-    axis = torch.linspace(0, 1, 33)
-    identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
-    bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
-    return identity + 0.1 * F.interpolate(bends, identity.shape[1:], mode="trilinear", align_corners=True)
-
-
-def make_grid(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1)[:, None] * 2 - 1
-
-
-def sample(luts: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(luts, grid, **BORDER).squeeze(2)
 
 
 def halves(maps: Tensor) -> Tensor:
@@ -126,25 +109,12 @@ def test_five_luts_with_pixel_weights(contest: Any, photo: Tensor, maps: Any) ->
     luts, pixel_weights = make_luts(5), maps(5).mul_(2).softmax(1)
     out = torch.empty_like(photo)
 
-    def weighted_sum() -> Tensor:
-        grid = make_grid(photo)
-        return sum(pixel_weights[:, i : i + 1] * sample(luts[i : i + 1], grid) for i in range(5))
-
-    contest.peer("five F.grid_sample, weighted and summed", weighted_sum, goal=22)
-
+    contest.peer("five F.grid_sample, weighted and summed", lambda: weighted_sum(photo, luts, pixel_weights), goal=22)
     grids, weights = make_grid(halves(photo)).contiguous(), halves(pixel_weights).contiguous()
-    both = luts.flatten(0, 1).expand(2, -1, -1, -1, -1)  # 15 channels, so that cells are found once
     total = torch.empty_like(halves(photo))
-
-    def blend(grid: Tensor, weights: Tensor, out: Tensor) -> None:
-        values = sample(both, grid)
-        torch.mul(values[:, :3], weights[:, :1], out=out)
-        for i in range(1, 5):
-            out.addcmul_(values[:, 3 * i : 3 * i + 3], weights[:, i : i + 1])
-
     contest.peer(
         "F.grid_sample of 15 channels, grid made before, halves as a batch, by rows",
-        lambda: contest.by_rows(blend, grids, weights, total),
+        lambda: contest.by_rows(lambda out, grid, weights: blend_into(out, grid, luts, weights), total, grids, weights),
         goal=22,
         view=lambda _: whole(total),
     )

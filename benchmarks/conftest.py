@@ -22,15 +22,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import skimage.data
-import sklearn.datasets
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh import backend, backends
+
+sys.path.insert(0, str(Path(__file__).parent))  # what GPUs are measured with as well: inputs, peers, tables
+import inputs
+from tables import header, judged, put_into_readme, row
 
 SIZE = (2160, 3840)
 SECONDS = 18  # for the rounds of one case
@@ -47,39 +47,18 @@ cases: list[dict[str, Any]] = []  # what was measured
 
 @pytest.fixture(scope="session")
 def photo() -> Tensor:
-    """(1, 3, 2160, 3840) of photographed pixels: crops of photos side by side, none enlarged, so that neighbours differ
-    as they do in a picture straight from a camera."""
-    photos = [
-        skimage.data.coffee(),
-        skimage.data.astronaut(),
-        skimage.data.stereo_motorcycle()[0],
-        *sklearn.datasets.load_sample_images().images,  # china, flower
-    ]
-    random = np.random.default_rng(0)
-    mosaic = np.empty((*SIZE, 3), np.uint8)
-    for i, (top, left) in enumerate((top, left) for top in range(0, 2160, 360) for left in range(0, 3840, 480)):
-        source = photos[i % len(photos)]
-        y, x = random.integers(source.shape[0] - 359), random.integers(source.shape[1] - 479)
-        mosaic[top : top + 360, left : left + 480] = source[y : y + 360, x : x + 480]
-    return torch.from_numpy(mosaic).permute(2, 0, 1)[None].float().contiguous() / 255
+    return inputs.photo(SIZE)
 
 
 @pytest.fixture(scope="session")
 def noise() -> Tensor:
-    """The worst case for a lookup: no two neighbours alike."""
-    return torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    return inputs.noise(SIZE)
 
 
 @pytest.fixture(scope="session")
 def maps() -> Callable[..., Tensor]:
-    """maps(channels, noise=0.1, size=SIZE): what a network gives, smooth with some noise, in [-1, 1]."""
-
-    def make(channels: int, noise: float = 0.1, size: Sequence[int] = SIZE) -> Tensor:
-        random = torch.Generator().manual_seed(channels)
-        smooth = F.interpolate(torch.randn(1, channels, 10, 18, generator=random), size, mode="bicubic")
-        return smooth.add_(torch.randn(smooth.shape, generator=random), alpha=noise).tanh_()
-
-    return make
+    """maps(channels, noise=0.1, size=SIZE)"""
+    return lambda channels, noise=0.1, size=SIZE: inputs.maps(channels, noise, size)
 
 
 # ---- the contest ----
@@ -238,13 +217,8 @@ def tables() -> str:
     names = list(dict.fromkeys(name for case in cases for peer in case["times_faster"].values() for name in peer))
     titles = [{"avx512": "AVX-512", "avx2": "AVX2", "fresh": "fresh output"}.get(name, name) for name in names]
 
-    def row(*cells: Any) -> str:
-        return f"| {' | '.join(map(str, cells))} |"
-
-    costs = [row("case", "threads", *(f"{title}, ms" for title in titles), "MiB beyond the output")]
-    stand = [row("case", "peer", "its ms", *(f"{title}: times faster" for title in titles))]
-    for rows in (costs, stand):
-        rows.append(row(*["---"] * (3 + len(names))))
+    costs = header("case", "threads", *(f"{title}, ms" for title in titles), "MiB beyond the output")
+    stand = header("case", "peer", "its ms", *(f"{title}: times faster" for title in titles))
     for case in cases:
         ms = case["ms"]
         costs.append(row(case["case"], case["threads"], *(f"{ms[n]:.1f}" if n in ms else "" for n in names),
@@ -261,21 +235,12 @@ def tables() -> str:
 
 def summary() -> str:
     """The README's table: the fastest code with `out=`, against every peer."""
-    lines = ["| 3840 x 2160 float32, unless it says otherwise | ms | times faster than |", "| --- | --- | --- |"]
+    lines = header("3840 x 2160 float32, unless it says otherwise", "ms", "times faster than")
     for case in cases:
         peers = {peer: next(iter(figures.values()))["ratio"] for peer, figures in case["times_faster"].items()}
         ratios = "<br>".join(f"**{ratio:.3g}** {peer}" for peer, ratio in peers.items())
-        lines.append(f"| {case['case']} | {next(iter(case['ms'].values())):.1f} | {ratios} |")
+        lines.append(row(case["case"], f"{next(iter(case['ms'].values())):.1f}", ratios))
     return "\n".join(lines)
-
-
-def judged(text: str, figure: float | None, sign: str, goal: float | None) -> str:
-    if figure is None:
-        return ""
-    if goal is None:
-        return text.format(figure)
-    met = figure <= goal if sign == "<=" else figure >= goal
-    return f"{text.format(figure)}, goal {sign} {goal:g} {'met' if met else 'MISSED'}"
 
 
 def write_results(config: pytest.Config) -> str:
@@ -299,10 +264,8 @@ def write_results(config: pytest.Config) -> str:
     facts = [f"{key}: {value}" for key, value in (about | about["versions"]).items() if key != "versions"]
     path.with_suffix(".md").write_text(f"{'; '.join(facts)}\n\n{tables()}\n")
     if about["code"] == "auto":
-        readme = Path(__file__).parent.parent / "README.md"
         where = f"{about['processor']}, {cases[0]['threads']} threads; commit {about['commit'][:9]}, {about['date']}."
-        block = re.compile(r"(?<=<!-- speed -->\n).*(?=<!-- /speed -->)", re.DOTALL)
-        readme.write_text(block.sub(lambda _: f"{where}\n\n{summary()}\n\n", readme.read_text()))
+        put_into_readme("speed", f"{where}\n\n{summary()}")
     return f"written: {path}.json, .md and the README's table of speed"
 
 

@@ -1,0 +1,53 @@
+"""What every op is measured on: photographed pixels, noise, what networks give, and LUTs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import skimage.data
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def photo(size: Sequence[int]) -> Tensor:
+    """(1, 3, H, W) of photographed pixels, as float32: crops of photos side by side, none enlarged, so that neighbours
+    differ as they do in a picture straight from a camera."""
+    photos = [
+        skimage.data.coffee(),
+        skimage.data.astronaut(),
+        skimage.data.stereo_motorcycle()[0],
+        *sklearn.datasets.load_sample_images().images,  # china, flower
+    ]
+    random = np.random.default_rng(0)
+    height, width = size
+    mosaic = np.empty((height, width, 3), np.uint8)
+    for i, (top, left) in enumerate((top, left) for top in range(0, height, 360) for left in range(0, width, 480)):
+        source = photos[i % len(photos)]
+        y, x = random.integers(source.shape[0] - 359), random.integers(source.shape[1] - 479)
+        place = mosaic[top : top + 360, left : left + 480]
+        place[:] = source[y : y + place.shape[0], x : x + place.shape[1]]
+    return torch.from_numpy(mosaic).permute(2, 0, 1)[None].float().contiguous() / 255
+
+
+def noise(size: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
+    """The worst case for a lookup: no two neighbours alike."""
+    return torch.rand(1, 3, *size, generator=torch.Generator(device).manual_seed(0), device=device)
+
+
+def maps(channels: int, noise: float, size: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
+    """What a network gives, smooth with some noise, in [-1, 1]."""
+    random = torch.Generator(device).manual_seed(channels)
+    coarse = torch.randn(1, channels, 10, 18, generator=random, device=device)
+    smooth = F.interpolate(coarse, tuple(size), mode="bicubic")
+    return smooth.add_(torch.randn(smooth.shape, generator=random, device=device), alpha=noise).tanh_()
+
+
+def luts(count: int) -> Tensor:
+    """(count, 3, 33, 33, 33): the identity, smoothly bent."""
+    axis = torch.linspace(0, 1, 33)
+    identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
+    bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    return identity + 0.1 * F.interpolate(bends, identity.shape[1:], mode="trilinear", align_corners=True)
