@@ -1,74 +1,97 @@
-"""csrc/*.cu: on a GPU where there is one; and the same sources built for the CPU, by the laws of their ops."""
+"""csrc/*.cu: on a GPU where there is one; and the same sources built for the CPU, under sanitizers, by their ops' laws.
 
-import importlib.util
+AddressSanitizer has to be the first library of a process, so the laws run in one of their own.
+"""
+
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from gpu_cases import every_case, run
-from laws import VARIANTS
-from test_channel_split import TestLaws as ChannelSplitLaws
-from test_context import TestLaws as ContextLaws
 
 import fastenh
-from fastenh import backends
-
-pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+CSRC, STAND_IN = ROOT / "csrc", ROOT / "tests" / "cuda_on_cpu"
+STEMS = sorted(p.stem for p in CSRC.glob("*.cu") if (ROOT / "tests" / "ops" / f"test_{p.stem}.py").is_file())
+CXX = shutil.which("g++")
+SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+
+# ---- built for the CPU ----
+
+on_cpu = pytest.mark.skipif(
+    not CXX or platform.machine() != "x86_64", reason="the stand-in for CUDA needs g++ and x86-64"
+)
+
+
+def gcc(*arguments: object) -> None:
+    done = subprocess.run([str(CXX), "-std=c++20", "-fPIC", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def core_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A core whose CPU kernels are the CUDA kernels: they take a stream where the CPU's take a number of threads."""
-    cxx = os.environ.get("CXX") or shutil.which("c++")
-    if not cxx:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("core_on_cpu")
-    sources = sorted((ROOT / "csrc").glob("*.cu"))
-    tables = " ".join(f"STEM({source.stem}, baseline)" for source in sources)
-    includes = [f"-I{ROOT}/tests/cuda_on_cpu", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-
-    def build(*arguments: str) -> None:
-        done = subprocess.run([cxx, "-std=c++20", "-fPIC", *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    for source in sources:
-        table = f"-DFASTENH_TABLE={source.stem}_baseline"
-        build("-O1", *SANITIZE, *includes, table, "-x", "c++", "-c", str(source), "-o", f"{folder}/{source.stem}.o")
-    build(
-        "-O0", *includes, f"-DFASTENH_VARIANTS=VARIANT(baseline, {tables})", f"-DFASTENH_TABLES={tables}",
+def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of a core with one table, whose kernels take the stream where kernels for CPUs take a number of threads."""
+    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
+    built, table = tmp_path_factory.mktemp("bindings") / "bindings.o", "STEM(kernels, on_cpu)"
+    python = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+    gcc("-O0", *python, f"-DFASTENH_TABLES={table}", f"-DFASTENH_VARIANTS=VARIANT(baseline, {table})",
         "-DFASTENH_CUDA_TABLES=", '-DFASTENH_CUDA_ARCHS=""', '-DFASTENH_VERSION="stand-in"',
-        "-c", str(ROOT / "csrc" / "bindings.cpp"), "-o", f"{folder}/bindings.o",
-    )  # fmt: skip
-    build("-shared", *SANITIZE, *map(str, folder.glob("*.o")), "-o", f"{folder}/_C.so")
-    spec = importlib.util.spec_from_file_location("_C", folder / "_C.so")
-    assert spec and spec.loader
-    core = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(core)
-    return SimpleNamespace(cpu=dict.fromkeys(VARIANTS, core.cpu["baseline"]), built=VARIANTS, cuda={})
+        "-c", CSRC / "bindings.cpp", "-o", built)  # fmt: skip
+    return built
 
 
-class OnCpu:
-    @pytest.fixture(autouse=True)
-    def with_cuda_sources(self, core_on_cpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backends, "core", core_on_cpu)
-        backends.kernels.cache_clear()
-        assert f"{self.op.name}_backward" in backends.kernels(self.op.name, "cpu")
+def core(source: Path, bindings: Path, folder: Path) -> Path:
+    """A core of the kernels in one .cu file."""
+    gcc("-O1", "-g1", "-fno-strict-aliasing", *SANITIZE, f"-I{STAND_IN}", "-DFASTENH_TABLE=kernels_on_cpu",
+        "-x", "c++", "-c", source, "-o", folder / "kernels.o")  # fmt: skip
+    gcc("-shared", *SANITIZE, folder / "kernels.o", bindings, "-o", folder / "_C.so")
+    return folder / "_C.so"
 
 
-class TestChannelSplitOnCpu(OnCpu, ChannelSplitLaws):
-    pass
+def laws(stem: str, built: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the op's laws with that core."""
+    first = [  # and the library of exceptions, which the sanitizer looks for when it is loaded
+        subprocess.run([str(CXX), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    environment = {
+        **os.environ,
+        "FASTENH_CUDA_ON_CPU": str(built),
+        "PYTHONPATH": str(STAND_IN),
+        "LD_PRELOAD": " ".join(first),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
+    }
+    tests = f"{ROOT}/tests/ops/test_{stem}.py::TestLaws"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin", *options, tests]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-class TestContextOnCpu(OnCpu, ContextLaws):
-    pass
+@pytest.fixture(scope="module")
+def cores(bindings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The core of a stem: all are built side by side, beginning now."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    building = {stem: pool.submit(core, CSRC / f"{stem}.cu", bindings, tmp_path_factory.mktemp(stem)) for stem in STEMS}
+    return lambda stem: building[stem].result()
+
+
+@on_cpu
+@pytest.mark.parametrize("stem", STEMS)
+def test_laws_hold_on_the_cpu(stem: str, cores: Callable[[str], Path]) -> None:
+    done = laws(stem, cores(stem))
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+# ---- on a GPU ----
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
