@@ -1,6 +1,6 @@
 # `make demo` and `make test` need only python3 (3.10 or later, with its headers), a C++ compiler and the network: they
 # make .venv, with fastenh in it, first. PYTHON=... names an environment of yours instead, with fastenh[dev] installed.
-.PHONY: demo test bench lint
+.PHONY: demo test bench cuda-report lint
 
 ifdef PYTHON
 ready:
@@ -28,6 +28,10 @@ test: ready
 
 bench: ready
 	$(PYTHON) -m pytest --benchmark
+
+# What nvcc made of every CUDA kernel: registers, spills, instructions per pixel. Needs no GPU.
+cuda-report: ready
+	$(PYTHON) benchmarks/cuda_report.py
 
 lint: ready
 	$(PYTHON) -m ruff check

@@ -21,6 +21,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+CARDS = "8.0;9.0+PTX"
 OPTIMISE = [
     "-O3",
     "-std=c++20",
@@ -51,6 +52,11 @@ def gencode(arch_list: str) -> list[str]:
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def nvcc_flags(cxx: str, arch_list: str) -> list[str]:
+    host = f"-ccbin={shlex.split(cxx)[-1]}"
+    return ["-O3", "-std=c++20", "-Xcompiler=-O3,-fPIC,-fvisibility=hidden,-Wall", host, *gencode(arch_list)]
 
 
 def compiles(command: list[str], suffix: str, source: str) -> bool:
@@ -117,10 +123,9 @@ class BuildCore(build_ext):
 
     def plan(self, cxx: str, pybind11_include: str, target: Path) -> str:
         """The build.ninja file: one edge per object, header dependencies kept by the compiler."""
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-        host = f"-ccbin={shlex.split(cxx)[-1]}"
-        nvcc_flags = ["-O3", "-std=c++20", "-Xcompiler=-O3,-fPIC,-fvisibility=hidden,-Wall", host, *gencode(archs)]
-        nvcc = find_nvcc(cxx, nvcc_flags)
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST", CARDS)
+        cuda = nvcc_flags(cxx, archs)
+        nvcc = find_nvcc(cxx, cuda)
         openmp = ["-fopenmp"] if compiles([*shlex.split(cxx), "-std=c++20", "-fopenmp"], ".cpp", PROBE) else []
         stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cpp") if p.stem != "bindings")
         cuda_stems = sorted(p.stem for p in (ROOT / "csrc").glob("*.cu")) if nvcc else []
@@ -155,10 +160,10 @@ class BuildCore(build_ext):
                 table = [f"-DFASTENH_TABLE={stem}_{variant}"]
                 compile_edge(f"{stem}.cpp", f"{stem}.{variant}.o", cxx, [*OPTIMISE, *openmp, *flags, *table])
         for stem in cuda_stems:
-            compile_edge(f"{stem}.cu", f"{stem}.cuda.o", str(nvcc), [*nvcc_flags, f"-DFASTENH_TABLE={stem}_cuda"])
+            compile_edge(f"{stem}.cu", f"{stem}.cuda.o", str(nvcc), [*cuda, f"-DFASTENH_TABLE={stem}_cuda"])
 
         if cuda_stems:  # nvcc knows where cudart_static lies, and takes it by default
-            linker, link = str(nvcc), ["-shared", host, *(f"-Xcompiler={f}" for f in openmp)]
+            linker, link = str(nvcc), ["-shared", *cuda, *(f"-Xcompiler={f}" for f in openmp)]
         else:
             linker, link = cxx, ["-shared", *openmp]
             link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
@@ -167,16 +172,17 @@ class BuildCore(build_ext):
         return "\n".join(lines)
 
 
-# setuptools never clears its copy of the package: files deleted since would go into the next wheel.
-for stale in (ROOT / "build").glob("lib*"):
-    shutil.rmtree(stale)
+if __name__ == "__main__":
+    # setuptools never clears its copy of the package: files deleted since would go into the next wheel.
+    for stale in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(stale)
 
-setup(
-    packages=["fastenh", "fastenh.kernels"]
-    + [f"fastenh.{p.parent.name}" for p in sorted((ROOT / "fastenh").glob("*/__init__.py"))],
-    package_dir={"fastenh": "fastenh", "fastenh.kernels": "kernels"},
-    package_data={"fastenh": ["py.typed", "*.pyi", "weights/*"]},
-    # optional: nothing to copy where there is no compiler. Errors of a compiler that is there still stop the build.
-    ext_modules=[Extension("fastenh._C", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildCore},
-)
+    setup(
+        packages=["fastenh", "fastenh.kernels"]
+        + [f"fastenh.{p.parent.name}" for p in sorted((ROOT / "fastenh").glob("*/__init__.py"))],
+        package_dir={"fastenh": "fastenh", "fastenh.kernels": "kernels"},
+        package_data={"fastenh": ["py.typed", "*.pyi", "weights/*"]},
+        # optional: nothing to copy where there is no compiler. Errors of a compiler that is there still stop the build.
+        ext_modules=[Extension("fastenh._C", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildCore},
+    )

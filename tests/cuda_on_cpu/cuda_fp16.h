@@ -31,11 +31,15 @@ inline __half __hadd(__half a, __half b) { return __double2half(to_double(a) + t
 inline __half __hsub(__half a, __half b) { return __double2half(to_double(a) - to_double(b)); }
 inline __half __hmul(__half a, __half b) { return __double2half(to_double(a) * to_double(b)); }
 inline __half __hfma(__half a, __half b, __half c) { return __double2half(to_double(a) * to_double(b) + to_double(c)); }
+inline __half __hmin(__half a, __half b) { return to_double(b) != to_double(b) || to_double(a) < to_double(b) ? a : b; }
+inline __half __hmax(__half a, __half b) { return to_double(b) != to_double(b) || to_double(a) > to_double(b) ? a : b; }
 inline __half __hmin_nan(__half a, __half b) { return to_double(a) != to_double(a) || to_double(a) < to_double(b) ? a : b; }
 inline __half __hmax_nan(__half a, __half b) { return to_double(a) != to_double(a) || to_double(a) > to_double(b) ? a : b; }
 inline __half2 __hadd2(__half2 a, __half2 b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; }
 inline __half2 __hsub2(__half2 a, __half2 b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; }
 inline __half2 __hmul2(__half2 a, __half2 b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; }
 inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }
+inline __half2 __hmin2(__half2 a, __half2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }
+inline __half2 __hmax2(__half2 a, __half2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }
 inline __half2 __hmin2_nan(__half2 a, __half2 b) { return {__hmin_nan(a.x, b.x), __hmin_nan(a.y, b.y)}; }
 inline __half2 __hmax2_nan(__half2 a, __half2 b) { return {__hmax_nan(a.x, b.x), __hmax_nan(a.y, b.y)}; }

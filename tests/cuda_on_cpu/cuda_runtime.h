@@ -157,6 +157,8 @@ T atomicMin(T* to, std::type_identity_t<T> value) {
 template <class T>
 T __ldg(const T* from) { return *from; }
 template <class T>
+T __ldca(const T* from) { return *from; }
+template <class T>
 T __ldcg(const T* from) { return *from; }
 template <class T>
 T __ldcs(const T* from) { return *from; }
