@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return lambda *args: kernel(*args, ORDERS.index(order))  # as the stream
 
     @cache
-    def kernels(op: str, device_type: str) -> backends.Kernels | None:
+    def kernels(op: str, device: object) -> backends.Kernels | None:
         if backends.chosen() == "reference":
             return None
         assert f"{op}_backward" in table

@@ -61,6 +61,7 @@ class TestLaws(Laws):
     function = staticmethod(call)
     calls = calls()
     dtypes = (*FLOATS, torch.uint8, torch.uint16)
+    half_on_gpu = {torch.float16: 2**-9, torch.uint8: 2**-8}
     small = [
         Call([Box((2, 3, 3, 5), 0, 1), Box((2, 3, 4, 4, 4)), Box((2, 2), -1, 1), None, None], ("trilinear",)),
         Call([Box((2, 3, 3, 5), 0, 1), Box((6, 3, 3, 3, 3)), Box((2, 6)), Box((2, 6, 3, 5)), None], ("trilinear",)),
