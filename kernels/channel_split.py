@@ -8,20 +8,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh.kernels.pixels import joined, launch, load, row, split_program, store, with_strides
+from .pixels import at, columns_from, joined, launch, load, split_program, store, with_strides
 
 TILE = 2048  # values that one program works on
 
 
 @triton.jit
 def _place(channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which values this program has: batch, row, channels and columns, and which of those exist."""
+    """Which values this program has: batch, row, channels, first column, columns from there, and which exist."""
     piece, rest = split_program((width + COLUMNS - 1) // COLUMNS)
+    start = piece * COLUMNS
     y, rest = rest % height, rest // height
     groups = (channels + CHANNELS - 1) // CHANNELS
     c = rest % groups * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    x = piece * COLUMNS + tl.arange(0, COLUMNS)[:, None]
-    return rest // groups, y, c, x, (c < channels) & (x < width)
+    x = tl.arange(0, COLUMNS)[:, None]
+    return rest // groups, y, c, start, x, (c < channels) & (x < columns_from(start, width))
 
 
 @triton.jit
@@ -29,12 +30,12 @@ def _transform(
     out, out_strides, features, features_strides, scale, scale_strides, shift, shift_strides,
     split, channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, y, c, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
+    batch, y, c, start, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
     changes = c >= split
-    f = load(row(features, features_strides, batch, c, y) + x * features_strides[3], exists)
-    a = load(row(scale, scale_strides, batch, c - split, y) + x * scale_strides[3], exists & changes)
-    s = load(row(shift, shift_strides, batch, c - split, y) + x * shift_strides[3], exists & changes)
-    store(row(out, out_strides, batch, c, y) + x * out_strides[3], tl.where(changes, f * a + s, f), exists)
+    f = load(at(features, features_strides, batch, c, y, start, x), exists)
+    a = load(at(scale, scale_strides, batch, c - split, y, start, x), exists & changes)
+    s = load(at(shift, shift_strides, batch, c - split, y, start, x), exists & changes)
+    store(at(out, out_strides, batch, c, y, start, x), tl.where(changes, f * a + s, f), exists)
 
 
 @triton.jit
@@ -43,17 +44,15 @@ def _backward(
     grad, grad_strides, features, features_strides, scale, scale_strides,
     split, channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, y, c, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
+    batch, y, c, start, x, exists = _place(channels, height, width, CHANNELS, COLUMNS)
     changes = c >= split
-    g = load(row(grad, grad_strides, batch, c, y) + x * grad_strides[3], exists)
+    g = load(at(grad, grad_strides, batch, c, y, start, x), exists)
     if grad_features is not None:
-        a = load(row(scale, scale_strides, batch, c - split, y) + x * scale_strides[3], exists & changes)
-        to = row(grad_features, grad_features_strides, batch, c, y) + x * grad_features_strides[3]
-        store(to, tl.where(changes, g * a, g), exists)
+        a = load(at(scale, scale_strides, batch, c - split, y, start, x), exists & changes)
+        store(at(grad_features, grad_features_strides, batch, c, y, start, x), tl.where(changes, g * a, g), exists)
     if grad_scale is not None:
-        f = load(row(features, features_strides, batch, c, y) + x * features_strides[3], exists & changes)
-        to = row(grad_scale, grad_scale_strides, batch, c - split, y) + x * grad_scale_strides[3]
-        store(to, g * f, exists & changes)
+        f = load(at(features, features_strides, batch, c, y, start, x), exists & changes)
+        store(at(grad_scale, grad_scale_strides, batch, c - split, y, start, x), g * f, exists & changes)
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], like: Tensor, split: int) -> None:

@@ -2,89 +2,167 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 256  # neighbours in a row that one program works on
+from .pixels import aligned, at, columns_from, launch, load, split_program, store, with_strides
+
+THREADS = 128
+INTERLEAVED = 2048  # values that one program works on where channels are interleaved
 
 
 @triton.jit
-def _load(tensor, strides, batch, channel, y, x, exists):
-    """Columns `x` of a row of a (B, ·, H, W) tensor as float32; zero where they do not exist."""
-    pointers = tensor + batch * strides[0] + channel * strides[1] + y * strides[2] + x * strides[3]
-    return tl.load(pointers, exists, 0.0).to(tl.float32)
+def _columns(values, V: tl.constexpr):
+    """[n·V] -> V of [n]."""
+    if V == 1:
+        return (values,)
+    else:
+        even, odd = tl.split(values.reshape(values.shape[0] // 2, 2))
+        columns = ()
+        for i in tl.static_range(V // 2):
+            columns += (_columns(even, V // 2)[i], _columns(odd, V // 2)[i])
+        return columns
 
 
 @triton.jit
-def _store(tensor, strides, batch, channel, y, x, exists, values):
-    pointers = tensor + batch * strides[0] + channel * strides[1] + y * strides[2] + x * strides[3]
-    tl.store(pointers, values, exists)
+def _from_columns(columns, V: tl.constexpr):
+    """V of [n] -> [n·V]."""
+    if V == 1:
+        return columns[0]
+    else:
+        pairs = tl.join(_from_columns(columns[0::2], V // 2), _from_columns(columns[1::2], V // 2))
+        return pairs.reshape(pairs.shape[0] * 2)
 
 
 @triton.jit
-def _place(height, width, BLOCK: tl.constexpr):
-    """Which pixels this program has: batch, row, columns, and which of those columns exist."""
-    pieces = (width + BLOCK - 1) // BLOCK
-    program = tl.program_id(0).to(tl.int64)
-    line, x = program // pieces, program % pieces * BLOCK + tl.arange(0, BLOCK)
-    return line // height, line % height, x, x < width
+def _place(height, width, TILE: tl.constexpr):
+    """Which pixels this program has: batch, row, first column, columns from there; and where, seen from there, the row
+    begins and ends."""
+    piece, rest = split_program((width + TILE - 1) // TILE)
+    start = piece * TILE
+    begin = tl.maximum(-start, -TILE).to(tl.int32)
+    return rest // height, rest % height, start, tl.arange(0, TILE), begin, columns_from(start, width)
+
+
+@triton.jit
+def _neighbours(tensor, strides, batch, c, y, start, x, dx: tl.constexpr, inside, begin, end, V: tl.constexpr):
+    """Pixels start + x + dx of a row, zero outside of it. Where V pixels lie together in a thread, most of them can be
+    had from one wide load at x, and only the others are loaded one by one."""
+    if V == 1 or dx == 0:
+        return load(at(tensor, strides, batch, c, y, start + dx, x), inside & (x >= begin - dx) & (x < end - dx))
+    else:
+        here = _columns(load(at(tensor, strides, batch, c, y, start, x), inside & (x < end)), V)
+        first = _columns(x, V)[0]
+        there = ()
+        for i in tl.static_range(dx, dx + V):
+            if i >= 0 and i < V:
+                there += (here[i],)
+            else:
+                exists = inside & (first >= begin - i) & (first < end - i)
+                there += (load(at(tensor, strides, batch, c, y, start + i, first), exists),)
+        return _from_columns(there, V)
 
 
 @triton.jit
 def _voxels(
     out, out_strides, image, image_strides, attention, attention_strides,
-    height, width, k: tl.constexpr, BLOCK: tl.constexpr,
+    height, width, k: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, exists = _place(height, width, BLOCK)
-    for j in range(k * k):
-        y2, x2 = y + j // k - k // 2, x + j % k - k // 2
-        inside = exists & (y2 >= 0) & (y2 < height) & (x2 >= 0) & (x2 < width)
-        weight = _load(attention, attention_strides, batch, j, y, x, exists)
+    batch, y, start, x, begin, end = _place(height, width, TILE)
+    for dy in range(-(k // 2), k // 2 + 1):
+        inside = (y + dy >= 0) & (y + dy < height)
+        j = (dy + k // 2) * k
+        weights = ()
+        for i in tl.static_range(k):
+            weights += (load(at(attention, attention_strides, batch, j + i, y, start, x), x < end),)
         for c in tl.static_range(3):
-            value = weight * _load(image, image_strides, batch, c, y2, x2, inside)
-            _store(out, out_strides, batch, c * k * k + j, y, x, exists, value)
+            row = ()
+            for i in tl.static_range(k):
+                row += (
+                    _neighbours(image, image_strides, batch, c, y + dy, start, x, i - k // 2, inside, begin, end, V),
+                )
+            for i in tl.static_range(k):
+                store(at(out, out_strides, batch, c * k * k + j + i, y, start, x), weights[i] * row[i], x < end)
+
+
+@triton.jit
+def _voxels_interleaved(
+    out, out_strides, image, image_strides, attention, attention_strides,
+    height, width, k: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """For channels_last: neighbouring threads have the channels of one pixel."""
+    batch, y, start, x, begin, end = _place(height, width, COLUMNS)
+    channel, x = tl.arange(0, CHANNELS)[None, :], x[:, None]
+    c, j = channel // (k * k), channel % (k * k)
+    dy, dx = j // k - k // 2, j % k - k // 2
+    exists = (channel < 3 * k * k) & (x < end)
+    inside = exists & (y + dy >= 0) & (y + dy < height) & (x + dx >= begin) & (x + dx < end)
+    weight = load(at(attention, attention_strides, batch, j, y, start, x), exists)
+    neighbour = load(at(image, image_strides, batch, c, y + dy, start + dx, x), inside)
+    store(at(out, out_strides, batch, channel, y, start, x), weight * neighbour, exists)
 
 
 @triton.jit
 def _backward(
     grad_image, grad_image_strides, grad_attention, grad_attention_strides,
     grad, grad_strides, image, image_strides, attention, attention_strides,
-    height, width, k: tl.constexpr, BLOCK: tl.constexpr,
+    height, width, k: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, exists = _place(height, width, BLOCK)
+    batch, y, start, x, begin, end = _place(height, width, TILE)
     if grad_attention is not None:
-        for j in range(k * k):
-            y2, x2 = y + j // k - k // 2, x + j % k - k // 2
-            inside = exists & (y2 >= 0) & (y2 < height) & (x2 >= 0) & (x2 < width)
-            total = tl.zeros([BLOCK], tl.float32)
-            for c in tl.static_range(3):
-                g = _load(grad, grad_strides, batch, c * k * k + j, y, x, exists)
-                total += g * _load(image, image_strides, batch, c, y2, x2, inside)
-            _store(grad_attention, grad_attention_strides, batch, j, y, x, exists, total)
+        for dy in range(-(k // 2), k // 2 + 1):
+            inside = (y + dy >= 0) & (y + dy < height)
+            for i in tl.static_range(k):
+                j = (dy + k // 2) * k + i
+                total = tl.zeros([TILE], tl.float32)
+                for c in tl.static_range(3):
+                    g = load(at(grad, grad_strides, batch, c * k * k + j, y, start, x), x < end)
+                    total += g * _neighbours(
+                        image, image_strides, batch, c, y + dy, start, x, i - k // 2, inside, begin, end, V
+                    )
+                store(at(grad_attention, grad_attention_strides, batch, j, y, start, x), total, x < end)
     if grad_image is not None:
         # The pixel was neighbour j of p - j, and gathers from there, so that no two programs add to the same place.
+        total = (tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32))
+        for dy in range(-(k // 2), k // 2 + 1):
+            inside = (y - dy >= 0) & (y - dy < height)
+            for i in tl.static_range(k):
+                j = (dy + k // 2) * k + i
+                weight = _neighbours(
+                    attention, attention_strides, batch, j, y - dy, start, x, k // 2 - i, inside, begin, end, V
+                )
+                sums = ()
+                for c in tl.static_range(3):
+                    g = _neighbours(
+                        grad, grad_strides, batch, c * k * k + j, y - dy, start, x, k // 2 - i, inside, begin, end, V
+                    )
+                    sums += (total[c] + weight * g,)
+                total = sums
         for c in tl.static_range(3):
-            total = tl.zeros([BLOCK], tl.float32)
-            for j in range(k * k):
-                y2, x2 = y - j // k + k // 2, x - j % k + k // 2
-                inside = exists & (y2 >= 0) & (y2 < height) & (x2 >= 0) & (x2 < width)
-                weight = _load(attention, attention_strides, batch, j, y2, x2, inside)
-                total += weight * _load(grad, grad_strides, batch, c * k * k + j, y2, x2, inside)
-            _store(grad_image, grad_image_strides, batch, c, y, x, exists, total)
+            store(at(grad_image, grad_image_strides, batch, c, y, start, x), total[c], x < end)
 
 
-def _launch(kernel, tensors: tuple[Tensor | None, ...], like: Tensor, k: int) -> None:
+def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], like: Tensor, k: int) -> None:
     batch, _, height, width = like.shape
-    arguments = [argument for t in tensors for argument in (t, None if t is None else t.stride())]
-    with torch.cuda.device_of(like):
-        kernel[(batch * height * triton.cdiv(width, BLOCK),)](*arguments, height, width, k, BLOCK)
+    together = 16 // like.element_size() if aligned(width, *tensors) else 1
+    tile = THREADS * max(together, 2)
+    programs = batch * height * triton.cdiv(width, tile)
+    launch(kernel, programs, like, *with_strides(*tensors), height, width, k, together, tile, num_warps=THREADS // 32)
 
 
 def context_voxels(out: Tensor, image: Tensor, attention: Tensor, kernel_size: int) -> None:
     """Fills `out` (B, 3k², H, W) from `image` (B, 3, H, W) and `attention` (B, k², H, W)."""
-    _launch(_voxels, (out, image, attention), image, kernel_size)
+    if out.stride(1) == 1:
+        batch, channels, height, width = out.shape
+        channels = triton.next_power_of_2(channels)
+        columns = triton.cdiv(INTERLEAVED, channels)
+        programs, tensors = batch * height * triton.cdiv(width, columns), with_strides(out, image, attention)
+        launch(_voxels_interleaved, programs, out, *tensors, height, width, kernel_size, channels, columns)
+    else:
+        _launch(_voxels, (out, image, attention), image, kernel_size)
 
 
 def context_voxels_backward(

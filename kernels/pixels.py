@@ -1,7 +1,7 @@
 """How every Triton kernel sees a picture: which pixels a program has, and numbers of any dtype as float32.
 
-A program works on a tile of neighbours. Strides come as plain numbers, so that Triton compiles for a stride of 1 and for
-alignment; from these it finds out itself how many bytes a thread may move at once. Offsets are 64 bits wide.
+A program works on a tile of neighbours. Strides come as plain numbers, so that Triton compiles for a stride of 1 and
+for alignment, and from these finds out how many bytes a thread may move at once. Offsets are 64 bits wide.
 """
 
 from __future__ import annotations
@@ -22,9 +22,17 @@ def split_program(count):
 
 
 @triton.jit
-def row(tensor, strides, batch, channel, y):
-    """Where a row of a (B, ·, H, W) tensor begins."""
-    return tensor + batch * strides[0] + channel * strides[1] + y * strides[2]
+def columns_from(start, width):
+    """The end of a row as seen from column `start`, in 32 bits."""
+    return tl.minimum(width - start, 1 << 30).to(tl.int32)
+
+
+@triton.jit
+def at(tensor, strides, batch, channel, y, start, x):
+    """Pointers to columns start + x of rows of a (B, ·, H, W) tensor."""
+    tl.assume(strides[3] >= 0)  # lets both factors be extended alike, and multiplied in one instruction
+    row = tensor + batch * strides[0] + tl.cast(channel, tl.int64) * strides[1] + y * strides[2]
+    return row + start * strides[3] + tl.cast(x, tl.int64) * strides[3]
 
 
 @triton.jit
@@ -67,3 +75,11 @@ def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: A
     """Starts the kernel on the device of `on`, on its current stream."""
     with torch.cuda.device_of(on):
         kernel[(programs,)](*arguments, **options)
+
+
+def aligned(width: int, *tensors: Tensor | None) -> bool:
+    """Whether rows lie so that Triton reads and writes 16 bytes at a time."""
+    return width % 16 == 0 and all(
+        t is None or (t.stride(3) == 1 and t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:3]))
+        for t in tensors
+    )
