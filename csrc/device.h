@@ -47,7 +47,7 @@ inline int attribute(const Tensor& on, cudaDeviceAttr which) {
 }
 
 struct Grid {
-  int64_t blocks;
+  int64_t blocks = INT64_MAX;
   int threads = 256, shared_bytes = 0;
 };
 
@@ -56,12 +56,13 @@ struct Grid {
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Grid grid, const Tensor& on, int64_t stream, A&&... arguments) {
   if (grid.blocks == 0) return;
+  if (grid.blocks > 0x7fffffff) throw std::invalid_argument("CUDA: too many blocks");
   const OnDevice guard(on);
   if (grid.shared_bytes > 48 << 10)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes),
           "not as much shared memory");
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(grid.blocks < 0x7fffffff ? grid.blocks : 0x7fffffff));
+  config.gridDim = dim3(unsigned(grid.blocks));
   config.blockDim = dim3(unsigned(grid.threads));
   config.dynamicSmemBytes = size_t(grid.shared_bytes);
   config.stream = reinterpret_cast<cudaStream_t>(stream);
@@ -160,6 +161,9 @@ __device__ inline Pack<T, n> read_once(const T* from) {
   } else if constexpr (bytes == 4) {
     const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from));
     memcpy(&pack, &v, 4);
+  } else if constexpr (bytes == 2) {
+    const unsigned short v = __ldcg(reinterpret_cast<const unsigned short*>(from));
+    memcpy(&pack, &v, 2);
   } else {
     static_assert(n == 1);
     pack.at[0] = *from;
@@ -198,24 +202,30 @@ __device__ inline T* at(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_
   return reinterpret_cast<T*>(t.data) + (b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3]);
 }
 
-// One number of a tensor of any dtype.
-__device__ inline float load(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
+// One number of a tensor of any dtype, so many elements from its first.
+__device__ inline float load(const Tensor& t, int64_t offset) {
   switch (t.dtype) {
-    case Dtype::f16: return to_float(*at<__half>(t, b, c, y, x));
-    case Dtype::bf16: return to_float(*at<__nv_bfloat16>(t, b, c, y, x));
-    case Dtype::u8: return to_float(*at<uint8_t>(t, b, c, y, x));
-    case Dtype::u16: return to_float(*at<uint16_t>(t, b, c, y, x));
-    default: return *at<float>(t, b, c, y, x);
+    case Dtype::f16: return to_float(reinterpret_cast<const __half*>(t.data)[offset]);
+    case Dtype::bf16: return to_float(reinterpret_cast<const __nv_bfloat16*>(t.data)[offset]);
+    case Dtype::u8: return to_float(reinterpret_cast<const uint8_t*>(t.data)[offset]);
+    case Dtype::u16: return to_float(reinterpret_cast<const uint16_t*>(t.data)[offset]);
+    default: return reinterpret_cast<const float*>(t.data)[offset];
   }
 }
-__device__ inline void store(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, float value) {
+__device__ inline void store(const Tensor& t, int64_t offset, float value) {
   switch (t.dtype) {
-    case Dtype::f16: *at<__half>(t, b, c, y, x) = from_float<__half>(value); break;
-    case Dtype::bf16: *at<__nv_bfloat16>(t, b, c, y, x) = from_float<__nv_bfloat16>(value); break;
-    case Dtype::u8: *at<uint8_t>(t, b, c, y, x) = from_float<uint8_t>(value); break;
-    case Dtype::u16: *at<uint16_t>(t, b, c, y, x) = from_float<uint16_t>(value); break;
-    default: *at<float>(t, b, c, y, x) = value;
+    case Dtype::f16: reinterpret_cast<__half*>(t.data)[offset] = from_float<__half>(value); break;
+    case Dtype::bf16: reinterpret_cast<__nv_bfloat16*>(t.data)[offset] = from_float<__nv_bfloat16>(value); break;
+    case Dtype::u8: reinterpret_cast<uint8_t*>(t.data)[offset] = from_float<uint8_t>(value); break;
+    case Dtype::u16: reinterpret_cast<uint16_t*>(t.data)[offset] = from_float<uint16_t>(value); break;
+    default: reinterpret_cast<float*>(t.data)[offset] = value;
   }
+}
+__device__ inline float load(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
+  return load(t, b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3]);
+}
+__device__ inline void store(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, float value) {
+  store(t, b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3], value);
 }
 
 // ---- pixels ----
@@ -238,12 +248,11 @@ struct Divisor {
 struct Pixels {
   int64_t batch, height, width;
   int piece;
-  bool few;  // pieces, so that their numbers fit 31 bits
+  int64_t first_b = 0, first_y = 0;
   Divisor per_row, rows;
 
   Pixels(int piece, int64_t batch, int64_t height, int64_t width)
-      : batch(batch), height(height), width(width), piece(piece), few(pieces() < 0x7fffffff),
-        per_row(few ? in_a_row() : 1), rows(few ? height : 1) {}
+      : batch(batch), height(height), width(width), piece(piece), per_row((width + piece - 1) / piece), rows(height) {}
 
   template <class... T>
   static Pixels joining(int piece, int64_t batch, const Tensor& first, const T&... others) {
@@ -255,27 +264,38 @@ struct Pixels {
     return Pixels(piece, batch, height, width);
   }
 
-  __host__ __device__ int64_t in_a_row() const { return (width + piece - 1) / piece; }
-  __host__ __device__ int64_t pieces() const { return batch * height * in_a_row(); }
+  __host__ __device__ int64_t pieces() const { return batch * height * per_row.by; }
 };
+
+// Starts a kernel whose first argument is the pixels, with a block a piece (at most `blocks`); again for the rest where
+// there are more pieces than 31 bits count.
+template <class... P, class... A>
+void launch(void (*kernel)(Pixels, P...), const Pixels& pixels, Grid grid, const Tensor& on, int64_t stream,
+            const A&... arguments) {
+  constexpr int64_t most = 0x7fffffff;
+  const auto start = [&](const Pixels& part) {
+    const Grid enough{part.pieces() < grid.blocks ? part.pieces() : grid.blocks, grid.threads, grid.shared_bytes};
+    launch(kernel, enough, on, stream, part, arguments...);
+  };
+  if (pixels.pieces() <= most) return start(pixels);
+  const int64_t band = most / pixels.per_row.by;
+  for (int64_t b = 0; b < pixels.batch; ++b)
+    for (int64_t y = 0; y < pixels.height; y += band) {
+      Pixels part(pixels.piece, 1, pixels.height - y < band ? pixels.height - y : band, pixels.width);
+      part.first_b = b, part.first_y = y;
+      start(part);
+    }
+}
 
 // body(b, y, x, n): n pixels of row y of picture b, from column x on; all threads of a block take the same piece.
 template <class Body>
 __device__ void for_pieces(const Pixels& pixels, const Body& body) {
-  const int64_t pieces = pixels.pieces();
-  for (int64_t i = blockIdx.x; i < pieces; i += gridDim.x) {
-    int64_t b, y, x;
-    if (pixels.few) {
-      const uint32_t line = pixels.per_row.divide(uint32_t(i));
-      b = pixels.rows.divide(line), y = line - b * pixels.rows.by;
-      x = int64_t(uint32_t(i) - line * pixels.per_row.by) * pixels.piece;
-    } else {
-      const int64_t line = i / pixels.in_a_row();
-      b = line / pixels.height, y = line % pixels.height;
-      x = i % pixels.in_a_row() * pixels.piece;
-    }
-    const int64_t left = pixels.width - x;
-    body(b, y, x, int(left < pixels.piece ? left : pixels.piece));
+  const uint32_t pieces = uint32_t(pixels.pieces());
+  for (uint32_t i = blockIdx.x; i < pieces; i += gridDim.x) {
+    const uint32_t line = pixels.per_row.divide(i), b = pixels.rows.divide(line);
+    const int64_t x = int64_t(i - line * pixels.per_row.by) * pixels.piece, left = pixels.width - x;
+    body(pixels.first_b + b, pixels.first_y + (line - b * pixels.rows.by), x,
+         int(left < pixels.piece ? left : pixels.piece));
   }
 }
 
@@ -307,30 +327,29 @@ struct Colours {
   Pack<T, n> at[3];
 };
 
+// From or to where the first channel of the first pixel stands.
 template <Layout layout, class T, int n>
-__device__ inline Colours<T, n> read_colours(const Tensor& image, int64_t b, int64_t y, int64_t x) {
-  static_assert(layout != Layout::strided);
+__device__ inline Colours<T, n> read_colours(const T* from, int64_t channel_stride) {
+  static_assert(layout != Layout::strided || n == 1);
   Colours<T, n> colours;
-  const T* from = at<const T>(image, b, 0, y, x);
 #pragma unroll
   for (int c = 0; c < 3; ++c)
-    colours.at[c] = read_once<T, n>(from + (layout == Layout::planar ? c * image.strides[1] : c * n));
+    colours.at[c] = read_once<T, n>(from + (layout == Layout::interleaved ? c * n : c * channel_stride));
   return colours;
 }
 
 template <Layout layout, class T, int n>
-__device__ inline void write_colours(const Tensor& image, int64_t b, int64_t y, int64_t x, const Colours<T, n>& colours) {
-  static_assert(layout != Layout::strided);
-  T* to = at<T>(image, b, 0, y, x);
+__device__ inline void write_colours(T* to, int64_t channel_stride, const Colours<T, n>& colours) {
+  static_assert(layout != Layout::strided || n == 1);
 #pragma unroll
   for (int c = 0; c < 3; ++c)
-    write<T, n>(to + (layout == Layout::planar ? c * image.strides[1] : c * n), colours.at[c]);
+    write<T, n>(to + (layout == Layout::interleaved ? c * n : c * channel_stride), colours.at[c]);
 }
 
 // Channel c of the i-th of these pixels.
 template <Layout layout, class T, int n>
 __device__ inline T& channel(Colours<T, n>& colours, int c, int i) {
-  return layout == Layout::planar ? colours.at[c].at[i] : colours.at[(3 * i + c) / n].at[(3 * i + c) % n];
+  return layout == Layout::interleaved ? colours.at[(3 * i + c) / n].at[(3 * i + c) % n] : colours.at[c].at[i];
 }
 
 }  // namespace

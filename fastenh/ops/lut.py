@@ -154,12 +154,12 @@ def _reference(
     return from_float(result.reshape(image.shape), image.dtype)
 
 
-def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool) -> Tensor:
+def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool, dtype: torch.dtype) -> Tensor:
     """The one repacked copy of the LUTs: (B or 1, panels, D, D, D, lanes), lanes as csrc/lut.cpp says."""
     luts = luts[None] if luts.dim() == 5 else luts
     own_tables = luts.shape[0] if per_pixel or weights is None else weights.shape[0]
     panels, lanes = (-(-luts.shape[1] // LUTS_PER_PANEL), 16) if per_pixel else (1, 4)
-    packed = torch.empty((own_tables, panels, *luts.shape[3:], lanes), dtype=torch.float32, device=luts.device)
+    packed = torch.empty((own_tables, panels, *luts.shape[3:], lanes), dtype=dtype, device=luts.device)
     kernels["lut_pack"](packed, luts, None if per_pixel else weights)
     return packed
 
@@ -179,7 +179,9 @@ def _run(
     interpolation: str,
 ) -> None:
     weights, vertices = _contiguous(weights), _contiguous(vertices)
-    packed = _pack(kernels, luts, weights, pixel_weights is not None)
+    # A GPU reads half as much, and interpolates two numbers at once, where the result holds no more than float16 does.
+    half = kernels.gpu and image.dtype in (torch.float16, torch.uint8)
+    packed = _pack(kernels, luts, weights, pixel_weights is not None, torch.float16 if half else torch.float32)
     tetrahedral = interpolation == "tetrahedral"
     kernels["lut_transform"](out, image, packed, weights, pixel_weights, vertices, tetrahedral)
 
@@ -195,11 +197,30 @@ def _run_backward(
     vertices: Tensor | None,
     interpolation: str,
 ) -> None:
-    grad_image, grad_luts, grad_weights, grad_pixel_weights, grad_vertices = gradients
     weights, vertices = _contiguous(weights), _contiguous(vertices)
-    packed = _pack(kernels, luts, weights, pixel_weights is not None)
-    # LUTs and weights are one step away from the pixels: both follow from the gradient by the tables that pixels read,
-    # which is summed over the pixels once, in as many shares as there are threads and memory allows.
+    packed = _pack(kernels, luts, weights, pixel_weights is not None, torch.float32)
+    run = _sum_on_gpu if kernels.gpu else _sum_on_cpu
+    run(kernels, gradients, grad, image, luts, packed, weights, pixel_weights, vertices, interpolation == "tetrahedral")
+
+
+# LUTs and weights are one step away from the pixels: both follow from the gradient by the tables that pixels read,
+# which is summed over the pixels once.
+
+
+def _sum_on_cpu(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    image: Tensor,
+    luts: Tensor,
+    packed: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    tetrahedral: bool,
+) -> None:
+    """Picture by picture, in as many shares as there are threads and memory allows."""
+    grad_image, grad_luts, grad_weights, grad_pixel_weights, grad_vertices = gradients
     by_table = grad_luts is not None or grad_weights is not None
     share = 2 * packed[0].numel() * packed.element_size()
     parts = torch.get_num_threads() if not by_table else min(torch.get_num_threads(), 1 + SCRATCH // share)
@@ -212,7 +233,7 @@ def _run_backward(
         vertex_sums = packed.new_zeros((parts, 3, packed.shape[2])) if grad_vertices is not None else None
         kernels["lut_transform_backward"](
             grad_image, grad_packed, grad_pixel_weights, vertex_sums, grad, image, packed, weights, pixel_weights,
-            vertices, interpolation == "tetrahedral", b, parts,
+            vertices, tetrahedral, b, parts,
         )  # fmt: skip
         if grad_vertices is not None and vertex_sums is not None:
             grad_vertices[b] = vertex_sums.sum(0)
@@ -226,6 +247,62 @@ def _run_backward(
             grad_weights[b] = (gradient * tables[b]).sum((1, 2, 3, 4))
     if grad_luts is not None and sums is not None:
         grad_luts.copy_(sums)
+
+
+def _sum_on_gpu(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    image: Tensor,
+    luts: Tensor,
+    packed: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    tetrahedral: bool,
+) -> None:
+    """All pictures at once. Where torch wants deterministic algorithms, integers are summed: their order is all one."""
+    grad_image, grad_luts, grad_weights, grad_pixel_weights, grad_vertices = gradients
+    batch, count = image.shape[0], luts.shape[-5]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    dtype = torch.int64 if deterministic else torch.float32
+    table_sums = table_scale = vertex_sums = vertex_scale = None
+    if grad_luts is not None or grad_weights is not None:
+        table_sums = torch.zeros((batch, *packed.shape[1:]), dtype=dtype, device=image.device)
+        if deterministic:
+            table_scale = _unit(image, _largest(grad) * _largest(pixel_weights))
+    if grad_vertices is not None and vertices is not None:
+        vertex_sums = torch.zeros((batch, 3, packed.shape[2]), dtype=dtype, device=image.device)
+        if deterministic:
+            slope = 6 * count * _largest(packed) * _largest(weights) / (vertices.diff().amin() + 1e-10)
+            vertex_scale = _unit(image, _largest(grad) * _largest(pixel_weights) * slope)
+    kernels["lut_transform_backward"](
+        grad_image, table_sums, grad_pixel_weights, vertex_sums, grad, image, packed, weights, pixel_weights,
+        vertices, table_scale, vertex_scale, tetrahedral,
+    )  # fmt: skip
+    if grad_vertices is not None and vertex_sums is not None:
+        grad_vertices.copy_(vertex_sums if vertex_scale is None else vertex_sums.double() / vertex_scale)
+    if table_sums is None:
+        return
+    by_table = table_sums if table_scale is None else (table_sums.double() / table_scale).float()
+    gradient = torch.stack([_unpack(sums, count) for sums in by_table])  # (B, N, 3, D, D, D)
+    factor = 1 if weights is None else weights[..., None, None, None, None]
+    if grad_luts is not None:
+        product = factor * gradient
+        grad_luts.copy_(product if luts.dim() == 6 else product.sum(0))
+    if grad_weights is not None:
+        grad_weights.copy_((gradient * luts.float()).sum((2, 3, 4, 5)))
+
+
+def _largest(t: Tensor | None) -> Tensor | float:
+    """The largest magnitude, as a tensor: nothing waits for the GPU."""
+    return 1.0 if t is None else torch.linalg.vector_norm(t, torch.inf, dtype=torch.float32)
+
+
+def _unit(image: Tensor, bound: Tensor | float) -> Tensor:
+    """The power of two by which numbers up to `bound` become integers of which a picture's sum fits 63 bits."""
+    total = torch.as_tensor(bound, dtype=torch.float32, device=image.device) * (image.shape[-1] * image.shape[-2])
+    return torch.exp2((61 - total.log2().ceil()).clamp(-100, 100))
 
 
 def _unpack(packed: Tensor, count: int) -> Tensor:

@@ -1,0 +1,877 @@
+// lut_transform on a GPU: colour through 3D lookup tables.
+//
+// The tables are repacked as in lut.cpp, a vertex's numbers beside each other, 4 lanes (R G B 0: one table) or 16 (five
+// tables): in float16 where the result holds no more than float16 does, else in float32. Float16 tables interpolate in
+// float16, two numbers an instruction. On a large picture one such table is first copied to the shared memory of every
+// multiprocessor, where even the scattered reads of a noisy picture are fast.
+#include <cmath>
+#include <type_traits>
+
+#include "device.h"
+
+namespace fastenh {
+namespace {
+
+constexpr int tables_per_panel = 5;
+
+// Where the channel c of table n of a panel stands among the 16 lanes.
+__host__ __device__ constexpr int lane(int n, int c) { return n < 4 ? 4 * n + c : 4 * c + 3; }
+
+// The numbers of a vertex, and how to mix them.
+template <class V, int lanes>
+struct Vertex;
+
+template <int lanes>
+struct alignas(16) Vertex<float, lanes> {
+  using Load = uint4;
+  float at[lanes];
+  __device__ float number(int i) const { return at[i]; }
+};
+
+template <int lanes>
+struct alignas(lanes * 2 < 16 ? lanes * 2 : 16) Vertex<__half, lanes> {
+  using Load = std::conditional_t<lanes == 4, uint2, uint4>;
+  __half2 at[lanes / 2];
+  __device__ float number(int i) const { return i % 2 ? __high2float(at[i / 2]) : __low2float(at[i / 2]); }
+};
+
+// A vertex whole: left to itself, the compiler reads of four lanes three, in two steps.
+template <class V, int lanes>
+__device__ inline Vertex<V, lanes> read_vertex(const Vertex<V, lanes>* from) {
+  using Load = typename Vertex<V, lanes>::Load;
+  Vertex<V, lanes> vertex;
+#pragma unroll
+  for (int i = 0; i < int(sizeof vertex / sizeof(Load)); ++i) {
+    const Load part = __ldca(reinterpret_cast<const Load*>(from) + i);
+    memcpy(reinterpret_cast<char*>(&vertex) + i * sizeof part, &part, sizeof part);
+  }
+  return vertex;
+}
+
+__device__ inline float lerp(float a, float b, float f) { return __fmaf_rn(f, b - a, a); }
+__device__ inline __half2 lerp(__half2 a, __half2 b, float f) {
+  return __hfma2(__float2half2_rn(f), __hsub2(b, a), a);
+}
+__device__ inline float scaled(float f, float a) { return f * a; }
+__device__ inline __half2 scaled(float f, __half2 a) { return __hmul2(__float2half2_rn(f), a); }
+__device__ inline float add_scaled(float sum, float f, float a) { return __fmaf_rn(f, a, sum); }
+__device__ inline __half2 add_scaled(__half2 sum, float f, __half2 a) { return __hfma2(__float2half2_rn(f), a, sum); }
+
+template <class V, int lanes>
+__device__ inline Vertex<V, lanes> lerp(const Vertex<V, lanes>& a, const Vertex<V, lanes>& b, float f) {
+  Vertex<V, lanes> mixed;
+#pragma unroll
+  for (int i = 0; i < int(sizeof a.at / sizeof a.at[0]); ++i) mixed.at[i] = lerp(a.at[i], b.at[i], f);
+  return mixed;
+}
+
+// ---- cells ----
+
+// Which cell of the grid a pixel falls into, by its lowest vertex (counted in vertices), and where in it.
+struct Cell {
+  uint32_t corner;
+  float fraction[3];
+};
+
+// NaN in one channel makes all three fractions of the result NaN by the first.
+__device__ inline void spread_nan(Cell& cell, const float (&x)[3]) {
+  const bool nan = isnan(x[0]) | isnan(x[1]) | isnan(x[2]);
+  cell.fraction[0] = nan ? __uint_as_float(0x7fffffff) : cell.fraction[0];
+}
+
+// A uniform grid of D points. `last` is a little less than D - 1, so that 1 falls into the last cell.
+struct Uniform {
+  int size;
+  uint32_t bias;
+  float last;
+  explicit Uniform(int64_t size)
+      : size(int(size)), bias(0x4b000000u * uint32_t(1 + size + size * size)),
+        last(std::nextafter(float(size - 1), 0.f)) {}
+};
+
+// Adding 2²³ and rounding down leaves the whole part in the last bits: what stands above them leaves as `bias`.
+__device__ inline Cell find_cell(const float (&x)[3], const Uniform& grid) {
+  Cell cell;
+  uint32_t whole[3];
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    const float inside = __saturatef(x[c]), below = __fmaf_rd(inside, grid.last, 8388608.f);
+    whole[c] = __float_as_uint(below);
+    cell.fraction[c] = __fmaf_rn(inside, grid.last, 8388608.f - below);
+  }
+  const uint32_t size = uint32_t(grid.size);
+  cell.corner = (whole[2] * size + whole[1]) * size + (whole[0] - grid.bias);
+  spread_nan(cell, x);
+  return cell;
+}
+
+// The same on any grid and with the derivatives of the fractions, which are zero at the border and beyond it. Here a
+// pixel on a vertex belongs to the cell that the reference gives it.
+struct Slopes {
+  int below[3];  // the cell along each axis
+  float of[3];
+};
+__device__ inline Cell find_cell(const float (&x)[3], const float* places, int size, Slopes& slopes) {
+  Cell cell;
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    if (places) {
+      const float* place = places + c * size;
+      int below = 0, above = size - 1;  // the last vertex below x, among those before the last
+      while (above - below > 1) {
+        const int middle = (below + above) / 2;
+        (x[c] > place[middle] ? below : above) = middle;
+      }
+      const float from = place[below], rise = 1.f / (place[below + 1] - from + 1e-10f);
+      const bool inside = x[c] > place[0] && x[c] < place[size - 1];
+      const float fraction = (x[c] - from) / (place[below + 1] - from + 1e-10f);
+      slopes.below[c] = below;
+      cell.fraction[c] = inside ? fraction : __saturatef(fraction);
+      slopes.of[c] = inside ? rise : 0.f;
+    } else {
+      const float position = __saturatef(x[c]) * float(size - 1);
+      const int whole = int(position);
+      slopes.below[c] = whole < size - 2 ? whole : size - 2;
+      cell.fraction[c] = position - float(slopes.below[c]);
+      slopes.of[c] = x[c] > 0.f && x[c] < 1.f ? float(size - 1) : 0.f;
+    }
+  }
+  cell.corner = uint32_t(slopes.below[0] + size * (slopes.below[1] + size * slopes.below[2]));
+  spread_nan(cell, x);
+  return cell;
+}
+
+// Tetrahedral: from the lowest vertex to the highest along the axes, the largest fraction first; steps in vertices.
+struct Path {
+  int second, third;
+  float weight[4];
+};
+
+__device__ inline Path find_path(const Cell& cell, int size) {
+  const float r = cell.fraction[0], g = cell.fraction[1], b = cell.fraction[2];
+  const bool rg = r >= g, gb = g >= b, rb = r >= b;
+  const float most = rg ? (rb ? r : b) : (gb ? g : b), least = rg ? (gb ? b : g) : (rb ? b : r);
+  const float between = rg ? (gb ? g : (rb ? b : r)) : (rb ? r : (gb ? b : g));
+  const int largest = rg ? (rb ? 1 : size * size) : (gb ? size : size * size);
+  const int smallest = rg ? (gb ? size * size : size) : (rb ? size * size : 1);
+  return {largest, 1 + size + size * size - smallest,
+          {1.f - most + (r - r) + (g - g) + (b - b), most - between, between - least, least}};
+}
+
+// ---- interpolation ----
+
+template <bool tetrahedral, class V, int lanes>
+__device__ inline Vertex<V, lanes> interpolate(const Vertex<V, lanes>* table, const Cell& cell, int size) {
+  const auto vertex = [t = table + cell.corner](int64_t step) { return read_vertex(t + step); };
+  const int64_t g = size, b = size * size;
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, size);
+    const Vertex<V, lanes> v0 = vertex(0), v1 = vertex(path.second), v2 = vertex(path.third), v3 = vertex(1 + g + b);
+    Vertex<V, lanes> sum;
+#pragma unroll
+    for (int i = 0; i < int(sizeof sum.at / sizeof sum.at[0]); ++i) {
+      sum.at[i] = add_scaled(scaled(path.weight[0], v0.at[i]), path.weight[1], v1.at[i]);
+      sum.at[i] = add_scaled(add_scaled(sum.at[i], path.weight[2], v2.at[i]), path.weight[3], v3.at[i]);
+    }
+    return sum;
+  } else {
+    const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+    const auto v000 = vertex(0), v100 = vertex(1), v010 = vertex(g), v110 = vertex(g + 1);
+    const auto v001 = vertex(b), v101 = vertex(b + 1), v011 = vertex(g + b), v111 = vertex(g + b + 1);
+    const Vertex<V, lanes> low = lerp(lerp(v000, v001, fb), lerp(v010, v011, fb), fg);
+    const Vertex<V, lanes> high = lerp(lerp(v100, v101, fb), lerp(v110, v111, fb), fg);
+    return lerp(low, high, fr);
+  }
+}
+
+// One float16 table in shared memory: R and G of all vertices, then B of all vertices, 6 bytes a vertex.
+struct Staged {
+  __half2* rg;
+  __half* blue;
+  __device__ explicit Staged(int vertices)
+      : rg(reinterpret_cast<__half2*>(memory)), blue(reinterpret_cast<__half*>(memory + 4 * vertices)) {}
+  static int64_t bytes(int64_t vertices) { return 6 * vertices; }
+
+  // By all threads of the block, between two barriers.
+  __device__ void fill(const Vertex<__half, 4>* table, int vertices) const {
+    for (int i = int(threadIdx.x); i < vertices; i += int(blockDim.x)) {
+      const Vertex<__half, 4> vertex = table[i];
+      rg[i] = vertex.at[0];
+      blue[i] = __low2half(vertex.at[1]);
+    }
+  }
+};
+
+template <bool tetrahedral>
+__device__ inline Vertex<__half, 4> interpolate(const Staged& table, const Cell& cell, int size) {
+  const __half2* rg = table.rg + cell.corner;
+  const __half* blue = table.blue + cell.corner;
+  const int g = size, b = size * size;
+  Vertex<__half, 4> result;
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, size);
+    const int steps[4] = {0, path.second, path.third, 1 + g + b};
+    result.at[0] = scaled(path.weight[0], rg[0]), result.at[1] = scaled(path.weight[0], __half2half2(blue[0]));
+#pragma unroll
+    for (int i = 1; i < 4; ++i) {
+      result.at[0] = add_scaled(result.at[0], path.weight[i], rg[steps[i]]);
+      result.at[1] = add_scaled(result.at[1], path.weight[i], __half2half2(blue[steps[i]]));
+    }
+  } else {  // both vertices along R of blue in one register
+    const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+    const auto pair = [&](int step) { return __halves2half2(blue[step], blue[step + 1]); };
+    const __half2 low = lerp(lerp(rg[0], rg[b], fb), lerp(rg[g], rg[g + b], fb), fg);
+    const __half2 high = lerp(lerp(rg[1], rg[1 + b], fb), lerp(rg[1 + g], rg[1 + g + b], fb), fg);
+    const __half2 blues = lerp(lerp(pair(0), pair(b), fb), lerp(pair(g), pair(g + b), fb), fg);
+    result.at[0] = lerp(low, high, fr);
+    result.at[1] = lerp(__low2half2(blues), __high2half2(blues), fr);
+  }
+  return result;
+}
+
+// ---- results ----
+
+template <class T, class V>
+__device__ inline void to_colour(const Vertex<V, 4>& v, T (&rgb)[3]) {
+  if constexpr (dtype_of<V> == Dtype::f16 && dtype_of<T> == Dtype::f16) {
+    rgb[0] = __low2half(v.at[0]), rgb[1] = __high2half(v.at[0]), rgb[2] = __low2half(v.at[1]);
+  } else if constexpr (dtype_of<V> == Dtype::f16 && dtype_of<T> == Dtype::u8) {
+    // In float16, adding 1024 leaves the rounded number in the last bits.
+    const auto rounded = [](__half2 h) {
+      const __half2 inside = __hmin2(__hmax2(h, __float2half2_rn(0.f)), __float2half2_rn(1.f));  // NaN becomes 0
+      const __half2 bits = __hfma2(inside, __float2half2_rn(255.f), __float2half2_rn(1024.f));
+      uint32_t both;
+      memcpy(&both, &bits, 4);
+      return both;
+    };
+    const uint32_t rg = rounded(v.at[0]), b = rounded(v.at[1]);
+    rgb[0] = uint8_t(rg), rgb[1] = uint8_t(rg >> 16), rgb[2] = uint8_t(b);
+  } else {
+    for (int c = 0; c < 3; ++c) rgb[c] = from_float<T>(v.number(c));
+  }
+}
+
+// ---- one table ----
+
+// The tables of picture b.
+template <class V>
+__device__ inline const V* tables_of(const Tensor& packed, int64_t b) {
+  const int64_t vertices = packed.shape[1] * packed.shape[2] * packed.shape[3] * packed.shape[4];
+  return reinterpret_cast<const V*>(packed.data) + (packed.shape[0] == 1 ? 0 : b * vertices);
+}
+
+// A thread takes several packs of 4 bytes a channel (single pixels where they are no neighbours), so that the threads
+// of a warp work side by side, on pixels that are much alike: all of them read before the first is used.
+template <Layout layout, class T>
+constexpr int in_a_pack = layout == Layout::strided ? 1 : 4 / sizeof(T);
+
+template <Layout layout, class T, int threads, int pixels>
+struct Batch {
+  static constexpr int n = in_a_pack<layout, T>, packs = pixels / n;
+  Colours<T, n> at[packs];
+
+  // Elements from a pixel to the next.
+  static __device__ int64_t step(const Tensor& t) {
+    return layout == Layout::planar ? 1 : layout == Layout::interleaved ? 3 : t.strides[3];
+  }
+
+  __device__ void read(const Tensor& image, int64_t b, int64_t y, int64_t x, int count) {
+    const T* from = fastenh::at<const T>(image, b, 0, y, 0) + (x + threadIdx.x * n) * step(image);
+#pragma unroll
+    for (int j = 0; j < packs; ++j)
+      if (int(j * threads + threadIdx.x) * n < count)
+        at[j] = read_colours<layout, T, n>(from + j * threads * n * step(image), image.strides[1]);
+  }
+
+  // look_up(x, rgb): the result's colour for the pixel's
+  template <class LookUp>
+  __device__ void map(const Tensor& out, int64_t b, int64_t y, int64_t x, int count, const LookUp& look_up) {
+    T* to = fastenh::at<T>(out, b, 0, y, 0) + (x + threadIdx.x * n) * step(out);
+#pragma unroll
+    for (int j = 0; j < packs; ++j) {
+      if (int(j * threads + threadIdx.x) * n >= count) continue;
+      Colours<T, n> result;
+#pragma unroll
+      for (int k = 0; k < n; ++k) {
+        float rgb[3];
+        T mapped[3];
+#pragma unroll
+        for (int c = 0; c < 3; ++c) rgb[c] = to_float(channel<layout>(at[j], c, k));
+        look_up(rgb, mapped);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) channel<layout>(result, c, k) = mapped[c];
+      }
+      write_colours<layout>(to + j * threads * n * step(out), out.strides[1], result);
+    }
+  }
+};
+
+template <class T, class V, Layout layout, bool tetrahedral, int pixels>
+__global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor packed, Uniform grid) {
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x, int n) {
+    const auto* table = tables_of<Vertex<V, 4>>(packed, b);
+    Batch<layout, T, 256, pixels> batch;
+    batch.read(image, b, y, x, n);
+    batch.map(out, b, y, x, n, [&](const float(&rgb)[3], T(&mapped)[3]) {
+      to_colour(interpolate<tetrahedral>(table, find_cell(rgb, grid), grid.size), mapped);
+    });
+  });
+}
+
+// The same with the table in shared memory: as many blocks as multiprocessors, each for many pieces. A thread reads the
+// pixels of its next piece before it works on those of this one. All pictures share the table. `fixed`: its D, if that
+// is known as this is compiled; else 0.
+template <class T, Layout layout, bool tetrahedral, int fixed, int pixels>
+__global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
+                                                      Uniform grid) {
+  if (fixed) grid.size = fixed;  // but not the bias: addresses would take it apart again
+  const int vertices = grid.size * grid.size * grid.size;
+  const Staged table(vertices);
+  struct Piece {
+    int64_t b, y, x;
+    int n = 0;
+  } now, next;
+  Batch<layout, T, 1024, pixels> batch, following;
+  const auto work = [&] {
+    batch.map(out, now.b, now.y, now.x, now.n, [&](const float(&rgb)[3], T(&mapped)[3]) {
+      to_colour(interpolate<tetrahedral>(table, find_cell(rgb, grid), grid.size), mapped);
+    });
+  };
+  bool filled = false;
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x, int n) {
+    next = {b, y, x, n};
+    following.read(image, b, y, x, n);
+    if (!filled) {
+      table.fill(tables_of<Vertex<__half, 4>>(packed, 0), vertices);
+      __syncthreads();
+      filled = true;
+    } else {
+      work();
+    }
+    now = next, batch = following;
+  });
+  work();
+}
+
+// ---- weights by pixel ----
+
+// What the (up to) five tables of a panel are multiplied by: pixel_weights · weights, zero for no table.
+struct Blend {
+  float of[tables_per_panel];
+};
+
+template <class V>
+__device__ inline void add_blended(float (&rgb)[3], const Vertex<V, 16>& v, const Blend& blend) {
+#pragma unroll
+  for (int k = 0; k < tables_per_panel; ++k)
+#pragma unroll
+    for (int c = 0; c < 3; ++c) rgb[c] = __fmaf_rn(blend.of[k], v.number(lane(k, c)), rgb[c]);
+}
+
+template <class T, class V, class M, bool tetrahedral, int pixels>
+__global__ void blended_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
+                                                      Tensor weights, Tensor pixel_weights, Uniform grid) {
+  constexpr int m = pixels;
+  const int size = grid.size, count = int(pixel_weights.shape[1]);
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
+    const auto* table = tables_of<Vertex<V, 16>>(packed, b);
+    const auto* w = reinterpret_cast<const float*>(weights.data) + b * count;
+    const int i = int(threadIdx.x) * m;
+    if (i >= n) return;
+    Colours<T, m> in = read_colours<Layout::planar, T, m>(at<const T>(image, b, 0, y, x0 + i), image.strides[1]), result;
+    float sums[m][3] = {};
+    for (int first = 0; first < count; first += tables_per_panel, table += size * size * size) {
+      const int here = count - first < tables_per_panel ? count - first : tables_per_panel;
+      Pack<M, m> by_pixel[tables_per_panel] = {};
+#pragma unroll
+      for (int k = 0; k < tables_per_panel; ++k)
+        if (k < here) by_pixel[k] = read_once<M, m>(at<const M>(pixel_weights, b, first + k, y, x0 + i));
+#pragma unroll
+      for (int j = 0; j < m; ++j) {
+        Blend blend;
+#pragma unroll
+        for (int k = 0; k < tables_per_panel; ++k)
+          blend.of[k] = k < here ? to_float(by_pixel[k].at[j]) * (weights.data ? w[first + k] : 1.f) : 0.f;
+        const float x[3] = {to_float(in.at[0].at[j]), to_float(in.at[1].at[j]), to_float(in.at[2].at[j])};
+        add_blended(sums[j], interpolate<tetrahedral>(table, find_cell(x, grid), size), blend);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < m; ++j)
+#pragma unroll
+      for (int c = 0; c < 3; ++c) result.at[c].at[j] = from_float<T>(sums[j][c]);
+    write_colours<Layout::planar>(at<T>(out, b, 0, y, x0 + i), out.strides[1], result);
+  });
+}
+
+// ---- any strides, dtypes and grids ----
+
+__device__ inline Blend read_blend(const Tensor& weights, const Tensor& pixel_weights, int first, int64_t b, int64_t y,
+                                   int64_t x) {
+  Blend blend;
+#pragma unroll
+  for (int k = 0; k < tables_per_panel; ++k) {
+    const int64_t n = first + k, count = pixel_weights.shape[1];
+    const float* w = reinterpret_cast<const float*>(weights.data) + b * count + n;
+    blend.of[k] = n < count ? load(pixel_weights, b, n, y, x) * (weights.data ? *w : 1.f) : 0.f;
+  }
+  return blend;
+}
+
+__device__ inline const float* places_of(const Tensor& vertices, int64_t b) {
+  return vertices.data ? reinterpret_cast<const float*>(vertices.data) + b * 3 * vertices.shape[2] : nullptr;
+}
+
+template <class V, int lanes, bool tetrahedral, int pixels>
+__global__ void any_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
+                                                  Tensor weights, Tensor pixel_weights, Tensor vertices) {
+  const int size = int(packed.shape[4]);
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
+    for (int64_t x = x0 + threadIdx.x; x < x0 + n; x += blockDim.x) {
+      const auto* table = tables_of<Vertex<V, lanes>>(packed, b);
+      Slopes slopes;
+      const float rgb[3] = {load(image, b, 0, y, x), load(image, b, 1, y, x), load(image, b, 2, y, x)};
+      const Cell cell = find_cell(rgb, places_of(vertices, b), size, slopes);
+      float sums[3] = {};
+      if constexpr (lanes == 4) {
+        const Vertex<V, 4> v = interpolate<tetrahedral>(table, cell, size);
+        for (int c = 0; c < 3; ++c) sums[c] = v.number(c);
+      } else {
+        for (int first = 0; first < pixel_weights.shape[1]; first += tables_per_panel, table += size * size * size) {
+          const Blend blend = read_blend(weights, pixel_weights, first, b, y, x);
+          add_blended(sums, interpolate<tetrahedral>(table, cell, size), blend);
+        }
+      }
+      for (int c = 0; c < 3; ++c) store(out, b, c, y, x, sums[c]);
+    }
+  });
+}
+
+// ---- which kernel ----
+
+// Pixels from which on it pays that every multiprocessor copies the table first.
+constexpr int64_t many = 3 << 20;
+constexpr int pixels_a_thread = 8;
+
+template <class T, class V, bool tetrahedral, Layout layout>
+void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed, int64_t stream) {
+  constexpr int pixels = pixels_a_thread;
+  const Uniform grid(packed.shape[4]);
+  const int64_t pictures = image.shape[0], vertices = int64_t(grid.size) * grid.size * grid.size;
+  if constexpr (dtype_of<V> == Dtype::f16 && layout != Layout::strided) {
+    if (packed.shape[0] == 1 && pictures * image.shape[2] * image.shape[3] >= many &&
+        Staged::bytes(vertices) <= attribute(image, cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
+      const Grid blocks{attribute(image, cudaDevAttrMultiProcessorCount), 1024, int(Staged::bytes(vertices))};
+      const auto start = [&](auto kernel, int pixels) {
+        const Pixels places = Pixels::joining(1024 * pixels, pictures, image, out);
+        launch(kernel, places, blocks, image, stream, out, image, packed, grid);
+      };
+      constexpr int usual = sizeof(T) == 2 ? 8 : 4;  // what the registers of 1024 threads hold
+      grid.size == 33 ? start(staged_kernel<T, layout, tetrahedral, 33, usual>, usual)
+                      : start(staged_kernel<T, layout, tetrahedral, 0, 4>, 4);
+      return;
+    }
+  }
+  launch(transform_kernel<T, V, layout, tetrahedral, pixels>, Pixels::joining(256 * pixels, pictures, image, out), {},
+         image, stream, out, image, packed, grid);
+}
+
+// false where no fast kernel reads this. pixel_weights of the image's dtype, or float32; float16 for uint8 images too.
+template <class T, class V, bool tetrahedral>
+bool transform_blended(const Tensor& out, const Tensor& image, const Tensor& packed, const Tensor& weights,
+                       const Tensor& pixel_weights, int64_t stream) {
+  using Own = std::conditional_t<std::is_same_v<T, uint8_t>, __half, std::conditional_t<std::is_same_v<T, uint16_t>, float, T>>;
+  constexpr int pixels = in_a_pack<Layout::planar, T>;
+  const Pixels places = Pixels::joining(256 * pixels, image.shape[0], image, out, pixel_weights);
+  if (layout_of(places, pixels, image, out, pixel_weights) != Layout::planar) return false;
+  const auto start = [&](auto kernel) {
+    launch(kernel, places, {}, image, stream, out, image, packed, weights, pixel_weights, Uniform(packed.shape[4]));
+    return true;
+  };
+  if (pixel_weights.dtype == dtype_of<Own>) return start(blended_kernel<T, V, Own, tetrahedral, pixels>);
+  if (pixel_weights.dtype == Dtype::f32) return start(blended_kernel<T, V, float, tetrahedral, pixels>);
+  return false;
+}
+
+template <bool tetrahedral>
+void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, const Tensor& weights,
+                  const Tensor& pixel_weights, const Tensor& vertices, int64_t stream) {
+  bool done = false;
+  if (!vertices.data) {
+    with_type(image.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      using V = std::conditional_t<std::is_same_v<T, __half> || std::is_same_v<T, uint8_t>, __half, float>;
+      if (packed.dtype != dtype_of<V>) throw std::invalid_argument("lut_transform: tables of another dtype");
+      if (pixel_weights.data) {
+        done = transform_blended<T, V, tetrahedral>(out, image, packed, weights, pixel_weights, stream);
+        return;
+      }
+      done = true;
+      switch (layout_of(Pixels::joining(1, image.shape[0], image, out), in_a_pack<Layout::planar, T>, image, out)) {
+        case Layout::planar: return transform_one<T, V, tetrahedral, Layout::planar>(out, image, packed, stream);
+        case Layout::interleaved:
+          return transform_one<T, V, tetrahedral, Layout::interleaved>(out, image, packed, stream);
+        case Layout::strided: return transform_one<T, V, tetrahedral, Layout::strided>(out, image, packed, stream);
+      }
+    });
+  }
+  if (done) return;
+  const auto start = [&](auto kernel) {
+    launch(kernel, Pixels::joining(256, image.shape[0], image, out, pixel_weights), {}, image, stream, out, image,
+           packed, weights, pixel_weights, vertices);
+  };
+  const bool half = packed.dtype == Dtype::f16, one = packed.shape[5] == 4;
+  if (half) one ? start(any_kernel<__half, 4, tetrahedral, 1>) : start(any_kernel<__half, 16, tetrahedral, 1>);
+  else one ? start(any_kernel<float, 4, tetrahedral, 1>) : start(any_kernel<float, 16, tetrahedral, 1>);
+}
+
+// image, out (B, 3, H, W); packed (B or 1, panels, D, D, D, 4 or 16), float16 for float16 and uint8 images, else
+// float32; weights (B, N) and vertices (B, 3, D): contiguous float32; pixel_weights (B, N, H, W)
+void transform(const Tensor& out, const Tensor& image, const Tensor& packed, Optional weights, Optional pixel_weights,
+               Optional vertices, int64_t tetrahedral, int64_t stream) {
+  (tetrahedral ? transform_as<true> : transform_as<false>)(out, image, packed, or_none(weights), or_none(pixel_weights),
+                                                          or_none(vertices), stream);
+}
+
+// ---- packing ----
+
+// packed (B or 1, panels, D, D, D, 4 or 16) from luts (B or 1, N, 3, D, D, D) of any dtype and strides. With 4 lanes
+// the tables are blended: Σₙ weights[b, n] · luts[n]; weights (B, N) contiguous float32.
+template <class V, int lanes, int pixels>
+__global__ void pack_kernel(Pixels places, Tensor packed, Tensor luts, Tensor weights) {
+  const int64_t size = packed.shape[4], panels = packed.shape[1], count = luts.shape[1];
+  for_pieces(places, [&](int64_t which, int64_t, int64_t x0, int n) {
+    const int64_t b = which / panels, panel = which % panels, i = x0 + threadIdx.x;
+    if (i >= x0 + n) return;
+    const int64_t from = (luts.shape[0] == 1 ? 0 : b) * luts.strides[0] + i / (size * size) * luts.strides[3] +
+                         i / size % size * luts.strides[4] + i % size * luts.strides[5];
+    const auto number = [&](int64_t table, int64_t c) {
+      return load(luts, from + table * luts.strides[1] + c * luts.strides[2]);
+    };
+    Pack<V, lanes> vertex = {};
+    if constexpr (lanes == 4) {
+      const float* w = reinterpret_cast<const float*>(weights.data) + b * count;
+      float sums[4] = {};
+      for (int64_t k = 0; k < count; ++k)
+        for (int c = 0; c < 3; ++c) sums[c] = __fmaf_rn(weights.data ? w[k] : 1.f, number(k, c), sums[c]);
+      vertex = from_floats<V>(sums);
+    } else {
+#pragma unroll
+      for (int k = 0; k < tables_per_panel; ++k)
+        if (panel * tables_per_panel + k < count)
+          for (int c = 0; c < 3; ++c)
+            vertex.at[lane(k, c)] = from_float<V>(number(panel * tables_per_panel + k, c));
+    }
+    write(reinterpret_cast<V*>(packed.data) + (which * size * size * size + i) * lanes, vertex);
+  });
+}
+
+void pack(const Tensor& packed, const Tensor& luts, Optional weights, int64_t stream) {
+  const int64_t size = packed.shape[4];
+  const Pixels places(256, packed.shape[0] * packed.shape[1], 1, size * size * size);
+  const auto start = [&](auto kernel) {
+    launch(kernel, places, {}, packed, stream, packed, luts, or_none(weights));
+  };
+  const bool half = packed.dtype == Dtype::f16, one = packed.shape[5] == 4;
+  if (half) one ? start(pack_kernel<__half, 4, 1>) : start(pack_kernel<__half, 16, 1>);
+  else one ? start(pack_kernel<float, 4, 1>) : start(pack_kernel<float, 16, 1>);
+}
+
+// ---- backward ----
+
+// Sums of many threads. Float32 numbers add in any order; integers, numbers times `scale` and rounded, give the same
+// sum in every order. What no integer can hold spoils the scale, and with it all sums.
+struct Sums {
+  Tensor to, scale;
+  __device__ void add(int64_t i, float value) const {
+    if (to.dtype == Dtype::i64) {
+      auto* factor = reinterpret_cast<float*>(scale.data);
+      const float units = value * *factor;
+      if (!isfinite(units)) *factor = __uint_as_float(0x7fffffff);
+      atomicAdd(reinterpret_cast<unsigned long long*>(to.data) + i,
+                isfinite(units) ? (unsigned long long)(__float2ll_rn(units)) : 0ull);
+    } else {
+      atomicAdd(reinterpret_cast<float*>(to.data) + i, value);
+    }
+  }
+};
+
+// Threads of a warp whose pixels fall into the same cell sum first, so that one of them adds, and it waits with that
+// for the pixels that come next: a picture of few colours would else add to few places all the time.
+//
+// By `halve` and `halve` again, the lanes of a warp share out the sums over all lanes of 8 numbers, one for every vertex:
+// lane l gets that of vertex l % 8.
+__device__ inline float share_out(const float (&of_vertex)[8]) {
+  const int self = int(threadIdx.x) % 32;
+  float four[4], two[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool upper = self & 4;
+    four[i] = (upper ? of_vertex[i + 4] : of_vertex[i]) +
+              __shfl_xor_sync(0xffffffff, upper ? of_vertex[i] : of_vertex[i + 4], 4);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool upper = self & 2;
+    two[i] = (upper ? four[i + 2] : four[i]) + __shfl_xor_sync(0xffffffff, upper ? four[i] : four[i + 2], 2);
+  }
+  const bool upper = self & 1;
+  float one = (upper ? two[1] : two[0]) + __shfl_xor_sync(0xffffffff, upper ? two[0] : two[1], 1);
+  one += __shfl_xor_sync(0xffffffff, one, 8);
+  return one + __shfl_xor_sync(0xffffffff, one, 16);
+}
+
+// body(cell, in): all lanes of a warp together, once for every cell that one of them has; `in`: whether this lane has it.
+// Lanes without a pixel have the cell `none`.
+constexpr uint32_t none = 0xffffffff;
+template <class Body>
+__device__ void for_cells(uint32_t cell, const Body& body) {
+  uint32_t waiting = __ballot_sync(0xffffffff, cell != none);
+  while (waiting) {
+    const uint32_t current = __shfl_sync(0xffffffff, cell, __ffs(int(waiting)) - 1);
+    const bool in = cell == current;
+    body(current, in);
+    waiting &= ~__ballot_sync(0xffffffff, in);
+  }
+}
+
+// How much each of a cell's vertices counts for a pixel, as R + 2·G + 4·B.
+template <bool tetrahedral>
+__device__ inline void find_weights(const Cell& cell, int size, float (&weights)[8]) {
+  const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, size);
+#pragma unroll
+    for (int v = 0; v < 8; ++v) {
+      const int step = (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0);
+      weights[v] = v == 0 ? path.weight[0] : v == 7 ? path.weight[3] : step == path.second ? path.weight[1]
+                   : step == path.third ? path.weight[2] : 0.f;
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < 8; ++v)
+      weights[v] = (v & 1 ? fr : 1.f - fr) * (v & 2 ? fg : 1.f - fg) * (v & 4 ? fb : 1.f - fb);
+  }
+}
+
+// What a number given at the vertices gains as each fraction grows.
+template <bool tetrahedral>
+__device__ inline void differentiate(const float (&at)[8], const Cell& cell, int size, float (&by)[3]) {
+  const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, size);
+    float second = 0.f, third = 0.f;
+#pragma unroll
+    for (int v = 1; v < 7; ++v) {
+      const int step = (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0);
+      second = step == path.second ? at[v] : second;
+      third = step == path.third ? at[v] : third;
+    }
+    const int steps[3] = {1, size, size * size};
+#pragma unroll
+    for (int c = 0; c < 3; ++c)
+      by[c] = steps[c] == path.second ? second - at[0] : steps[c] == path.third - path.second ? third - second
+                                                                                              : at[7] - third;
+  } else {
+    const auto mix = [](float a, float b, float f) { return lerp(a, b, f); };
+    by[0] = mix(mix(at[1] - at[0], at[3] - at[2], fg), mix(at[5] - at[4], at[7] - at[6], fg), fb);
+    by[1] = mix(mix(at[2] - at[0], at[3] - at[1], fr), mix(at[6] - at[4], at[7] - at[5], fr), fb);
+    by[2] = mix(mix(at[4] - at[0], at[5] - at[1], fr), mix(at[6] - at[2], at[7] - at[3], fr), fg);
+  }
+}
+
+// One pixel of the backward passes: the gradient of its result, its cell, and how its fractions grow with its values.
+struct Graded {
+  float g[3];
+  Slopes slopes;
+  Cell cell;
+  __device__ Graded(const Tensor& grad, const Tensor& image, const float* grid, int size, int64_t b, int64_t y,
+                    int64_t x) {
+    float rgb[3];
+#pragma unroll
+    for (int c = 0; c < 3; ++c) g[c] = load(grad, b, c, y, x), rgb[c] = load(image, b, c, y, x);
+    cell = find_cell(rgb, grid, size, slopes);
+  }
+};
+
+// A warp takes 32 neighbours at a time; all its lanes go every step, those without a pixel too.
+constexpr int steps_a_warp = 8;
+
+// sums (B, panels, D, D, D, lanes), zero at first: the gradient by the table that a pixel's blend multiplies, without
+// `weights` where there are pixel_weights.
+template <int lanes, bool tetrahedral, int pixels>
+__global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sums, Tensor grad, Tensor image,
+                                                         Tensor pixel_weights, Tensor vertices) {
+  constexpr int tables = lanes == 4 ? 1 : tables_per_panel;
+  const int size = int(sums.to.shape[4]), self = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int count = lanes == 4 ? 1 : int(pixel_weights.shape[1]);
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
+    for (int first = 0; first < count; first += tables_per_panel) {
+      // What waits to be added for the cell before: each lane's share, a number for each table and channel.
+      uint32_t before = none;
+      float waiting[tables][3];
+      // Lane l holds vertex l % 8, of which lanes 0 to 7 add R, 8 to 15 G, 16 to 23 B.
+      const auto flush = [&] {
+        const int c = self / 8;
+        if (before == none || c == 3) return;
+        const int64_t vertex = before + (self & 1) + (self & 2 ? size : 0) + (self & 4 ? size * size : 0);
+        const int64_t panel = b * sums.to.shape[1] + first / tables_per_panel;
+        const int64_t at = (panel * size * size * size + vertex) * lanes;
+#pragma unroll
+        for (int k = 0; k < tables; ++k)
+          if (first + k < count)
+            sums.add(at + (lanes == 4 ? c : k < 4 ? 4 * k + c : 4 * c + 3), c == 0   ? waiting[k][0]
+                                                                            : c == 1 ? waiting[k][1]
+                                                                                     : waiting[k][2]);
+      };
+      for (int step = 0; step < steps_a_warp; ++step) {
+        const int i = (warp * steps_a_warp + step) * 32 + self;
+        const bool there = i < n;
+        const int64_t x = x0 + (there ? i : 0);
+        const Graded pixel(grad, image, places_of(vertices, b), size, b, y, x);
+        float weights[8], blend[tables];
+        find_weights<tetrahedral>(pixel.cell, size, weights);
+#pragma unroll
+        for (int k = 0; k < tables; ++k)
+          blend[k] = lanes == 4 ? 1.f : first + k < count ? load(pixel_weights, b, first + k, y, x) : 0.f;
+        for_cells(there ? pixel.cell.corner : none, [&](uint32_t current, bool in) {
+          if (current != before) {
+            flush();
+            before = current;
+#pragma unroll
+            for (int k = 0; k < tables; ++k) waiting[k][0] = waiting[k][1] = waiting[k][2] = 0.f;
+          }
+          float here[8];
+#pragma unroll
+          for (int v = 0; v < 8; ++v) here[v] = in ? weights[v] : 0.f;
+#pragma unroll
+          for (int k = 0; k < tables; ++k)
+#pragma unroll
+            for (int c = 0; c < 3; ++c) {
+              const float gradient = in ? blend[k] * pixel.g[c] : 0.f;
+              float shares[8];
+#pragma unroll
+              for (int v = 0; v < 8; ++v) shares[v] = here[v] * gradient;
+              waiting[k][c] += share_out(shares);
+            }
+        });
+      }
+      flush();
+    }
+  });
+}
+
+// The gradients of pixels and, sums (B, 3, D), zero at first, of the places of the grid's points.
+template <int lanes, bool tetrahedral, int pixels>
+__global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Tensor grad_image,
+                                                              Tensor grad_pixel_weights, Sums sums, Tensor grad,
+                                                              Tensor image, Tensor packed, Tensor weights,
+                                                              Tensor pixel_weights, Tensor vertices) {
+  constexpr int tables = lanes == 4 ? 1 : tables_per_panel;
+  const int size = int(packed.shape[4]), self = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int count = lanes == 4 ? 1 : int(pixel_weights.shape[1]);
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
+    const float* w = reinterpret_cast<const float*>(weights.data) + b * count;
+    uint32_t before[3] = {none, none, none};  // as in table_sums_kernel: lane 0 the lower vertex, lane 1 the upper
+    float waiting[3] = {};
+    const auto flush = [&](int c) {
+      if (before[c] != none && self < 2) sums.add((b * 3 + c) * size + before[c] + self, waiting[c]);
+    };
+    for (int step = 0; step < steps_a_warp; ++step) {
+      const int i = (warp * steps_a_warp + step) * 32 + self;
+      const bool there = i < n;
+      const int64_t x = x0 + (there ? i : 0);
+      const Graded pixel(grad, image, places_of(vertices, b), size, b, y, x);
+      float at[8] = {}, by_vertex[8];  // at the cell's vertices: the blended tables times the pixel's gradient
+      find_weights<tetrahedral>(pixel.cell, size, by_vertex);
+      for (int first = 0; first < count; first += tables_per_panel) {
+        const auto* table = tables_of<Vertex<float, lanes>>(packed, b) + pixel.cell.corner +
+                            int64_t(first / tables_per_panel) * size * size * size;
+        float blend[tables], by_blend[tables] = {};
+#pragma unroll
+        for (int k = 0; k < tables; ++k)
+          blend[k] = lanes == 4          ? 1.f
+                     : first + k < count ? load(pixel_weights, b, first + k, y, x) * (weights.data ? w[first + k] : 1.f)
+                                         : 0.f;
+#pragma unroll(lanes == 4 ? 8 : 1)  // all vertices of five tables at once would not fit the registers
+        for (int v = 0; v < 8; ++v) {
+          const auto vertex = read_vertex(table + (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0));
+          float weight = 0.f, total = 0.f;
+#pragma unroll
+          for (int u = 0; u < 8; ++u) weight = u == v ? by_vertex[u] : weight;
+#pragma unroll
+          for (int k = 0; k < tables; ++k) {
+            float sum = 0.f;
+#pragma unroll
+            for (int c = 0; c < 3; ++c) sum = __fmaf_rn(pixel.g[c], vertex.at[lanes == 4 ? c : lane(k, c)], sum);
+            by_blend[k] = __fmaf_rn(weight, sum, by_blend[k]);
+            total = __fmaf_rn(blend[k], sum, total);
+          }
+#pragma unroll
+          for (int u = 0; u < 8; ++u) at[u] += u == v ? total : 0.f;
+        }
+        if (!grad_pixel_weights.data || !there) continue;
+#pragma unroll
+        for (int k = 0; k < tables; ++k)
+          if (first + k < count)
+            store(grad_pixel_weights, b, first + k, y, x, by_blend[k] * (weights.data ? w[first + k] : 1.f));
+      }
+      float by[3];
+      differentiate<tetrahedral>(at, pixel.cell, size, by);
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        by[c] *= pixel.slopes.of[c];
+        if (grad_image.data && there) store(grad_image, b, c, y, x, by[c]);
+        if (!sums.to.data) continue;
+        const float upper = by[c] * pixel.cell.fraction[c];
+        for_cells(there ? uint32_t(pixel.slopes.below[c]) : none, [&](uint32_t current, bool in) {
+          float low = in ? upper - by[c] : 0.f, high = in ? -upper : 0.f;
+#pragma unroll
+          for (int distance = 16; distance; distance /= 2) {
+            low += __shfl_xor_sync(0xffffffff, low, distance);
+            high += __shfl_xor_sync(0xffffffff, high, distance);
+          }
+          if (current != before[c]) {
+            flush(c);
+            before[c] = current, waiting[c] = 0.f;
+          }
+          waiting[c] += self == 0 ? low : high;
+        });
+      }
+    }
+    for (int c = 0; c < 3; ++c) flush(c);
+  });
+}
+
+// packed in float32. The sums as in the kernels above, of all pictures; float32, or int64 in units of 1 / scale.
+void backward(Optional grad_image, Optional table_sums, Optional grad_pixel_weights, Optional vertex_sums,
+              const Tensor& grad, const Tensor& image, const Tensor& packed, Optional weights, Optional pixel_weights,
+              Optional vertices, Optional table_scale, Optional vertex_scale, int64_t tetrahedral, int64_t stream) {
+  const bool one = packed.shape[5] == 4;
+  const Pixels places = Pixels::joining(256 * steps_a_warp, image.shape[0], image, grad, or_none(grad_image),
+                                        or_none(pixel_weights), or_none(grad_pixel_weights));
+  if (table_sums) {
+    const auto kernel = one ? (tetrahedral ? table_sums_kernel<4, true, 1> : table_sums_kernel<4, false, 1>)
+                            : (tetrahedral ? table_sums_kernel<16, true, 1> : table_sums_kernel<16, false, 1>);
+    launch(kernel, places, {}, image, stream, Sums{*table_sums, or_none(table_scale)}, grad, image,
+           or_none(pixel_weights), or_none(vertices));
+  }
+  if (grad_image || grad_pixel_weights || vertex_sums) {
+    const auto kernel = one ? (tetrahedral ? pixel_gradients_kernel<4, true, 1> : pixel_gradients_kernel<4, false, 1>)
+                            : (tetrahedral ? pixel_gradients_kernel<16, true, 1> : pixel_gradients_kernel<16, false, 1>);
+    launch(kernel, places, {}, image, stream, or_none(grad_image), or_none(grad_pixel_weights),
+           Sums{or_none(vertex_sums), or_none(vertex_scale)}, grad, image, packed, or_none(weights),
+           or_none(pixel_weights), or_none(vertices));
+  }
+}
+
+}  // namespace
+
+extern constinit const Kernel FASTENH_TABLE[] = {
+    kernel<&pack>("lut_pack"),
+    kernel<&transform>("lut_transform"),
+    kernel<&backward>("lut_transform_backward"),
+    {},
+};
+
+}  // namespace fastenh
