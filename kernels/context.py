@@ -16,25 +16,30 @@ INTERLEAVED = 2048  # values that one program works on where channels are interl
 
 @triton.jit
 def _columns(values, V: tl.constexpr):
-    """[n·V] -> V of [n]."""
-    if V == 1:
-        return (values,)
-    else:
-        even, odd = tl.split(values.reshape(values.shape[0] // 2, 2))
-        columns = ()
-        for i in tl.static_range(V // 2):
-            columns += (_columns(even, V // 2)[i], _columns(odd, V // 2)[i])
-        return columns
+    """[n·V] -> V of [n]: the first of every V values, the second, and so on."""
+    columns = (values,)
+    for bit in tl.static_range(3):
+        if 1 << bit < V:
+            even, odd = (), ()
+            for i in tl.static_range(1 << bit):
+                pair = tl.split(columns[i].reshape(columns[i].shape[0] // 2, 2))
+                even += (pair[0],)
+                odd += (pair[1],)
+            columns = even + odd
+    return columns
 
 
 @triton.jit
 def _from_columns(columns, V: tl.constexpr):
     """V of [n] -> [n·V]."""
-    if V == 1:
-        return columns[0]
-    else:
-        pairs = tl.join(_from_columns(columns[0::2], V // 2), _from_columns(columns[1::2], V // 2))
-        return pairs.reshape(pairs.shape[0] * 2)
+    for bit in tl.static_range(3):
+        if V >> bit > 1:
+            pairs = ()
+            for i in tl.static_range(V >> (bit + 1)):
+                pair = tl.join(columns[i], columns[i + (V >> (bit + 1))])
+                pairs += (pair.reshape(pair.shape[0] * 2),)
+            columns = pairs
+    return columns[0]
 
 
 @triton.jit
@@ -55,7 +60,7 @@ def _neighbours(tensor, strides, batch, c, y, start, x, dx: tl.constexpr, inside
         return load(at(tensor, strides, batch, c, y, start + dx, x), inside & (x >= begin - dx) & (x < end - dx))
     else:
         here = _columns(load(at(tensor, strides, batch, c, y, start, x), inside & (x < end)), V)
-        first = _columns(x, V)[0]
+        first = tl.arange(0, x.shape[0] // V) * V
         there = ()
         for i in tl.static_range(dx, dx + V):
             if i >= 0 and i < V:
