@@ -126,7 +126,7 @@ __device__ inline Cell find_cell(const float (&x)[3], const float* places, int s
       const bool inside = x[c] > place[0] && x[c] < place[size - 1];
       const float fraction = (x[c] - from) / (place[below + 1] - from + 1e-10f);
       slopes.below[c] = below;
-      cell.fraction[c] = inside ? fraction : __saturatef(fraction);
+      cell.fraction[c] = inside ? fraction : fraction < 0.f ? 0.f : fraction > 1.f ? 1.f : fraction;  // keeps NaN
       slopes.of[c] = inside ? rise : 0.f;
     } else {
       const float position = __saturatef(x[c]) * float(size - 1);

@@ -24,7 +24,7 @@ def grid(batch: int, size: int) -> Box:
         places = F.pad(steps.cumsum(-1), (1, 0))
         return places / places[..., -1:]
 
-    return Box((batch, 3, size), make=make)
+    return Box((batch, 3, size), make=make, may_hold_nan=False)  # which pixels it would spoil is left open
 
 
 @st.composite
