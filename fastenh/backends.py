@@ -53,7 +53,7 @@ if core is None:
         stacklevel=2,
     )
 
-_chosen = "auto"
+_chosen = os.environ.get("FASTENH_BACKEND", "auto")  # checked when it is needed, so that this can always be imported
 
 
 def chosen() -> str:
@@ -61,13 +61,21 @@ def chosen() -> str:
     return _chosen
 
 
+def check_chosen() -> None:
+    """Raises ValueError if FASTENH_BACKEND is a name that is unknown or cannot run here."""
+    _check("FASTENH_BACKEND", _chosen)
+
+
+def _check(source: str, name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}; got {name!r}")
+    if why_not := problem(name):
+        raise ValueError(f"{source}: {name!r} cannot run here: {why_not}")
+
+
 def _choose(name: str) -> None:
     global _chosen
-    if name not in NAMES:
-        raise ValueError(f"fastenh.backend: expected one of {', '.join(NAMES)}; got {name!r}")
-    why_not = problem(name)
-    if why_not:
-        raise ValueError(f"fastenh.backend: {name!r} cannot run here: {why_not}")
+    _check("fastenh.backend", name)
     _chosen = name
     kernels.cache_clear()
 
@@ -78,7 +86,7 @@ def backend(name: str) -> Iterator[None]:
 
     `name`: "reference" everywhere; "baseline", "avx2" or "avx512" for CPU tensors; "cuda" or "triton" for CUDA tensors
     (tensors of other devices keep their usual code); "auto" for the usual choice. Raises ValueError if the name is
-    unknown or cannot run here. The environment variable FASTENH_BACKEND sets the same at import.
+    unknown or cannot run here. The environment variable FASTENH_BACKEND sets the same for all of a process.
     """
     before = _chosen
     _choose(name)
@@ -88,8 +96,8 @@ def backend(name: str) -> Iterator[None]:
         _choose(before)
 
 
-def problem(name: str) -> str:
-    """Why backend `name` cannot run here; "" if it can."""
+def problem(name: str, device: torch.device | None = None) -> str:
+    """Why backend `name` cannot run here, on CUDA device `device` (default: the current one); "" if it can."""
     if name in CPU:
         if core is None:
             return f"the compiled core is {core_problem}"
@@ -105,11 +113,8 @@ def problem(name: str) -> str:
         if not torch.cuda.is_available():
             return "torch sees no CUDA device"
         try:
-            core.cuda["probe"](torch.empty(1, device="cuda"))
-        except (
-            RuntimeError,
-            TypeError,
-        ) as error:  # the driver is too old for this build, or nothing was compiled for this card
+            core.cuda["probe"](torch.empty(0, device=device or "cuda"))
+        except (RuntimeError, TypeError) as error:  # TypeError: the GPU is not one of CUDA's, as under ROCm
             return f"{error} (built for {core.cuda_archs})"
     elif name == "triton":
         try:
@@ -123,20 +128,21 @@ def problem(name: str) -> str:
 
 
 @cache
-def kernels(op: str, device_type: str) -> Kernels | None:
-    """The kernels that run op `op` on a kind of device; None means the reference."""
-    if device_type == "cpu" and _chosen != "reference":
+def kernels(op: str, device: torch.device) -> Kernels | None:
+    """The kernels that run op `op` on tensors of a device; None means the reference."""
+    check_chosen()
+    if device.type == "cpu" and _chosen != "reference":
         if _chosen == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
             return _triton(op)
         if core is not None:
             variant = core.cpu[_chosen if _chosen in CPU else next(reversed(core.cpu))]
             return _threaded(variant) if op in variant else None
-    if device_type == "cuda" and _chosen != "reference":
+    if device.type == "cuda" and _chosen != "reference":
         if _chosen != "triton" and core is not None and op in core.cuda:
-            why_not = problem("cuda")
+            why_not = problem("cuda", device)
             if not why_not:
                 return Kernels(core.cuda, gpu=True)
-            warnings.warn(f"fastenh does without its compiled CUDA kernels: {why_not}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"fastenh does without its CUDA kernels on {device}: {why_not}", RuntimeWarning, stacklevel=2)
         if _chosen != "cuda" and not problem("triton"):
             return _triton(op)
     return None
@@ -180,11 +186,9 @@ def describe() -> list[tuple[str, str]]:
         rows.append((name, problem(name) or "runs here"))
     cpu = "reference" if core is None or _chosen == "reference" else _chosen if _chosen in CPU else list(core.cpu)[-1]
     rows.append(("CPU tensors take", cpu))
-    cuda = "no CUDA device"
-    if torch.cuda.is_available():
-        cuda = next((n for n in ("cuda", "triton") if _chosen in ("auto", n) and not problem(n)), "reference")
-    rows.append(("CUDA tensors take", cuda))
+    if not torch.cuda.is_available():
+        rows.append(("CUDA tensors take", "no CUDA device"))
+    for device in (torch.device("cuda", i) for i in range(torch.cuda.device_count())):
+        able = (n for n in ("cuda", "triton") if _chosen in ("auto", n) and not problem(n, device))
+        rows.append((f"{device} tensors take", f"{next(able, 'reference')} ({torch.cuda.get_device_name(device)})"))
     return rows
-
-
-_choose(os.environ.get("FASTENH_BACKEND", "auto"))

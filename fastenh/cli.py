@@ -84,8 +84,10 @@ def enhance(
         if weights and not weights.is_file():
             raise ValueError(f"--weights: expected a weights file, got no file at {weights}")
         jobs = _plan(inputs, output, compare)
+        from fastenh import backends
         from fastenh.enhance import Enhancer
 
+        backends.check_chosen()
         enhancer = Enhancer(weights or model or "auto", device)
         for folder in {job.target.parent for job in jobs}:
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +154,8 @@ def info() -> None:
 
     from fastenh import backends
 
+    with _one_line(debug=False):
+        backends.check_chosen()
     table = Table.grid(padding=(0, 2))
     for label, text in backends.describe():
         table.add_row(label, text)

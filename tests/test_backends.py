@@ -13,6 +13,7 @@ import torch
 import fastenh
 from fastenh import backends, kernels
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -37,7 +38,7 @@ def test_a_name_holds_until_the_block_ends() -> None:
         with fastenh.backend("baseline"):
             assert backends.chosen() == "baseline"
         assert backends.chosen() == "reference"
-        assert backends.kernels("context_voxels", "cpu") is None
+        assert backends.kernels("context_voxels", CPU) is None
         raise ZeroDivisionError
     assert backends.chosen() == "auto"
 
@@ -54,7 +55,7 @@ def test_each_instruction_set_is_code_of_its_own(variant: str, monkeypatch: pyte
 
 
 def test_auto_takes_the_last_of_the_core() -> None:
-    table = backends.kernels("lut_transform", "cpu")
+    table = backends.kernels("lut_transform", CPU)
     assert table is not None
     assert table.keys() == list(backends.core.cpu.values())[-1].keys()
     assert list(backends.core.cpu) == [name for name in backends.CPU if name in backends.core.cpu], "slowest first"
@@ -77,8 +78,25 @@ def test_what_cannot_run_is_refused_with_the_reason(name: str) -> None:
 def test_the_environment_chooses(tmp_path: Path) -> None:
     code = "import fastenh; print(fastenh.backends.chosen())"
     assert python(code, tmp_path, FASTENH_BACKEND="baseline").stdout == "baseline\n"
-    refused = python(code, tmp_path, FASTENH_BACKEND="fastest")
-    assert refused.returncode == 1 and "expected one of auto, reference" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("fastest", "FASTENH_BACKEND: expected one of auto, reference, .*; got 'fastest'"),
+        ("cuda", "FASTENH_BACKEND: 'cuda' cannot run here: .*CUDA"),
+    ],
+)
+def test_a_wrong_name_in_the_environment_shows_when_it_matters(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.setattr(backends, "_chosen", name)  # as at import, which it must not stop
+    backends.kernels.cache_clear()
+    with pytest.raises(ValueError, match=why) as caught:
+        fastenh.ops.context_voxels(torch.rand(1, 3, 2, 2), torch.rand(1, 9, 2, 2))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -102,24 +120,46 @@ def test_without_its_core_it_says_so_once_and_runs_the_reference(tmp_path: Path,
     assert why in done.stderr and "To mend it: pip install" in done.stderr
 
 
-def test_a_card_without_compiled_kernels_takes_triton_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probe(tensor: object) -> None:
-        raise RuntimeError("CUDA: launch failed: no kernel image is available for execution on the device")
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine with two GPUs, where CUDA kernels were compiled for the first alone; which were asked is returned."""
+    asked = []
 
-    core = SimpleNamespace(cuda={"probe": probe, "context_voxels": None}, cuda_archs="8.0")
+    def probe(device: torch.device) -> None:
+        asked.append(device)
+        if device.index == 1:
+            raise RuntimeError("CUDA: cannot load kernels: no kernel image is available for execution on the device")
+
+    core = SimpleNamespace(cuda={"probe": probe, "context_voxels": None}, cuda_archs="9.0")
     monkeypatch.setattr(backends, "core", core)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch, "empty", lambda size, device: torch.device(device))
     backends.kernels.cache_clear()
+    return asked
+
+
+def test_each_card_takes_what_runs_on_it(two_cards: list[torch.device]) -> None:
+    cards = [torch.device("cuda", i) for i in range(2)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        table = backends.kernels("context_voxels", "cuda")
+        tables = [backends.kernels("context_voxels", card) for card in (*cards, *cards)]
     backends.kernels.cache_clear()
-    assert table is not None and table["__name__"] == "fastenh.kernels.context"
+    assert two_cards == cards  # once each
+    for table in tables[::2]:
+        assert table == backends.core.cuda and table.gpu
+    for table in tables[1::2]:
+        assert table["__name__"] == "fastenh.kernels.context" and table.gpu
     assert [str(w.message) for w in caught] == [
-        "fastenh does without its compiled CUDA kernels: CUDA: launch failed: no kernel image is available for "
-        "execution on the device (built for 8.0)"
+        "fastenh does without its CUDA kernels on cuda:1: CUDA: cannot load kernels: no kernel image is available for "
+        "execution on the device (built for 9.0)"
     ]
+
+
+def test_a_card_chosen_by_hand_is_asked_before(two_cards: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda size, device: torch.device("cuda", 1))  # the current device
+    with pytest.raises(ValueError, match=r"^fastenh.backend: 'cuda' cannot run here: CUDA: .*no kernel image"):
+        backends._choose("cuda")
+    assert two_cards == [torch.device("cuda", 1)]
 
 
 def test_what_runs_is_described() -> None:

@@ -1,9 +1,12 @@
 """`fastenh info`, `--version` and `--help`."""
 
+import os
 import subprocess
 import sys
 
+import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import fastenh
@@ -30,6 +33,17 @@ def test_info_works_without_the_core():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not built" in done.stdout and "pip install" in done.stdout and "reference" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["info"], ["enhance", "photo.png"]])
+def test_a_wrong_backend_in_the_environment_is_one_line(command, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    python = [sys.executable, "-c", f"from fastenh.cli import app; app({command})"]
+    wrong = {**os.environ, "FASTENH_BACKEND": "fastest"}
+    done = subprocess.run(python, cwd=tmp_path, env=wrong, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("fastenh: FASTENH_BACKEND: expected one of auto, reference,")
+    assert done.stderr.endswith("got 'fastest'\n") and done.stderr.count("\n") == 1
 
 
 def test_version():
