@@ -49,13 +49,13 @@ def _shape(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Sequen
     check_int(op, "split", split, 0, features.shape[1])
     target = (features.shape[0], features.shape[1] - split, *features.shape[2:])
     for name, t in (("scale", scale), ("shift", shift)):
-        if isinstance(t, Tensor) and t.dim() <= 4:
+        expected = target
+        if isinstance(t, Tensor) and t.shape != target and t.dim() <= 4:
             sizes = (1,) * (4 - t.dim()) + tuple(t.shape)
             if any(size not in (1, wanted) for size, wanted in zip(sizes, target, strict=True)):
                 raise ValueError(f"{op}: {name}: expected shape {target} or broadcastable to it; got {tuple(t.shape)}")
-            check_tensor(op, name, t, tuple(t.shape), features)
-        else:
-            check_tensor(op, name, t, target, features)
+            expected = tuple(t.shape)
+        check_tensor(op, name, t, expected, features)
     return features.shape
 
 
@@ -65,9 +65,13 @@ def _reference(features: Tensor, scale: Tensor, shift: Tensor, split: int) -> Te
     return torch.cat([features[:, :split], transformed.to(features.dtype)], dim=1)
 
 
+def _expanded(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return t if t.shape == shape else t.expand(shape)
+
+
 def _run(kernels: Kernels, out: Tensor, features: Tensor, scale: Tensor, shift: Tensor, split: int) -> None:
-    target = out[:, split:].shape
-    kernels["channel_split_transform"](out, features, scale.expand(target), shift.expand(target), split)
+    target = (out.shape[0], out.shape[1] - split, *out.shape[2:])
+    kernels["channel_split_transform"](out, features, _expanded(scale, target), _expanded(shift, target), split)
 
 
 def _run_backward(
@@ -80,12 +84,14 @@ def _run_backward(
     split: int,
 ) -> None:
     grad_features, grad_scale, grad_shift = gradients
-    target = grad[:, split:].shape
+    target = (grad.shape[0], grad.shape[1] - split, *grad.shape[2:])
     product = grad_scale
     if grad_scale is not None and grad_scale.shape != target:  # broadcast: the full product, then its sum
         product = torch.empty(target, dtype=torch.float32, device=grad.device)
     if grad_features is not None or product is not None:
-        kernels["channel_split_transform_backward"](grad_features, product, grad, features, scale.expand(target), split)
+        kernels["channel_split_transform_backward"](
+            grad_features, product, grad, features, _expanded(scale, target), split
+        )
     if grad_scale is not None and product is not None and product is not grad_scale:
         grad_scale.copy_(product.sum_to_size(scale.shape))
     if grad_shift is not None:

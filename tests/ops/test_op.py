@@ -1,15 +1,21 @@
 """The rules that `Op` gives to every op, shown on two: curve_iterate is pointwise, context_voxels is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from laws import lives
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastenh
-from fastenh.ops import context_voxels, curve_iterate
+from fastenh.ops import context_voxels, curve, curve_iterate
 
 
 @pytest.fixture
@@ -193,6 +199,175 @@ def test_lazily_negated_views(image: Tensor, curves: Tensor) -> None:
     assert negated.is_neg()
     assert torch.equal(negated, image)
     assert torch.equal(curve_iterate(negated, curves), curve_iterate(image, curves))
+
+
+class Seen(TorchDispatchMode):
+    """Which operators the dispatcher passes on while this is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def seen_by_a_dispatch_mode(image: Tensor, curves: Tensor) -> Sequence[str]:
+    with Seen() as seen:
+        curve_iterate(image, curves)
+        curve_iterate(image, curves, out=torch.empty_like(image))
+    assert "fastenh.curve_iterate.out" in seen.names
+    return seen.names
+
+
+def seen_by_a_dispatch_mode_in_training(image: Tensor, curves: Tensor) -> Sequence[str]:
+    curves = curves.clone().requires_grad_()
+    with Seen() as forward:
+        loss = curve_iterate(image, curves).sum()
+    with Seen() as backward:
+        loss.backward()
+    assert "fastenh.curve_iterate_backward.default" in backward.names
+    return forward.names
+
+
+def seen_by_a_function_mode(image: Tensor, curves: Tensor) -> Sequence[str]:
+    names = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        curve_iterate(image, curves)
+    return names
+
+
+def seen_by_a_type(image: Tensor, curves: Tensor) -> Sequence[str]:
+    names = []
+
+    class Photo(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    assert type(curve_iterate(image.as_subclass(Photo), curves)) is Photo
+    return names
+
+
+def seen_by_a_wrapper(image: Tensor, curves: Tensor) -> Sequence[str]:
+    assert isinstance(curve_iterate(TwoTensor(image, image), curves), TwoTensor)
+    with Seen() as seen:
+        curve_iterate(TwoTensor(image, image), curves)
+    return seen.names
+
+
+def seen_by_fake_tensors(image: Tensor, curves: Tensor) -> Sequence[str]:
+    with FakeTensorMode() as mode:
+        fake, fake_curves = mode.from_tensor(image), mode.from_tensor(curves)
+        assert isinstance(curve_iterate(fake, fake_curves), FakeTensor)
+    with Seen() as seen:
+        assert isinstance(curve_iterate(fake, fake_curves), FakeTensor)
+    return seen.names
+
+
+def seen_by_make_fx(image: Tensor, curves: Tensor) -> Sequence[str]:
+    traced = make_fx(lambda image, curves: curve_iterate(image, curves))(image, curves)
+    return [str(node.target) for node in traced.graph.nodes]
+
+
+def seen_by_export(image: Tensor, curves: Tensor) -> Sequence[str]:
+    class Model(torch.nn.Module):
+        def forward(self, image: Tensor, curves: Tensor) -> Tensor:
+            return curve_iterate(image, curves)
+
+    return [str(n.target) for n in torch.export.export(Model(), (image, curves), strict=False).graph.nodes]
+
+
+def seen_by_jit_trace(image: Tensor, curves: Tensor) -> Sequence[str]:
+    return [str(torch.jit.trace(curve_iterate, (image, curves)).graph).replace("::", ".") + "default"]
+
+
+def seen_by_the_profiler(image: Tensor, curves: Tensor) -> Sequence[str]:
+    with torch.profiler.profile() as profile:
+        curve_iterate(image, curves)
+    return [event.name.replace("::", ".") + ".default" for event in profile.events()]
+
+
+@pytest.mark.parametrize("seen_by", [value for name, value in list(globals().items()) if name.startswith("seen_by")])
+def test_calls_past_the_dispatcher_hide_from_nobody(
+    image: Tensor, curves: Tensor, seen_by: Callable[[Tensor, Tensor], Sequence[str]]
+) -> None:
+    """Most calls go past PyTorch's dispatcher; wherever somebody would see them in it, they go through it."""
+    assert any("fastenh.curve_iterate" in name and "default" in name for name in seen_by(image, curves))
+
+
+def test_plain_calls_go_past_the_dispatcher(image: Tensor, curves: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dispatched(*args: object, **out: object) -> None:
+        raise AssertionError("went through the dispatcher")
+
+    for operator in ("operator", "operator_out", "operator_backward"):
+        monkeypatch.setattr(curve._op, operator, dispatched)
+    curve_iterate(image, curves)
+    curve_iterate(image, curves, out=torch.empty_like(image))
+    parameter = torch.nn.Parameter(curves)
+    curve_iterate(image, parameter).sum().backward()
+    with torch.no_grad():
+        curve_iterate(image, parameter)
+    with torch.inference_mode():
+        curve_iterate(image.clone(), parameter)
+    with torch.autograd.forward_ad.dual_level():  # where nothing carries a tangent
+        curve_iterate(image, curves, out=torch.empty_like(image))
+
+
+# ---- derivatives that operators do not have ----
+
+
+def forward_mode(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(image, torch.ones_like(image))
+        return torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+
+
+def functional(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    return torch.func.jvp(function, (image,), (torch.ones_like(image),))[1]
+
+
+@pytest.mark.parametrize("derivative", [forward_mode, functional])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda image, curves: torch.ops.fastenh.curve_iterate(image, curves, 8),
+        lambda image, curves: torch.ops.fastenh.curve_iterate_backward(image, image, curves, 8, [True, False])[0],
+        lambda image, curves: torch.ops.fastenh.curve_iterate.out(image, curves, 8, out=torch.empty_like(image)),
+        lambda image, curves: torch.compile(curve_iterate, backend="aot_eager")(image, curves),
+    ],
+)
+def test_operators_refuse_forward_mode(image: Tensor, curves: Tensor, call: Callable, derivative: Callable) -> None:
+    message = r"torch.ops.fastenh.curve_iterate\S* has no forward-mode derivative; fastenh.ops.curve_iterate has"
+    with pytest.raises(RuntimeError, match=message):
+        derivative(lambda image: call(image, curves), image)
+
+
+def test_forward_mode_inside_a_compiled_program_is_refused(image: Tensor, curves: Tensor) -> None:
+    compiled = torch.compile(lambda image: functional(lambda x: curve_iterate(x, curves), image), fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"torch.ops.fastenh.curve_iterate has no forward-mode derivative"):
+        compiled(image)
+
+
+def test_batched_gradients(image: Tensor, curves: Tensor) -> None:
+    inputs = image.requires_grad_(), curves.requires_grad_()
+    result = curve_iterate(*inputs)
+    grads = torch.rand(3, *result.shape)
+
+    def gradients(grad: Tensor, **options: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, inputs, grad, retain_graph=True, **options)
+
+    expected = [torch.stack(batch) for batch in zip(*(gradients(grad) for grad in grads), strict=True)]
+    for batched in (gradients(grads, is_grads_batched=True), torch.vmap(gradients)(grads)):
+        torch.testing.assert_close(list(batched), expected)
 
 
 def test_compiled_by_inductor(image: Tensor, curves: Tensor) -> None:
