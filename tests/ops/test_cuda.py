@@ -5,6 +5,7 @@ AddressSanitizer has to be the first library of a process, so the laws run in on
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,11 @@ def gcc(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def compile_for_cpu(source: Path, *arguments: object) -> None:
+    flags = ["-O1", "-g1", "-fno-strict-aliasing", *SANITIZE, f"-I{STAND_IN}"]
+    gcc(*flags, "-x", "c++", source, *arguments)
+
+
 @pytest.fixture(scope="module")
 def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of a core with one table, whose kernels take the stream where kernels for CPUs take a number of threads."""
@@ -51,8 +57,7 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def core(source: Path, bindings: Path, folder: Path) -> Path:
     """A core of the kernels in one .cu file."""
-    gcc("-O1", "-g1", "-fno-strict-aliasing", *SANITIZE, f"-I{STAND_IN}", "-DFASTENH_TABLE=kernels_on_cpu",
-        "-x", "c++", "-c", source, "-o", folder / "kernels.o")  # fmt: skip
+    compile_for_cpu(source, "-DFASTENH_TABLE=kernels_on_cpu", "-c", "-o", folder / "kernels.o")
     gcc("-shared", *SANITIZE, folder / "kernels.o", bindings, "-o", folder / "_C.so")
     return folder / "_C.so"
 
@@ -82,6 +87,36 @@ def cores(bindings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     pool = ThreadPoolExecutor(os.cpu_count())
     building = {stem: pool.submit(core, CSRC / f"{stem}.cu", bindings, tmp_path_factory.mktemp(stem)) for stem in STEMS}
     return lambda stem: building[stem].result()
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("check") / "check"
+    compile_for_cpu(STAND_IN / "check.cu", "-o", built)
+    return built
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("fault", "order", "message"),
+    [
+        ("none", "forward", "done\n9120"),
+        ("none", "reversed", "done\n9120"),
+        ("barrier left out", "forward", "done\n-?nan"),  # read before it was written
+        ("barrier not for all", "forward", "block 0.*0 to 31: ended.*32 to 95: wait at __syncthreads.*\n4560"),
+        ("barrier not for all", "reversed", "block 1.*0 to 31: ended.*32 to 95: wait at __syncthreads.*\n4560"),
+        ("lane outside", "forward", "thread 0 wants the value of lane 16, which takes no part"),
+        ("odd address", "forward", "misaligned address .* requires 16 byte alignment"),
+        ("beyond memory", "forward", "AddressSanitizer: use-after-poison"),
+        ("memory unasked", "forward", "51200 bytes of shared memory, not asked for before"),
+    ],
+)
+def test_the_stand_in_notices(fault: str, order: str, message: str, check: Path) -> None:
+    command = [check, fault.replace(" ", "_"), order]
+    done = subprocess.run(command, env={"ASAN_OPTIONS": "detect_leaks=0"}, capture_output=True, text=True)
+    assert re.search(message, done.stdout + done.stderr, re.DOTALL), done.stdout + done.stderr
+    if fault == "none":
+        assert done.stdout == "done\n9120\n"
 
 
 @on_cpu
