@@ -33,6 +33,11 @@ bench: ready
 cuda-report: ready
 	$(PYTHON) benchmarks/cuda_report.py
 
+# For a machine with an NVIDIA GPU, nvcc and torch; needs no network and leaves the environment as it is. OUT=folder gets
+# logs and results too.
+gpu-check:
+	$(or $(shell command -v $(PYTHON)),python3) benchmarks/gpu_check.py $(if $(OUT),--out "$(OUT)")
+
 lint: ready
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check

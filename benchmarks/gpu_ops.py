@@ -1,0 +1,194 @@
+"""What is measured on a GPU: each op, its inputs, and the same in plain PyTorch, as its users write it and at its
+best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import inputs
+import peers
+import torch
+from torch import Tensor
+
+from fastenh.ops import channel_split_transform, context_voxels, curve_iterate, lut_transform
+
+
+def as_float(t: Tensor) -> Tensor:
+    """float32 at least, uint8 divided by its full scale."""
+    x = t.to(torch.promote_types(t.dtype, torch.float32))
+    return x / 255 if t.dtype is torch.uint8 else x
+
+
+def as_dtype(result: Tensor, dtype: torch.dtype) -> Tensor:
+    return (result.clamp(0, 1) * 255).round().to(dtype) if dtype is torch.uint8 else result.to(dtype)
+
+
+def float_of(dtype: torch.dtype) -> torch.dtype:
+    """What stands beside an image of this dtype: maps and weights."""
+    return torch.float16 if dtype is torch.uint8 else dtype
+
+
+class OneLUT:
+    """LUTs stay float32, as learned parameters are; grid_sample computes in float32 then, as under autocast."""
+
+    name = "lut_transform, one LUT"
+    integers, looks_up = True, True
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        return [as_dtype(picture, dtype), inputs.luts(1).to(picture.device)]
+
+    def ours(self, image: Tensor, luts: Tensor, out: Tensor | None = None) -> Tensor:
+        return lut_transform(image, luts, out=out)
+
+    def written(self, image: Tensor, luts: Tensor) -> Tensor:
+        return as_dtype(peers.sample(luts, peers.make_grid(as_float(image))), image.dtype)
+
+    def reusing(self, image: Tensor, luts: Tensor) -> Callable[[], Tensor]:
+        dtype, full = float_of(image.dtype), 255 if image.dtype is torch.uint8 else 1
+        table, out = (luts * full).to(dtype), torch.empty_like(image)
+        grid = torch.empty_like(image.permute(0, 2, 3, 1)[:, None], dtype=dtype, memory_format=torch.contiguous_format)
+
+        def call() -> Tensor:
+            torch.mul(image.permute(0, 2, 3, 1)[:, None], 2 / full, out=grid).sub_(1)
+            colours = peers.sample(table, grid)
+            return colours if full == 1 else out.copy_(colours.round_().clamp_(0, 255))
+
+        return call
+
+    def read_backward(self, *tensors: Tensor) -> int:
+        return sum(t.nbytes for t in tensors)
+
+
+class FiveLUTs(OneLUT):
+    name = "lut_transform, 5 LUTs, pixel weights"
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        pixel_weights = inputs.maps(5, 0.1, picture.shape[-2:], picture.device).mul_(2).softmax(1)
+        return [as_dtype(picture, dtype), inputs.luts(5).to(picture.device), pixel_weights.to(float_of(dtype))]
+
+    def ours(self, image: Tensor, luts: Tensor, pixel_weights: Tensor, out: Tensor | None = None) -> Tensor:
+        return lut_transform(image, luts, None, pixel_weights, out=out)
+
+    def written(self, image: Tensor, luts: Tensor, pixel_weights: Tensor) -> Tensor:
+        return as_dtype(peers.weighted_sum(as_float(image), luts, pixel_weights), image.dtype)
+
+    def reusing(self, image: Tensor, luts: Tensor, pixel_weights: Tensor) -> Callable[[], Tensor]:
+        dtype, full = float_of(image.dtype), 255 if image.dtype is torch.uint8 else 1
+        tables, out = (luts * full).to(dtype), torch.empty_like(image)
+        total = torch.empty_like(image, dtype=dtype)
+        grid = torch.empty_like(image.permute(0, 2, 3, 1)[:, None], dtype=dtype, memory_format=torch.contiguous_format)
+
+        def call() -> Tensor:
+            torch.mul(image.permute(0, 2, 3, 1)[:, None], 2 / full, out=grid).sub_(1)
+            peers.blend_into(total, grid, tables, pixel_weights)
+            return total if full == 1 else out.copy_(total.round_().clamp_(0, 255))
+
+        return call
+
+
+class CurveMaps:
+    name = "curve_iterate, 8 iterations, 24 maps"
+    integers, looks_up = True, False
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        curves = inputs.maps(24, 0.02, picture.shape[-2:], picture.device)
+        return [as_dtype(picture, dtype), curves.to(float_of(dtype))]
+
+    def ours(self, image: Tensor, curves: Tensor, out: Tensor | None = None) -> Tensor:
+        return curve_iterate(image, curves, out=out)
+
+    def written(self, image: Tensor, curves: Tensor) -> Tensor:
+        x = as_float(image) if image.dtype is torch.uint8 else image
+        return as_dtype(peers.iterate(x, self.resampled(curves, image)), image.dtype)
+
+    def resampled(self, curves: Tensor, image: Tensor) -> Tensor:
+        return curves
+
+    def reusing(self, image: Tensor, curves: Tensor) -> Callable[[], Tensor]:
+        dtype, full = float_of(image.dtype), 255 if image.dtype is torch.uint8 else 1
+        out, total, scratch = torch.empty_like(image), *(torch.empty_like(image, dtype=dtype) for _ in range(2))
+        first = image if full == 1 else torch.empty_like(total)
+        upsampled = None
+        if curves.shape[-2:] != image.shape[-2:]:
+            upsampled = curves.new_empty(*curves.shape[:2], *image.shape[-2:])
+
+        def call() -> Tensor:
+            maps = curves if upsampled is None else peers.upsample_into(upsampled, curves)
+            if full != 1:
+                torch.div(image, full, out=first)
+            peers.iterate_into(total, first, maps, scratch)
+            return total if full == 1 else out.copy_(total.mul_(full).round_().clamp_(0, full))
+
+        return call
+
+    def read_backward(self, *tensors: Tensor) -> int:
+        return sum(t.nbytes for t in tensors)
+
+
+class CurveLowResolution(CurveMaps):
+    name = "curve_iterate, 8 iterations, one map of 1/12"
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        size = [side // 12 for side in picture.shape[-2:]]
+        return [as_dtype(picture, dtype), inputs.maps(3, 0.02, size, picture.device).to(float_of(dtype))]
+
+    def resampled(self, curves: Tensor, image: Tensor) -> Tensor:
+        return peers.upsample(curves, image)
+
+
+class ContextVoxels:
+    name = "context_voxels, 3 x 3"
+    integers, looks_up = False, False
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        attention = inputs.maps(9, 0.1, picture.shape[-2:], picture.device).mul_(2).softmax(1)
+        return [picture.to(dtype), attention.to(dtype)]
+
+    def ours(self, image: Tensor, attention: Tensor, out: Tensor | None = None) -> Tensor:
+        return context_voxels(image, attention, out=out)
+
+    def written(self, image: Tensor, attention: Tensor) -> Tensor:
+        return peers.unfolded(image, attention)
+
+    def reusing(self, image: Tensor, attention: Tensor) -> Callable[[], Tensor]:
+        shifts = peers.shifts(image)
+        out = image.new_empty(image.shape[0], 27, *image.shape[-2:])
+
+        def call() -> Tensor:
+            shifts[4].copy_(image)
+            return peers.nine_products(out, attention, *shifts)
+
+        return call
+
+    def read_backward(self, *tensors: Tensor) -> int:
+        return sum(t.nbytes for t in tensors)
+
+
+class ChannelSplit:
+    """64 channels at a quarter of the picture's height and width, which is twice the bytes of one LUT."""
+
+    name = "channel_split_transform, 64 channels at 1/4"
+    integers, looks_up = False, False
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        size = [side // 4 for side in picture.shape[-2:]]
+        features, scale, shift = (inputs.maps(channels, 0.3, size, picture.device) for channels in (64, 32, 33))
+        return [t.to(dtype) for t in (features, scale, shift[:, :32])]
+
+    def ours(self, features: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+        return channel_split_transform(features, scale, shift, out=out)
+
+    def written(self, features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return peers.concatenated(features, scale, shift)
+
+    def reusing(self, features: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Tensor]:
+        out = torch.empty_like(features)
+        return lambda: peers.in_two_parts(out, features, scale, shift)
+
+    def read_backward(self, *tensors: Tensor) -> int:
+        """Neither the features that pass nor the shift."""
+        return tensors[0].nbytes // 2 + tensors[1].nbytes
+
+
+OPS = {op.name: op for op in (OneLUT(), FiveLUTs(), CurveMaps(), CurveLowResolution(), ContextVoxels(), ChannelSplit())}
+ONE_LUT, FIVE_LUTS, CURVE_MAPS, CURVE_LOW, VOXELS, SPLIT = OPS
