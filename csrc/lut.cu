@@ -79,30 +79,43 @@ __device__ inline void spread_nan(Cell& cell, const float (&x)[3]) {
   cell.fraction[0] = nan ? __uint_as_float(0x7fffffff) : cell.fraction[0];
 }
 
-// A uniform grid of D points. `last` is a little less than D - 1, so that 1 falls into the last cell.
+// A uniform grid of D points. `scale` leads from a pixel's number to its place in the grid: full scale to a little less
+// than D - 1, so that it falls into the last cell.
 struct Uniform {
   int size;
   uint32_t bias;
-  float last;
-  explicit Uniform(int64_t size)
-      : size(int(size)), bias(0x4b000000u * uint32_t(1 + size + size * size)),
-        last(std::nextafter(float(size - 1), 0.f)) {}
+  float scale;
+  Uniform(int64_t size, double full_scale)
+      : size(int(size)), bias(0x4b000000u * uint32_t(1 + size + size * size)), scale(float(double(size - 1) / full_scale)) {
+    while (double(scale) * full_scale >= double(size - 1)) scale = std::nextafter(scale, 0.f);
+  }
 };
 
 // Adding 2²³ and rounding down leaves the whole part in the last bits: what stands above them leaves as `bias`.
-__device__ inline Cell find_cell(const float (&x)[3], const Uniform& grid) {
+__device__ inline Cell find_inner_cell(const float (&x)[3], const Uniform& grid) {
   Cell cell;
   uint32_t whole[3];
 #pragma unroll
   for (int c = 0; c < 3; ++c) {
-    const float inside = __saturatef(x[c]), below = __fmaf_rd(inside, grid.last, 8388608.f);
+    const float below = __fmaf_rd(x[c], grid.scale, 8388608.f);
     whole[c] = __float_as_uint(below);
-    cell.fraction[c] = __fmaf_rn(inside, grid.last, 8388608.f - below);
+    cell.fraction[c] = __fmaf_rn(x[c], grid.scale, 8388608.f - below);
   }
   const uint32_t size = uint32_t(grid.size);
   cell.corner = (whole[2] * size + whole[1]) * size + (whole[0] - grid.bias);
-  spread_nan(cell, x);
   return cell;
+}
+
+// x: numbers as number_of<T> gives them.
+template <class T>
+__device__ inline Cell find_cell(const float (&x)[3], const Uniform& grid) {
+  if constexpr (std::is_integral_v<T>) {
+    return find_inner_cell(x, grid);
+  } else {
+    Cell cell = find_inner_cell({__saturatef(x[0]), __saturatef(x[1]), __saturatef(x[2])}, grid);
+    spread_nan(cell, x);
+    return cell;
+  }
 }
 
 // The same on any grid and with the derivatives of the fractions, which are zero at the border and beyond it. Here a
@@ -260,48 +273,68 @@ __device__ inline const V* tables_of(const Tensor& packed, int64_t b) {
   return reinterpret_cast<const V*>(packed.data) + (packed.shape[0] == 1 ? 0 : b * vertices);
 }
 
-// A thread takes several packs of 4 bytes a channel (single pixels where they are no neighbours), so that the threads
-// of a warp work side by side, on pixels that are much alike: all of them read before the first is used.
-template <Layout layout, class T>
-constexpr int in_a_pack = layout == Layout::strided ? 1 : 4 / sizeof(T);
+// The numbers of type T in 4 bytes, and the i-th of them: floats as they are, integers from 0 to full scale.
+template <class T>
+constexpr int in_a_word = 4 / sizeof(T);
 
+template <class T>
+__device__ inline float number_of(uint32_t word, int i) {
+  if constexpr (std::is_integral_v<T>) {  // above the number, the bytes of 2²³
+    return __uint_as_float(__byte_perm(word, 0x4b000000, sizeof(T) == 1 ? 0x7440 + i : 0x7410 + 0x22 * i)) - 8388608.f;
+  } else {
+    Pack<T, in_a_word<T>> numbers;
+    memcpy(&numbers, &word, 4);
+    return to_float(numbers.at[i]);
+  }
+}
+
+// A thread takes several words a channel (single pixels where they are no neighbours), so that the threads of a warp
+// work side by side, on pixels that are much alike: all of them read before the first is used.
 template <Layout layout, class T, int threads, int pixels>
 struct Batch {
-  static constexpr int n = in_a_pack<layout, T>, packs = pixels / n;
-  Colours<T, n> at[packs];
+  static constexpr int n = layout == Layout::strided ? 1 : in_a_word<T>, packs = pixels / n;
+  uint32_t words[packs][3];
 
-  // Elements from a pixel to the next.
-  static __device__ int64_t step(const Tensor& t) {
+  // Elements from a pixel to the next, and from one of these words (single numbers) to the next.
+  static __device__ int64_t pixel_step(const Tensor& t) {
     return layout == Layout::planar ? 1 : layout == Layout::interleaved ? 3 : t.strides[3];
   }
+  static __device__ int64_t word_step(const Tensor& t) { return layout == Layout::interleaved ? n : t.strides[1]; }
 
   __device__ void read(const Tensor& image, int64_t b, int64_t y, int64_t x, int count) {
-    const T* from = fastenh::at<const T>(image, b, 0, y, 0) + (x + threadIdx.x * n) * step(image);
+    const T* from = at<const T>(image, b, 0, y, 0) + (x + threadIdx.x * n) * pixel_step(image);
 #pragma unroll
     for (int j = 0; j < packs; ++j)
       if (int(j * threads + threadIdx.x) * n < count)
-        at[j] = read_colours<layout, T, n>(from + j * threads * n * step(image), image.strides[1]);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+          const auto pack = read_once<T, n>(from + j * threads * n * pixel_step(image) + c * word_step(image));
+          words[j][c] = 0;
+          memcpy(&words[j][c], &pack, sizeof pack);
+        }
   }
 
   // look_up(x, rgb): the result's colour for the pixel's
   template <class LookUp>
   __device__ void map(const Tensor& out, int64_t b, int64_t y, int64_t x, int count, const LookUp& look_up) {
-    T* to = fastenh::at<T>(out, b, 0, y, 0) + (x + threadIdx.x * n) * step(out);
+    T* to = at<T>(out, b, 0, y, 0) + (x + threadIdx.x * n) * pixel_step(out);
 #pragma unroll
     for (int j = 0; j < packs; ++j) {
       if (int(j * threads + threadIdx.x) * n >= count) continue;
-      Colours<T, n> result;
+      Pack<T, n> result[3];
 #pragma unroll
-      for (int k = 0; k < n; ++k) {
+      for (int i = 0; i < n; ++i) {
+        const auto at = [i](int c) { return layout == Layout::interleaved ? 3 * i + c : n * c + i; };
         float rgb[3];
         T mapped[3];
 #pragma unroll
-        for (int c = 0; c < 3; ++c) rgb[c] = to_float(channel<layout>(at[j], c, k));
+        for (int c = 0; c < 3; ++c) rgb[c] = number_of<T>(words[j][at(c) / n], at(c) % n);
         look_up(rgb, mapped);
 #pragma unroll
-        for (int c = 0; c < 3; ++c) channel<layout>(result, c, k) = mapped[c];
+        for (int c = 0; c < 3; ++c) result[at(c) / n].at[at(c) % n] = mapped[c];
       }
-      write_colours<layout>(to + j * threads * n * step(out), out.strides[1], result);
+#pragma unroll
+      for (int c = 0; c < 3; ++c) write(to + j * threads * n * pixel_step(out) + c * word_step(out), result[c]);
     }
   }
 };
@@ -313,7 +346,7 @@ __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor
     Batch<layout, T, 256, pixels> batch;
     batch.read(image, b, y, x, n);
     batch.map(out, b, y, x, n, [&](const float(&rgb)[3], T(&mapped)[3]) {
-      to_colour(interpolate<tetrahedral>(table, find_cell(rgb, grid), grid.size), mapped);
+      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.size), mapped);
     });
   });
 }
@@ -334,7 +367,7 @@ __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out,
   Batch<layout, T, 1024, pixels> batch, following;
   const auto work = [&] {
     batch.map(out, now.b, now.y, now.x, now.n, [&](const float(&rgb)[3], T(&mapped)[3]) {
-      to_colour(interpolate<tetrahedral>(table, find_cell(rgb, grid), grid.size), mapped);
+      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.size), mapped);
     });
   };
   bool filled = false;
@@ -378,7 +411,12 @@ __global__ void blended_kernel(Pixels places, Tensor out, Tensor image, Tensor p
     const auto* w = reinterpret_cast<const float*>(weights.data) + b * count;
     const int i = int(threadIdx.x) * m;
     if (i >= n) return;
-    Colours<T, m> in = read_colours<Layout::planar, T, m>(at<const T>(image, b, 0, y, x0 + i), image.strides[1]), result;
+    uint32_t words[3];
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const auto pack = read_once<T, m>(at<const T>(image, b, c, y, x0 + i));
+      memcpy(&words[c], &pack, 4);
+    }
     float sums[m][3] = {};
     for (int first = 0; first < count; first += tables_per_panel, table += size * size * size) {
       const int here = count - first < tables_per_panel ? count - first : tables_per_panel;
@@ -392,15 +430,17 @@ __global__ void blended_kernel(Pixels places, Tensor out, Tensor image, Tensor p
 #pragma unroll
         for (int k = 0; k < tables_per_panel; ++k)
           blend.of[k] = k < here ? to_float(by_pixel[k].at[j]) * (weights.data ? w[first + k] : 1.f) : 0.f;
-        const float x[3] = {to_float(in.at[0].at[j]), to_float(in.at[1].at[j]), to_float(in.at[2].at[j])};
-        add_blended(sums[j], interpolate<tetrahedral>(table, find_cell(x, grid), size), blend);
+        const float rgb[3] = {number_of<T>(words[0], j), number_of<T>(words[1], j), number_of<T>(words[2], j)};
+        add_blended(sums[j], interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), size), blend);
       }
     }
 #pragma unroll
-    for (int j = 0; j < m; ++j)
+    for (int c = 0; c < 3; ++c) {
+      Pack<T, m> result;
 #pragma unroll
-      for (int c = 0; c < 3; ++c) result.at[c].at[j] = from_float<T>(sums[j][c]);
-    write_colours<Layout::planar>(at<T>(out, b, 0, y, x0 + i), out.strides[1], result);
+      for (int j = 0; j < m; ++j) result.at[j] = from_float<T>(sums[j][c]);
+      write(at<T>(out, b, c, y, x0 + i), result);
+    }
   });
 }
 
@@ -449,6 +489,9 @@ __global__ void any_kernel(Pixels places, Tensor out, Tensor image, Tensor packe
 
 // ---- which kernel ----
 
+template <class T>
+constexpr double full_scale = std::is_integral_v<T> ? double(sizeof(T) == 1 ? 255 : 65535) : 1.;
+
 // Pixels from which on it pays that every multiprocessor copies the table first.
 constexpr int64_t many = 3 << 20;
 constexpr int pixels_a_thread = 8;
@@ -456,7 +499,7 @@ constexpr int pixels_a_thread = 8;
 template <class T, class V, bool tetrahedral, Layout layout>
 void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed, int64_t stream) {
   constexpr int pixels = pixels_a_thread;
-  const Uniform grid(packed.shape[4]);
+  const Uniform grid(packed.shape[4], full_scale<T>);
   const int64_t pictures = image.shape[0], vertices = int64_t(grid.size) * grid.size * grid.size;
   if constexpr (dtype_of<V> == Dtype::f16 && layout != Layout::strided) {
     if (packed.shape[0] == 1 && pictures * image.shape[2] * image.shape[3] >= many &&
@@ -466,7 +509,7 @@ void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed,
         const Pixels places = Pixels::joining(1024 * pixels, pictures, image, out);
         launch(kernel, places, blocks, image, stream, out, image, packed, grid);
       };
-      constexpr int usual = sizeof(T) == 2 ? 8 : 4;  // what the registers of 1024 threads hold
+      constexpr int usual = 8;  // what the registers of 1024 threads hold
       grid.size == 33 ? start(staged_kernel<T, layout, tetrahedral, 33, usual>, usual)
                       : start(staged_kernel<T, layout, tetrahedral, 0, 4>, 4);
       return;
@@ -481,11 +524,11 @@ template <class T, class V, bool tetrahedral>
 bool transform_blended(const Tensor& out, const Tensor& image, const Tensor& packed, const Tensor& weights,
                        const Tensor& pixel_weights, int64_t stream) {
   using Own = std::conditional_t<std::is_same_v<T, uint8_t>, __half, std::conditional_t<std::is_same_v<T, uint16_t>, float, T>>;
-  constexpr int pixels = in_a_pack<Layout::planar, T>;
+  constexpr int pixels = in_a_word<T>;
   const Pixels places = Pixels::joining(256 * pixels, image.shape[0], image, out, pixel_weights);
   if (layout_of(places, pixels, image, out, pixel_weights) != Layout::planar) return false;
   const auto start = [&](auto kernel) {
-    launch(kernel, places, {}, image, stream, out, image, packed, weights, pixel_weights, Uniform(packed.shape[4]));
+    launch(kernel, places, {}, image, stream, out, image, packed, weights, pixel_weights, Uniform(packed.shape[4], full_scale<T>));
     return true;
   };
   if (pixel_weights.dtype == dtype_of<Own>) return start(blended_kernel<T, V, Own, tetrahedral, pixels>);
@@ -507,7 +550,7 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
         return;
       }
       done = true;
-      switch (layout_of(Pixels::joining(1, image.shape[0], image, out), in_a_pack<Layout::planar, T>, image, out)) {
+      switch (layout_of(Pixels::joining(1, image.shape[0], image, out), in_a_word<T>, image, out)) {
         case Layout::planar: return transform_one<T, V, tetrahedral, Layout::planar>(out, image, packed, stream);
         case Layout::interleaved:
           return transform_one<T, V, tetrahedral, Layout::interleaved>(out, image, packed, stream);
