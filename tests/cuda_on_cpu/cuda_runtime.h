@@ -33,24 +33,23 @@ struct cudaLaunchConfig_t {
 };
 
 namespace cuda_on_cpu {
-inline std::map<const void*, size_t> allowed_memory;  // by kernel, beyond 48 KiB
-inline std::string last_error;
-inline cudaError_t error(cudaError_t code, std::string text) { return last_error = std::move(text), code; }
+inline std::map<const void*, unsigned> allowed_memory;  // by kernel, beyond 48 KiB
+inline std::string error;                               // the last, in words
 }  // namespace cuda_on_cpu
 
-inline const char* cudaGetErrorString(cudaError_t) { return cuda_on_cpu::last_error.c_str(); }
+inline const char* cudaGetErrorString(cudaError_t) { return cuda_on_cpu::error.c_str(); }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : int(sizeof fastenh::memory);
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : int(cuda_on_cpu::most_memory);
   return cudaSuccess;
 }
 
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-  if (size_t(bytes) > sizeof fastenh::memory) return cuda_on_cpu::error(cudaErrorInvalidValue, "too much shared memory");
-  cuda_on_cpu::allowed_memory[reinterpret_cast<const void*>(kernel)] = size_t(bytes);
+  if (unsigned(bytes) > cuda_on_cpu::most_memory) return cuda_on_cpu::error = "too much shared memory", cudaErrorInvalidValue;
+  cuda_on_cpu::allowed_memory[reinterpret_cast<const void*>(kernel)] = unsigned(bytes);
   return cudaSuccess;
 }
 
@@ -61,14 +60,16 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, 
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
-  const unsigned blocks = config->gridDim.x, threads = config->blockDim.x;
-  const size_t bytes = config->dynamicSmemBytes;
+  const unsigned blocks = config->gridDim.x, threads = config->blockDim.x, bytes = unsigned(config->dynamicSmemBytes);
+  const auto error = [](cudaError_t code, const std::string& text) { return cuda_on_cpu::error = text, code; };
   if (blocks < 1 || threads < 1 || threads > 1024)
-    return cuda_on_cpu::error(cudaErrorInvalidConfiguration, std::to_string(blocks) + " blocks of " + std::to_string(threads) + " threads");
-  if (bytes > std::max<size_t>(48 << 10, cuda_on_cpu::allowed_memory[reinterpret_cast<const void*>(kernel)]))
-    return cuda_on_cpu::error(cudaErrorInvalidValue, std::to_string(bytes) + " bytes of shared memory, not asked for before");
-  std::string error = cuda_on_cpu::launch(blocks, threads, bytes, config->stream, [&] { kernel(P(arguments)...); });
-  return error.empty() ? cudaSuccess : cuda_on_cpu::error(cudaErrorLaunchFailure, std::move(error));
+    return error(cudaErrorInvalidConfiguration, std::to_string(blocks) + " blocks of " + std::to_string(threads));
+  if (bytes > std::max(48u << 10, cuda_on_cpu::allowed_memory[reinterpret_cast<const void*>(kernel)]))
+    return error(cudaErrorInvalidValue, std::to_string(bytes) + " bytes of shared memory, not asked for before");
+  auto call = [&] { kernel(P(arguments)...); };
+  const std::string problem = cuda_on_cpu::launch(
+      blocks, threads, bytes, config->stream, [](void* it) { (*static_cast<decltype(call)*>(it))(); }, &call);
+  return problem.empty() ? cudaSuccess : error(cudaErrorLaunchFailure, problem);
 }
 
 // ---- vectors ----
@@ -88,47 +89,43 @@ VECTOR(float, float, 8, 16)
 // ---- threads ----
 
 inline void __syncthreads() { cuda_on_cpu::barrier(); }
-inline void __syncwarp(unsigned mask = ~0u) { cuda_on_cpu::meet("__syncwarp", mask, 0, 0, cuda_on_cpu::none); }
+inline void __syncwarp(unsigned mask = ~0u) { cuda_on_cpu::meet("__syncwarp", mask, cuda_on_cpu::Result::nothing); }
+
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  return unsigned(cuda_on_cpu::meet("__ballot_sync", mask, predicate != 0, 0, cuda_on_cpu::of_all));
+  return unsigned(cuda_on_cpu::meet("__ballot_sync", mask, cuda_on_cpu::Result::bit_of_each, predicate != 0));
 }
 inline int __any_sync(unsigned mask, int predicate) {
-  return cuda_on_cpu::meet("__any_sync", mask, predicate != 0, 0, cuda_on_cpu::of_all) != 0;
+  return cuda_on_cpu::meet("__any_sync", mask, cuda_on_cpu::Result::bit_of_each, predicate != 0) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate) {
-  return cuda_on_cpu::meet("__all_sync", mask, predicate != 0, 0, cuda_on_cpu::of_all) == mask;
+  return cuda_on_cpu::meet("__all_sync", mask, cuda_on_cpu::Result::bit_of_each, predicate != 0) == mask;
 }
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value) {
-  return unsigned(cuda_on_cpu::meet("__match_any_sync", mask, cuda_on_cpu::to_bits(value), 0, cuda_on_cpu::of_equals));
-}
-template <class T>
-unsigned __match_all_sync(unsigned mask, T value, int* predicate) {
   const uint64_t bits = cuda_on_cpu::to_bits(value);
-  *predicate = cuda_on_cpu::meet("__match_all_sync", mask, bits, 0, cuda_on_cpu::of_equals) == mask;
-  return *predicate ? mask : 0;
+  return unsigned(cuda_on_cpu::meet("__match_any_sync", mask, cuda_on_cpu::Result::bit_of_equals, bits));
 }
 
 // Shuffles stay in segments of `width` lanes; who asks beyond the end of its segment gets its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
   const int self = int(threadIdx.x % 32);
-  return cuda_on_cpu::shuffle("__shfl_sync", mask, value, unsigned((self & -width) | (lane & (width - 1))));
+  return cuda_on_cpu::shuffle("__shfl_sync", mask, value, (self & -width) | (lane & (width - 1)));
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int self = int(threadIdx.x % 32), source = self - int(delta);
-  return cuda_on_cpu::shuffle("__shfl_up_sync", mask, value, unsigned(source < (self & -width) ? self : source));
+  return cuda_on_cpu::shuffle("__shfl_up_sync", mask, value, source < (self & -width) ? self : source);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int self = int(threadIdx.x % 32), source = self + int(delta);
-  return cuda_on_cpu::shuffle("__shfl_down_sync", mask, value, unsigned(source >= (self & -width) + width ? self : source));
+  return cuda_on_cpu::shuffle("__shfl_down_sync", mask, value, source >= (self & -width) + width ? self : source);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   const int self = int(threadIdx.x % 32), source = self ^ lanes;
-  return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, value, unsigned(source >= (self & -width) + width ? self : source));
+  return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, value, source >= (self & -width) + width ? self : source);
 }
 
 template <class T>
