@@ -67,6 +67,15 @@ __device__ inline Vertex<V, lanes> lerp(const Vertex<V, lanes>& a, const Vertex<
 
 // ---- cells ----
 
+// From a vertex to the next along G and along B, in vertices; along R it is the neighbour.
+struct Steps {
+  int g, b;
+  __host__ __device__ constexpr Steps(int g, int b) : g(g), b(b) {}
+  __host__ __device__ explicit constexpr Steps(int64_t size) : g(int(size)), b(int(size * size)) {}
+  // A vertex by bits: whether it is the upper one along R, G and B.
+  __host__ __device__ constexpr int to(int v) const { return (v & 1) + (v & 2 ? g : 0) + (v & 4 ? b : 0); }
+};
+
 // Which cell of the grid a pixel falls into, by its lowest vertex (counted in vertices), and where in it.
 struct Cell {
   uint32_t corner;
@@ -82,11 +91,11 @@ __device__ inline void spread_nan(Cell& cell, const float (&x)[3]) {
 // A uniform grid of D points. `scale` leads from a pixel's number to its place in the grid: full scale to a little less
 // than D - 1, so that it falls into the last cell.
 struct Uniform {
-  int size;
+  Steps steps;
   uint32_t bias;
   float scale;
-  Uniform(int64_t size, double full_scale)
-      : size(int(size)), bias(0x4b000000u * uint32_t(1 + size + size * size)), scale(float(double(size - 1) / full_scale)) {
+  Uniform(int64_t size, double full_scale, Steps steps)
+      : steps(steps), bias(0x4b000000u * uint32_t(1 + steps.g + steps.b)), scale(float(double(size - 1) / full_scale)) {
     while (double(scale) * full_scale >= double(size - 1)) scale = std::nextafter(scale, 0.f);
   }
 };
@@ -101,8 +110,7 @@ __device__ inline Cell find_inner_cell(const float (&x)[3], const Uniform& grid)
     whole[c] = __float_as_uint(below);
     cell.fraction[c] = __fmaf_rn(x[c], grid.scale, 8388608.f - below);
   }
-  const uint32_t size = uint32_t(grid.size);
-  cell.corner = (whole[2] * size + whole[1]) * size + (whole[0] - grid.bias);
+  cell.corner = whole[2] * uint32_t(grid.steps.b) + whole[1] * uint32_t(grid.steps.g) + (whole[0] - grid.bias);
   return cell;
 }
 
@@ -160,26 +168,25 @@ struct Path {
   float weight[4];
 };
 
-__device__ inline Path find_path(const Cell& cell, int size) {
+__device__ inline Path find_path(const Cell& cell, Steps steps) {
   const float r = cell.fraction[0], g = cell.fraction[1], b = cell.fraction[2];
   const bool rg = r >= g, gb = g >= b, rb = r >= b;
   const float most = rg ? (rb ? r : b) : (gb ? g : b), least = rg ? (gb ? b : g) : (rb ? b : r);
   const float between = rg ? (gb ? g : (rb ? b : r)) : (rb ? r : (gb ? b : g));
-  const int largest = rg ? (rb ? 1 : size * size) : (gb ? size : size * size);
-  const int smallest = rg ? (gb ? size * size : size) : (rb ? size * size : 1);
-  return {largest, 1 + size + size * size - smallest,
+  const int largest = rg ? (rb ? 1 : steps.b) : (gb ? steps.g : steps.b);
+  const int smallest = rg ? (gb ? steps.b : steps.g) : (rb ? steps.b : 1);
+  return {largest, steps.to(7) - smallest,
           {1.f - most + (r - r) + (g - g) + (b - b), most - between, between - least, least}};
 }
 
 // ---- interpolation ----
 
 template <bool tetrahedral, class V, int lanes>
-__device__ inline Vertex<V, lanes> interpolate(const Vertex<V, lanes>* table, const Cell& cell, int size) {
+__device__ inline Vertex<V, lanes> interpolate(const Vertex<V, lanes>* table, const Cell& cell, Steps steps) {
   const auto vertex = [t = table + cell.corner](int64_t step) { return read_vertex(t + step); };
-  const int64_t g = size, b = size * size;
   if constexpr (tetrahedral) {
-    const Path path = find_path(cell, size);
-    const Vertex<V, lanes> v0 = vertex(0), v1 = vertex(path.second), v2 = vertex(path.third), v3 = vertex(1 + g + b);
+    const Path path = find_path(cell, steps);
+    const Vertex<V, lanes> v0 = vertex(0), v1 = vertex(path.second), v2 = vertex(path.third), v3 = vertex(steps.to(7));
     Vertex<V, lanes> sum;
 #pragma unroll
     for (int i = 0; i < int(sizeof sum.at / sizeof sum.at[0]); ++i) {
@@ -189,49 +196,61 @@ __device__ inline Vertex<V, lanes> interpolate(const Vertex<V, lanes>* table, co
     return sum;
   } else {
     const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
-    const auto v000 = vertex(0), v100 = vertex(1), v010 = vertex(g), v110 = vertex(g + 1);
-    const auto v001 = vertex(b), v101 = vertex(b + 1), v011 = vertex(g + b), v111 = vertex(g + b + 1);
-    const Vertex<V, lanes> low = lerp(lerp(v000, v001, fb), lerp(v010, v011, fb), fg);
-    const Vertex<V, lanes> high = lerp(lerp(v100, v101, fb), lerp(v110, v111, fb), fg);
+    const int64_t g = steps.g, b = steps.b;
+    const Vertex<V, lanes> v[8] = {vertex(0), vertex(1), vertex(g), vertex(g + 1),
+                                   vertex(b), vertex(b + 1), vertex(g + b), vertex(g + b + 1)};
+    const Vertex<V, lanes> low = lerp(lerp(v[0], v[4], fb), lerp(v[2], v[6], fb), fg);
+    const Vertex<V, lanes> high = lerp(lerp(v[1], v[5], fb), lerp(v[3], v[7], fb), fg);
     return lerp(low, high, fr);
   }
 }
 
-// One float16 table in shared memory: R and G of all vertices, then B of all vertices, 6 bytes a vertex.
+// One float16 table in shared memory: R and G of all vertices, then B of all vertices, 6 bytes a vertex. The colours of
+// neighbouring pixels are near each other, and mostly near to gray: of all that fit, these steps spread the vertices
+// around a gray one best over the 32 banks. (With D = 33 itself as a step, each neighbour of a vertex is in the same
+// bank as the others.)
 struct Staged {
   __half2* rg;
   __half* blue;
-  __device__ explicit Staged(int vertices)
-      : rg(reinterpret_cast<__half2*>(memory)), blue(reinterpret_cast<__half*>(memory + 4 * vertices)) {}
-  static int64_t bytes(int64_t vertices) { return 6 * vertices; }
 
-  // By all threads of the block, between two barriers.
-  __device__ void fill(const Vertex<__half, 4>* table, int vertices) const {
-    for (int i = int(threadIdx.x); i < vertices; i += int(blockDim.x)) {
-      const Vertex<__half, 4> vertex = table[i];
-      rg[i] = vertex.at[0];
-      blue[i] = __low2half(vertex.at[1]);
+  __host__ __device__ static constexpr Steps steps(int size) {
+    const int g = size + (35 - size % 32) % 32, rows = (size - 1) * g + size;
+    return {g, rows + (38 - rows % 32) % 32};
+  }
+  __host__ __device__ static constexpr int vertices(int size) { return steps(size).to(7) * (size - 1) + 1; }
+  static int bytes(int size) { return 6 * vertices(size); }
+
+  __device__ explicit Staged(int size)
+      : rg(reinterpret_cast<__half2*>(memory)), blue(reinterpret_cast<__half*>(memory + 4 * vertices(size))) {}
+
+  // By all threads of the block, before a barrier.
+  __device__ void fill(const Vertex<__half, 4>* table, int size) const {
+    for (int i = int(threadIdx.x); i < size * size * size; i += int(blockDim.x)) {
+      const int to = i % size + i / size % size * steps(size).g + i / (size * size) * steps(size).b;
+      const Vertex<__half, 4> vertex = read_vertex(table + i);
+      rg[to] = vertex.at[0];
+      blue[to] = __low2half(vertex.at[1]);
     }
   }
 };
 
 template <bool tetrahedral>
-__device__ inline Vertex<__half, 4> interpolate(const Staged& table, const Cell& cell, int size) {
+__device__ inline Vertex<__half, 4> interpolate(const Staged& table, const Cell& cell, Steps steps) {
   const __half2* rg = table.rg + cell.corner;
   const __half* blue = table.blue + cell.corner;
-  const int g = size, b = size * size;
   Vertex<__half, 4> result;
   if constexpr (tetrahedral) {
-    const Path path = find_path(cell, size);
-    const int steps[4] = {0, path.second, path.third, 1 + g + b};
+    const Path path = find_path(cell, steps);
+    const int vertices[4] = {0, path.second, path.third, steps.to(7)};
     result.at[0] = scaled(path.weight[0], rg[0]), result.at[1] = scaled(path.weight[0], __half2half2(blue[0]));
 #pragma unroll
     for (int i = 1; i < 4; ++i) {
-      result.at[0] = add_scaled(result.at[0], path.weight[i], rg[steps[i]]);
-      result.at[1] = add_scaled(result.at[1], path.weight[i], __half2half2(blue[steps[i]]));
+      result.at[0] = add_scaled(result.at[0], path.weight[i], rg[vertices[i]]);
+      result.at[1] = add_scaled(result.at[1], path.weight[i], __half2half2(blue[vertices[i]]));
     }
   } else {  // both vertices along R of blue in one register
     const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+    const int g = steps.g, b = steps.b;
     const auto pair = [&](int step) { return __halves2half2(blue[step], blue[step + 1]); };
     const __half2 low = lerp(lerp(rg[0], rg[b], fb), lerp(rg[g], rg[g + b], fb), fg);
     const __half2 high = lerp(lerp(rg[1], rg[1 + b], fb), lerp(rg[1 + g], rg[1 + g + b], fb), fg);
@@ -346,7 +365,7 @@ __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor
     Batch<layout, T, 256, pixels> batch;
     batch.read(image, b, y, x, n);
     batch.map(out, b, y, x, n, [&](const float(&rgb)[3], T(&mapped)[3]) {
-      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.size), mapped);
+      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.steps), mapped);
     });
   });
 }
@@ -357,9 +376,9 @@ __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor
 template <class T, Layout layout, bool tetrahedral, int fixed, int pixels>
 __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
                                                       Uniform grid) {
-  if (fixed) grid.size = fixed;  // but not the bias: addresses would take it apart again
-  const int vertices = grid.size * grid.size * grid.size;
-  const Staged table(vertices);
+  const int size = fixed ? fixed : int(packed.shape[4]);
+  if (fixed) grid.steps = Staged::steps(fixed);  // but not the bias: addresses would take it apart again
+  const Staged table(size);
   struct Piece {
     int64_t b, y, x;
     int n = 0;
@@ -367,7 +386,7 @@ __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out,
   Batch<layout, T, 1024, pixels> batch, following;
   const auto work = [&] {
     batch.map(out, now.b, now.y, now.x, now.n, [&](const float(&rgb)[3], T(&mapped)[3]) {
-      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.size), mapped);
+      to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.steps), mapped);
     });
   };
   bool filled = false;
@@ -375,7 +394,7 @@ __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out,
     next = {b, y, x, n};
     following.read(image, b, y, x, n);
     if (!filled) {
-      table.fill(tables_of<Vertex<__half, 4>>(packed, 0), vertices);
+      table.fill(tables_of<Vertex<__half, 4>>(packed, 0), size);
       __syncthreads();
       filled = true;
     } else {
@@ -405,7 +424,7 @@ template <class T, class V, class M, bool tetrahedral, int pixels>
 __global__ void blended_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
                                                       Tensor weights, Tensor pixel_weights, Uniform grid) {
   constexpr int m = pixels;
-  const int size = grid.size, count = int(pixel_weights.shape[1]);
+  const int size = int(packed.shape[4]), count = int(pixel_weights.shape[1]);
   for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
     const auto* table = tables_of<Vertex<V, 16>>(packed, b);
     const auto* w = reinterpret_cast<const float*>(weights.data) + b * count;
@@ -431,7 +450,7 @@ __global__ void blended_kernel(Pixels places, Tensor out, Tensor image, Tensor p
         for (int k = 0; k < tables_per_panel; ++k)
           blend.of[k] = k < here ? to_float(by_pixel[k].at[j]) * (weights.data ? w[first + k] : 1.f) : 0.f;
         const float rgb[3] = {number_of<T>(words[0], j), number_of<T>(words[1], j), number_of<T>(words[2], j)};
-        add_blended(sums[j], interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), size), blend);
+        add_blended(sums[j], interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.steps), blend);
       }
     }
 #pragma unroll
@@ -474,12 +493,12 @@ __global__ void any_kernel(Pixels places, Tensor out, Tensor image, Tensor packe
       const Cell cell = find_cell(rgb, places_of(vertices, b), size, slopes);
       float sums[3] = {};
       if constexpr (lanes == 4) {
-        const Vertex<V, 4> v = interpolate<tetrahedral>(table, cell, size);
+        const Vertex<V, 4> v = interpolate<tetrahedral>(table, cell, Steps(size));
         for (int c = 0; c < 3; ++c) sums[c] = v.number(c);
       } else {
         for (int first = 0; first < pixel_weights.shape[1]; first += tables_per_panel, table += size * size * size) {
           const Blend blend = read_blend(weights, pixel_weights, first, b, y, x);
-          add_blended(sums, interpolate<tetrahedral>(table, cell, size), blend);
+          add_blended(sums, interpolate<tetrahedral>(table, cell, Steps(size)), blend);
         }
       }
       for (int c = 0; c < 3; ++c) store(out, b, c, y, x, sums[c]);
@@ -499,24 +518,22 @@ constexpr int pixels_a_thread = 8;
 template <class T, class V, bool tetrahedral, Layout layout>
 void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed, int64_t stream) {
   constexpr int pixels = pixels_a_thread;
-  const Uniform grid(packed.shape[4], full_scale<T>);
-  const int64_t pictures = image.shape[0], vertices = int64_t(grid.size) * grid.size * grid.size;
+  const int size = int(packed.shape[4]);
+  const int64_t pictures = image.shape[0];
   if constexpr (dtype_of<V> == Dtype::f16 && layout != Layout::strided) {
     if (packed.shape[0] == 1 && pictures * image.shape[2] * image.shape[3] >= many &&
-        Staged::bytes(vertices) <= attribute(image, cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
-      const Grid blocks{attribute(image, cudaDevAttrMultiProcessorCount), 1024, int(Staged::bytes(vertices))};
+        Staged::bytes(size) <= attribute(image, cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
       const auto start = [&](auto kernel, int pixels) {
-        const Pixels places = Pixels::joining(1024 * pixels, pictures, image, out);
-        launch(kernel, places, blocks, image, stream, out, image, packed, grid);
+        const Grid blocks{attribute(image, cudaDevAttrMultiProcessorCount), 1024, Staged::bytes(size)};
+        launch(kernel, Pixels::joining(1024 * pixels, pictures, image, out), blocks, image, stream, out, image, packed,
+               Uniform(size, full_scale<T>, Staged::steps(size)));
       };
-      constexpr int usual = 8;  // what the registers of 1024 threads hold
-      grid.size == 33 ? start(staged_kernel<T, layout, tetrahedral, 33, usual>, usual)
-                      : start(staged_kernel<T, layout, tetrahedral, 0, 4>, 4);
-      return;
+      return size == 33 ? start(staged_kernel<T, layout, tetrahedral, 33, 8>, 8)
+                        : start(staged_kernel<T, layout, tetrahedral, 0, 4>, 4);  // more would not fit the registers
     }
   }
   launch(transform_kernel<T, V, layout, tetrahedral, pixels>, Pixels::joining(256 * pixels, pictures, image, out), {},
-         image, stream, out, image, packed, grid);
+         image, stream, out, image, packed, Uniform(size, full_scale<T>, Steps(size)));
 }
 
 // false where no fast kernel reads this. pixel_weights of the image's dtype, or float32; float16 for uint8 images too.
@@ -528,7 +545,7 @@ bool transform_blended(const Tensor& out, const Tensor& image, const Tensor& pac
   const Pixels places = Pixels::joining(256 * pixels, image.shape[0], image, out, pixel_weights);
   if (layout_of(places, pixels, image, out, pixel_weights) != Layout::planar) return false;
   const auto start = [&](auto kernel) {
-    launch(kernel, places, {}, image, stream, out, image, packed, weights, pixel_weights, Uniform(packed.shape[4], full_scale<T>));
+    launch(kernel, places, {}, image, stream, out, image, packed, weights, pixel_weights, Uniform(packed.shape[4], full_scale<T>, Steps(packed.shape[4])));
     return true;
   };
   if (pixel_weights.dtype == dtype_of<Own>) return start(blended_kernel<T, V, Own, tetrahedral, pixels>);
@@ -680,13 +697,13 @@ __device__ void for_cells(uint32_t cell, const Body& body) {
 
 // How much each of a cell's vertices counts for a pixel, as R + 2·G + 4·B.
 template <bool tetrahedral>
-__device__ inline void find_weights(const Cell& cell, int size, float (&weights)[8]) {
+__device__ inline void find_weights(const Cell& cell, Steps steps, float (&weights)[8]) {
   const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
   if constexpr (tetrahedral) {
-    const Path path = find_path(cell, size);
+    const Path path = find_path(cell, steps);
 #pragma unroll
     for (int v = 0; v < 8; ++v) {
-      const int step = (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0);
+      const int step = steps.to(v);
       weights[v] = v == 0 ? path.weight[0] : v == 7 ? path.weight[3] : step == path.second ? path.weight[1]
                    : step == path.third ? path.weight[2] : 0.f;
     }
@@ -699,22 +716,21 @@ __device__ inline void find_weights(const Cell& cell, int size, float (&weights)
 
 // What a number given at the vertices gains as each fraction grows.
 template <bool tetrahedral>
-__device__ inline void differentiate(const float (&at)[8], const Cell& cell, int size, float (&by)[3]) {
+__device__ inline void differentiate(const float (&at)[8], const Cell& cell, Steps steps, float (&by)[3]) {
   const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
   if constexpr (tetrahedral) {
-    const Path path = find_path(cell, size);
+    const Path path = find_path(cell, steps);
     float second = 0.f, third = 0.f;
 #pragma unroll
     for (int v = 1; v < 7; ++v) {
-      const int step = (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0);
-      second = step == path.second ? at[v] : second;
-      third = step == path.third ? at[v] : third;
+      second = steps.to(v) == path.second ? at[v] : second;
+      third = steps.to(v) == path.third ? at[v] : third;
     }
-    const int steps[3] = {1, size, size * size};
 #pragma unroll
-    for (int c = 0; c < 3; ++c)
-      by[c] = steps[c] == path.second ? second - at[0] : steps[c] == path.third - path.second ? third - second
-                                                                                              : at[7] - third;
+    for (int c = 0; c < 3; ++c) {
+      const int step = steps.to(1 << c);
+      by[c] = step == path.second ? second - at[0] : step == path.third - path.second ? third - second : at[7] - third;
+    }
   } else {
     const auto mix = [](float a, float b, float f) { return lerp(a, b, f); };
     by[0] = mix(mix(at[1] - at[0], at[3] - at[2], fg), mix(at[5] - at[4], at[7] - at[6], fg), fb);
@@ -757,7 +773,7 @@ __global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sum
       const auto flush = [&] {
         const int c = self / 8;
         if (before == none || c == 3) return;
-        const int64_t vertex = before + (self & 1) + (self & 2 ? size : 0) + (self & 4 ? size * size : 0);
+        const int64_t vertex = before + Steps(size).to(self);
         const int64_t panel = b * sums.to.shape[1] + first / tables_per_panel;
         const int64_t at = (panel * size * size * size + vertex) * lanes;
 #pragma unroll
@@ -773,7 +789,7 @@ __global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sum
         const int64_t x = x0 + (there ? i : 0);
         const Graded pixel(grad, image, places_of(vertices, b), size, b, y, x);
         float weights[8], blend[tables];
-        find_weights<tetrahedral>(pixel.cell, size, weights);
+        find_weights<tetrahedral>(pixel.cell, Steps(size), weights);
 #pragma unroll
         for (int k = 0; k < tables; ++k)
           blend[k] = lanes == 4 ? 1.f : first + k < count ? load(pixel_weights, b, first + k, y, x) : 0.f;
@@ -826,7 +842,7 @@ __global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Ten
       const int64_t x = x0 + (there ? i : 0);
       const Graded pixel(grad, image, places_of(vertices, b), size, b, y, x);
       float at[8] = {}, by_vertex[8];  // at the cell's vertices: the blended tables times the pixel's gradient
-      find_weights<tetrahedral>(pixel.cell, size, by_vertex);
+      find_weights<tetrahedral>(pixel.cell, Steps(size), by_vertex);
       for (int first = 0; first < count; first += tables_per_panel) {
         const auto* table = tables_of<Vertex<float, lanes>>(packed, b) + pixel.cell.corner +
                             int64_t(first / tables_per_panel) * size * size * size;
@@ -838,7 +854,7 @@ __global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Ten
                                          : 0.f;
 #pragma unroll(lanes == 4 ? 8 : 1)  // all vertices of five tables at once would not fit the registers
         for (int v = 0; v < 8; ++v) {
-          const auto vertex = read_vertex(table + (v & 1) + (v & 2 ? size : 0) + (v & 4 ? size * size : 0));
+          const auto vertex = read_vertex(table + Steps(size).to(v));
           float weight = 0.f, total = 0.f;
 #pragma unroll
           for (int u = 0; u < 8; ++u) weight = u == v ? by_vertex[u] : weight;
@@ -860,7 +876,7 @@ __global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Ten
             store(grad_pixel_weights, b, first + k, y, x, by_blend[k] * (weights.data ? w[first + k] : 1.f));
       }
       float by[3];
-      differentiate<tetrahedral>(at, pixel.cell, size, by);
+      differentiate<tetrahedral>(at, pixel.cell, Steps(size), by);
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
         by[c] *= pixel.slopes.of[c];
