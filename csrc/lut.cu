@@ -307,12 +307,45 @@ __device__ inline float number_of(uint32_t word, int i) {
   }
 }
 
-// A thread takes several words a channel (single pixels where they are no neighbours), so that the threads of a warp
-// work side by side, on pixels that are much alike: all of them read before the first is used.
+// The lanes of a warp stand in 4 rows of 8: the more their pixels are alike, the fewer different vertices they read at a
+// time. (Single pixels, of a picture as one long row, in one row.)
+template <Layout layout>
+constexpr int rows = layout == Layout::strided ? 1 : 4;
+
+template <Layout layout>
+Pixels bands_of(int columns, const Tensor& image, const Tensor& out) {
+  if (layout == Layout::strided) return Pixels::joining(columns, image.shape[0], image, out);
+  return Pixels(columns, image.shape[0], (image.shape[2] + rows<layout> - 1) / rows<layout>, image.shape[3]);
+}
+
+// A thread takes several words a channel (single pixels where they are no neighbours), all the block's columns apart,
+// and reads all of them before it uses the first.
 template <Layout layout, class T, int threads, int pixels>
 struct Batch {
   static constexpr int n = layout == Layout::strided ? 1 : in_a_word<T>, packs = pixels / n;
+  static constexpr int apart = threads / rows<layout> * n, columns = apart * packs;  // that a block takes in all
   uint32_t words[packs][3];
+  int64_t b, y, x;
+  int left = 0;  // from the first pixel to the last of the piece
+
+  __device__ Batch() {}
+  // body's arguments of for_pieces(bands_of<layout>(columns, ...)).
+  __device__ Batch(const Tensor& image, int64_t b, int64_t band, int64_t piece, int count) : b(b) {
+    constexpr int lanes = 32 / rows<layout>;
+    const int lane = int(threadIdx.x) % 32, column = (int(threadIdx.x) / 32 * lanes + lane % lanes) * n;
+    y = band * rows<layout> + lane / lanes, x = piece + column;
+    left = layout == Layout::strided || y < image.shape[2] ? count - column : 0;
+    const T* from = at<const T>(image, b, 0, y, 0) + x * pixel_step(image);
+#pragma unroll
+    for (int j = 0; j < packs; ++j)
+      if (j * apart < left)
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+          const auto pack = read_once<T, n>(from + j * apart * pixel_step(image) + c * word_step(image));
+          words[j][c] = 0;
+          memcpy(&words[j][c], &pack, sizeof pack);
+        }
+  }
 
   // Elements from a pixel to the next, and from one of these words (single numbers) to the next.
   static __device__ int64_t pixel_step(const Tensor& t) {
@@ -320,26 +353,13 @@ struct Batch {
   }
   static __device__ int64_t word_step(const Tensor& t) { return layout == Layout::interleaved ? n : t.strides[1]; }
 
-  __device__ void read(const Tensor& image, int64_t b, int64_t y, int64_t x, int count) {
-    const T* from = at<const T>(image, b, 0, y, 0) + (x + threadIdx.x * n) * pixel_step(image);
-#pragma unroll
-    for (int j = 0; j < packs; ++j)
-      if (int(j * threads + threadIdx.x) * n < count)
-#pragma unroll
-        for (int c = 0; c < 3; ++c) {
-          const auto pack = read_once<T, n>(from + j * threads * n * pixel_step(image) + c * word_step(image));
-          words[j][c] = 0;
-          memcpy(&words[j][c], &pack, sizeof pack);
-        }
-  }
-
   // look_up(x, rgb): the result's colour for the pixel's
   template <class LookUp>
-  __device__ void map(const Tensor& out, int64_t b, int64_t y, int64_t x, int count, const LookUp& look_up) {
-    T* to = at<T>(out, b, 0, y, 0) + (x + threadIdx.x * n) * pixel_step(out);
+  __device__ void map(const Tensor& out, const LookUp& look_up) {
+    T* to = at<T>(out, b, 0, y, 0) + x * pixel_step(out);
 #pragma unroll
     for (int j = 0; j < packs; ++j) {
-      if (int(j * threads + threadIdx.x) * n >= count) continue;
+      if (j * apart >= left) continue;
       Pack<T, n> result[3];
 #pragma unroll
       for (int i = 0; i < n; ++i) {
@@ -353,18 +373,16 @@ struct Batch {
         for (int c = 0; c < 3; ++c) result[at(c) / n].at[at(c) % n] = mapped[c];
       }
 #pragma unroll
-      for (int c = 0; c < 3; ++c) write(to + j * threads * n * pixel_step(out) + c * word_step(out), result[c]);
+      for (int c = 0; c < 3; ++c) write(to + j * apart * pixel_step(out) + c * word_step(out), result[c]);
     }
   }
 };
 
 template <class T, class V, Layout layout, bool tetrahedral, int pixels>
 __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor packed, Uniform grid) {
-  for_pieces(places, [&](int64_t b, int64_t y, int64_t x, int n) {
+  for_pieces(places, [&](int64_t b, int64_t band, int64_t x, int n) {
     const auto* table = tables_of<Vertex<V, 4>>(packed, b);
-    Batch<layout, T, 256, pixels> batch;
-    batch.read(image, b, y, x, n);
-    batch.map(out, b, y, x, n, [&](const float(&rgb)[3], T(&mapped)[3]) {
+    Batch<layout, T, 256, pixels>(image, b, band, x, n).map(out, [&](const float(&rgb)[3], T(&mapped)[3]) {
       to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.steps), mapped);
     });
   });
@@ -379,20 +397,15 @@ __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out,
   const int size = fixed ? fixed : int(packed.shape[4]);
   if (fixed) grid.steps = Staged::steps(fixed);  // but not the bias: addresses would take it apart again
   const Staged table(size);
-  struct Piece {
-    int64_t b, y, x;
-    int n = 0;
-  } now, next;
-  Batch<layout, T, 1024, pixels> batch, following;
+  Batch<layout, T, 1024, pixels> now;
   const auto work = [&] {
-    batch.map(out, now.b, now.y, now.x, now.n, [&](const float(&rgb)[3], T(&mapped)[3]) {
+    now.map(out, [&](const float(&rgb)[3], T(&mapped)[3]) {
       to_colour(interpolate<tetrahedral>(table, find_cell<T>(rgb, grid), grid.steps), mapped);
     });
   };
   bool filled = false;
-  for_pieces(places, [&](int64_t b, int64_t y, int64_t x, int n) {
-    next = {b, y, x, n};
-    following.read(image, b, y, x, n);
+  for_pieces(places, [&](int64_t b, int64_t band, int64_t x, int n) {
+    const Batch<layout, T, 1024, pixels> next(image, b, band, x, n);
     if (!filled) {
       table.fill(tables_of<Vertex<__half, 4>>(packed, 0), size);
       __syncthreads();
@@ -400,7 +413,7 @@ __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out,
     } else {
       work();
     }
-    now = next, batch = following;
+    now = next;
   });
   work();
 }
@@ -513,27 +526,24 @@ constexpr double full_scale = std::is_integral_v<T> ? double(sizeof(T) == 1 ? 25
 
 // Pixels from which on it pays that every multiprocessor copies the table first.
 constexpr int64_t many = 3 << 20;
-constexpr int pixels_a_thread = 8;
 
 template <class T, class V, bool tetrahedral, Layout layout>
 void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed, int64_t stream) {
-  constexpr int pixels = pixels_a_thread;
   const int size = int(packed.shape[4]);
-  const int64_t pictures = image.shape[0];
   if constexpr (dtype_of<V> == Dtype::f16 && layout != Layout::strided) {
-    if (packed.shape[0] == 1 && pictures * image.shape[2] * image.shape[3] >= many &&
+    if (packed.shape[0] == 1 && image.shape[0] * image.shape[2] * image.shape[3] >= many &&
         Staged::bytes(size) <= attribute(image, cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
-      const auto start = [&](auto kernel, int pixels) {
+      const auto start = [&](auto kernel, int columns) {
         const Grid blocks{attribute(image, cudaDevAttrMultiProcessorCount), 1024, Staged::bytes(size)};
-        launch(kernel, Pixels::joining(1024 * pixels, pictures, image, out), blocks, image, stream, out, image, packed,
+        launch(kernel, bands_of<layout>(columns, image, out), blocks, image, stream, out, image, packed,
                Uniform(size, full_scale<T>, Staged::steps(size)));
       };
-      return size == 33 ? start(staged_kernel<T, layout, tetrahedral, 33, 8>, 8)
-                        : start(staged_kernel<T, layout, tetrahedral, 0, 4>, 4);  // more would not fit the registers
+      if (size == 33) return start(staged_kernel<T, layout, tetrahedral, 33, 8>, Batch<layout, T, 1024, 8>::columns);
+      return start(staged_kernel<T, layout, tetrahedral, 0, 4>, Batch<layout, T, 1024, 4>::columns);  // fewer registers
     }
   }
-  launch(transform_kernel<T, V, layout, tetrahedral, pixels>, Pixels::joining(256 * pixels, pictures, image, out), {},
-         image, stream, out, image, packed, Uniform(size, full_scale<T>, Steps(size)));
+  launch(transform_kernel<T, V, layout, tetrahedral, 8>, bands_of<layout>(Batch<layout, T, 256, 8>::columns, image, out),
+         {}, image, stream, out, image, packed, Uniform(size, full_scale<T>, Steps(size)));
 }
 
 // false where no fast kernel reads this. pixel_weights of the image's dtype, or float32; float16 for uint8 images too.
@@ -567,7 +577,8 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
         return;
       }
       done = true;
-      switch (layout_of(Pixels::joining(1, image.shape[0], image, out), in_a_word<T>, image, out)) {
+      const Pixels rows(1, image.shape[0], image.shape[2], image.shape[3]);
+      switch (image.shape[2] < 4 ? Layout::strided : layout_of(rows, in_a_word<T>, image, out)) {
         case Layout::planar: return transform_one<T, V, tetrahedral, Layout::planar>(out, image, packed, stream);
         case Layout::interleaved:
           return transform_one<T, V, tetrahedral, Layout::interleaved>(out, image, packed, stream);
