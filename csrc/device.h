@@ -10,6 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "kernel.h"
 
@@ -139,47 +140,64 @@ __device__ inline uint16_t from_float(float v) {
 
 // ---- memory ----
 
-// n neighbours in memory, read and written at once: 16 bytes at a time where there are as many.
+// n neighbours in memory, as numbers.
 template <class T, int n>
 struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
   T at[n];
 };
 
-// Past the L1 cache, which keeps what is read again.
+// The same as words of up to 16 bytes, as they are read and written. What is asked for some time before it is used had
+// better stay so: the compiler takes a Pack apart as soon as it is there, and may wait for one before it asks for the next.
+template <class T, int n>
+struct Words {
+  static constexpr int bytes = sizeof(T) * n, count = bytes < 16 ? 1 : bytes / 16;
+  template <class Or, int size, class Word>
+  using if_bytes = std::conditional_t<bytes == size, Word, Or>;
+  using Word = if_bytes<if_bytes<if_bytes<if_bytes<uint4, 1, unsigned char>, 2, unsigned short>, 4, unsigned>, 8, uint2>;
+  Word word[count];
+  static_assert(sizeof word == bytes);
+
+  Words() = default;
+  __device__ explicit Words(const Pack<T, n>& pack) { memcpy(word, &pack, bytes); }
+  __device__ Pack<T, n> pack() const {
+    Pack<T, n> pack;
+    memcpy(&pack, word, bytes);
+    return pack;
+  }
+  // Past the L1 cache, which keeps what is read again; but for words that share a sector of 32 bytes.
+  __device__ void read_once(const T* from) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const Word* at = reinterpret_cast<const Word*>(from) + i;
+      word[i] = count > 1 ? __ldca(at) : __ldcg(at);
+    }
+  }
+  // Through the L1 cache, from memory that no thread writes in the meantime.
+  __device__ void read(const T* from) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) word[i] = __ldg(reinterpret_cast<const Word*>(from) + i);
+  }
+  __device__ void write(T* to) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) __stcg(reinterpret_cast<Word*>(to) + i, word[i]);
+  }
+};
+
 template <class T, int n>
 __device__ inline Pack<T, n> read_once(const T* from) {
-  constexpr int bytes = sizeof(T) * n;
-  Pack<T, n> pack;
-  if constexpr (bytes % 16 == 0) {
-    for (int i = 0; i < bytes / 16; ++i) {
-      const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from) + i);
-      memcpy(reinterpret_cast<char*>(&pack) + 16 * i, &v, 16);
-    }
-  } else if constexpr (bytes == 8) {
-    const uint2 v = __ldcg(reinterpret_cast<const uint2*>(from));
-    memcpy(&pack, &v, 8);
-  } else if constexpr (bytes == 4) {
-    const unsigned v = __ldcg(reinterpret_cast<const unsigned*>(from));
-    memcpy(&pack, &v, 4);
-  } else if constexpr (bytes == 2) {
-    const unsigned short v = __ldcg(reinterpret_cast<const unsigned short*>(from));
-    memcpy(&pack, &v, 2);
-  } else {
-    static_assert(n == 1);
-    pack.at[0] = *from;
-  }
-  return pack;
+  Words<T, n> words;
+  words.read_once(from);
+  return words.pack();
 }
-
-// Through the L1 cache.
 template <class T, int n>
 __device__ inline Pack<T, n> read(const T* from) {
-  return *reinterpret_cast<const Pack<T, n>*>(from);
+  Words<T, n> words;
+  words.read(from);
+  return words.pack();
 }
-
 template <class T, int n>
 __device__ inline void write(T* to, const Pack<T, n>& pack) {
-  *reinterpret_cast<Pack<T, n>*>(to) = pack;
+  Words<T, n>(pack).write(to);
 }
 
 template <class T, int n>
@@ -197,9 +215,12 @@ __device__ inline Pack<T, n> from_floats(const float (&values)[n]) {
 }
 
 // Element (b, c, y, x) of a (B, ·, H, W) tensor.
+__device__ inline int64_t offset(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
+  return b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3];
+}
 template <class T>
 __device__ inline T* at(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
-  return reinterpret_cast<T*>(t.data) + (b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3]);
+  return reinterpret_cast<T*>(t.data) + offset(t, b, c, y, x);
 }
 
 // One number of a tensor of any dtype, so many elements from its first.
@@ -222,10 +243,34 @@ __device__ inline void store(const Tensor& t, int64_t offset, float value) {
   }
 }
 __device__ inline float load(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
-  return load(t, b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3]);
+  return load(t, offset(t, b, c, y, x));
 }
 __device__ inline void store(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, float value) {
-  store(t, b * t.strides[0] + c * t.strides[1] + y * t.strides[2] + x * t.strides[3], value);
+  store(t, offset(t, b, c, y, x), value);
+}
+
+// The same for n neighbours, in packs.
+template <int n>
+__device__ inline void load(const Tensor& t, int64_t offset, float (&values)[n]) {
+  switch (t.dtype) {
+    case Dtype::f16: return to_floats(read_once<__half, n>(reinterpret_cast<const __half*>(t.data) + offset), values);
+    case Dtype::bf16:
+      return to_floats(read_once<__nv_bfloat16, n>(reinterpret_cast<const __nv_bfloat16*>(t.data) + offset), values);
+    case Dtype::u8: return to_floats(read_once<uint8_t, n>(reinterpret_cast<const uint8_t*>(t.data) + offset), values);
+    case Dtype::u16:
+      return to_floats(read_once<uint16_t, n>(reinterpret_cast<const uint16_t*>(t.data) + offset), values);
+    default: return to_floats(read_once<float, n>(reinterpret_cast<const float*>(t.data) + offset), values);
+  }
+}
+template <int n>
+__device__ inline void store(const Tensor& t, int64_t offset, const float (&values)[n]) {
+  switch (t.dtype) {
+    case Dtype::f16: return write(reinterpret_cast<__half*>(t.data) + offset, from_floats<__half>(values));
+    case Dtype::bf16: return write(reinterpret_cast<__nv_bfloat16*>(t.data) + offset, from_floats<__nv_bfloat16>(values));
+    case Dtype::u8: return write(reinterpret_cast<uint8_t*>(t.data) + offset, from_floats<uint8_t>(values));
+    case Dtype::u16: return write(reinterpret_cast<uint16_t*>(t.data) + offset, from_floats<uint16_t>(values));
+    default: return write(reinterpret_cast<float*>(t.data) + offset, from_floats<float>(values));
+  }
 }
 
 // ---- pixels ----

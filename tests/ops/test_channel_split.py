@@ -3,10 +3,13 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from laws import VARIANTS, Box, Call, Laws
+from laws import FLOATS, VARIANTS, Box, Call, Laws, assert_close, lay_out
 
 import fastenh
 from fastenh.ops import channel_split, channel_split_transform
+
+
+Shape = tuple[int, ...]
 
 
 @st.composite
@@ -36,6 +39,44 @@ class TestLaws(Laws):
         Call([Box((2, 6, 3, 5)), Box((2, 3, 3, 5)), Box((2, 3, 3, 5))], (3,)),
         Call([Box((2, 5, 3, 4)), Box((3, 1, 1)), Box((2, 1, 3, 4))], (2,)),
     )
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+    @pytest.mark.parametrize("mixed", [False, True], ids=["one dtype", "float32 scale and shift"])
+    @pytest.mark.parametrize(
+        ("sizes", "split", "scale", "shift"),
+        [
+            ((2, 24, 5, 40), 8, (2, 16, 5, 40), (2, 16, 5, 40)),
+            ((1, 16, 3, 704), 8, (1, 8, 3, 704), (8, 1, 1)),
+            ((2, 16, 80, 104), 8, (2, 8, 1, 1), (2, 8, 1, 1)),
+            ((2, 16, 5, 8), 0, (16, 1, 1), (5, 8)),
+            ((2, 16, 5, 8), 8, (2, 1, 5, 1), (1, 8, 1, 8)),
+            ((1, 16, 5, 8), 5, (1, 11, 5, 8), (1, 11, 5, 8)),
+        ],
+        ids=str,
+    )
+    def test_whole_packs(
+        self, layout: str, dtype: torch.dtype, mixed: bool, sizes: Shape, split: int, scale: Shape, shift: Shape
+    ) -> None:
+        """What GPUs take in the widest loads: all tensors of one layout, and runs of a multiple of 16 bytes."""
+        other = torch.float32 if mixed else dtype
+        tensors = [Box(shape, -2, 2).tensor(i) for i, shape in enumerate((sizes, scale, shift))]
+        tensors = [lay_out(t.to(other if i else dtype), layout) for i, t in enumerate(tensors)]
+        exact = [t.float().clone().requires_grad_() for t in tensors]
+        truth = channel_split._reference(*exact, split)
+        with fastenh.backend(VARIANTS[-1]):
+            out = tensors[0].clone()
+            assert_close(channel_split_transform(*[out, *tensors[1:]], split, out=out), truth.detach(), "in place")
+            tensors = [t.requires_grad_() for t in tensors]
+            result = channel_split_transform(*tensors, split)
+            assert_close(result, truth.detach())
+            grad = lay_out(Box(sizes, -1, 1).tensor(3).to(dtype), layout)
+            for needed in ([0, 1, 2], [0], [1], [2]):
+                gradients = torch.autograd.grad(result, [tensors[i] for i in needed], grad, retain_graph=True)
+                true = torch.autograd.grad(truth, [exact[i] for i in needed], grad.float(), retain_graph=True)
+                for i, gradient, true_gradient in zip(needed, gradients, true, strict=True):
+                    assert gradient.dtype == tensors[i].dtype
+                    assert_close(gradient, true_gradient, f"gradient {i}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

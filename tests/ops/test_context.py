@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from laws import VARIANTS, Box, Call, Laws
+from laws import FLOATS, VARIANTS, Box, Call, Laws, assert_close, lay_out
 
 import fastenh
 from fastenh.ops import context, context_voxels
@@ -26,6 +26,28 @@ class TestLaws(Laws):
         Call([Box((2, 3, 4, 5)), Box((2, 9, 4, 5))], (3,)),
         Call([Box((1, 3, 1, 2)), Box((1, 25, 1, 2))], (5,)),
     )
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(("k", "width"), [(3, 8), (3, 264), (5, 136), (7, 16), (9, 8)])
+    @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+    @pytest.mark.parametrize("mixed", [False, True], ids=["one dtype", "float32 attention"])
+    def test_rows_of_whole_packs(self, layout: str, k: int, width: int, dtype: torch.dtype, mixed: bool) -> None:
+        """What GPUs take in the widest loads: all tensors of one layout, rows of a multiple of 16 bytes."""
+        tensors = [Box((2, 3, 9, width)).tensor(0).to(dtype), Box((2, k * k, 9, width), -1, 1).tensor(1)]
+        if not mixed:
+            tensors[1] = tensors[1].to(dtype)
+        tensors[1][0, 0, 0, 0] = tensors[0][1, 2, 8, width - 1] = float("nan")
+        tensors = [lay_out(t, layout).requires_grad_() for t in tensors]
+        exact = [t.detach().float().requires_grad_() for t in tensors]
+        with fastenh.backend(VARIANTS[-1]):
+            result, truth = context_voxels(*tensors, k), context._reference(*exact, k)
+            assert_close(result, truth.detach(), "result", self.arithmetic(tensors[0]))
+            grad = lay_out(Box(tuple(result.shape), -1, 1).tensor(2).to(dtype), layout)
+            for needed in ([0, 1], [0], [1]):
+                gradients = torch.autograd.grad(result, [tensors[i] for i in needed], grad, retain_graph=True)
+                true = torch.autograd.grad(truth, [exact[i] for i in needed], grad.float(), retain_graph=True)
+                for i, gradient, true_gradient in zip(needed, gradients, true, strict=True):
+                    assert_close(gradient, true_gradient, f"gradient {i}", self.arithmetic(tensors[0]))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
