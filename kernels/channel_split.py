@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pixels import at, columns_from, joined, launch, load, split_program, store, with_strides
+from .pixels import at, end_of_row, joined, launch, load, split_program, store, with_strides
 
 TILE = 2048  # values that one program works on
 
@@ -16,13 +16,13 @@ TILE = 2048  # values that one program works on
 @triton.jit
 def _place(channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
     """Which values this program has: batch, row, channels, first column, columns from there, and which exist."""
-    piece, rest = split_program((width + COLUMNS - 1) // COLUMNS)
+    piece, rest = split_program((width - 1) // COLUMNS + 1)
     start = piece * COLUMNS
     y, rest = rest % height, rest // height
     groups = (channels + CHANNELS - 1) // CHANNELS
     c = rest % groups * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     x = tl.arange(0, COLUMNS)[:, None]
-    return rest // groups, y, c, start, x, (c < channels) & (x < columns_from(start, width))
+    return rest // groups, y, c, start, x, (c < channels) & (x < end_of_row(start, width))
 
 
 @triton.jit

@@ -8,48 +8,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pixels import aligned, at, columns_from, launch, load, split_program, store, with_strides
+from .pixels import aligned, at, columns, end_of_row, from_columns, launch, load, split_program, store, with_strides
 
 THREADS = 128
 INTERLEAVED = 2048  # values that one program works on where channels are interleaved
 
 
 @triton.jit
-def _columns(values, V: tl.constexpr):
-    """[n·V] -> V of [n]: the first of every V values, the second, and so on."""
-    columns = (values,)
-    for bit in tl.static_range(3):
-        if 1 << bit < V:
-            even, odd = (), ()
-            for i in tl.static_range(1 << bit):
-                pair = tl.split(columns[i].reshape(columns[i].shape[0] // 2, 2))
-                even += (pair[0],)
-                odd += (pair[1],)
-            columns = even + odd
-    return columns
-
-
-@triton.jit
-def _from_columns(columns, V: tl.constexpr):
-    """V of [n] -> [n·V]."""
-    for bit in tl.static_range(3):
-        if V >> bit > 1:
-            pairs = ()
-            for i in tl.static_range(V >> (bit + 1)):
-                pair = tl.join(columns[i], columns[i + (V >> (bit + 1))])
-                pairs += (pair.reshape(pair.shape[0] * 2),)
-            columns = pairs
-    return columns[0]
-
-
-@triton.jit
 def _place(height, width, TILE: tl.constexpr):
     """Which pixels this program has: batch, row, first column, columns from there; and where, seen from there, the row
     begins and ends."""
-    piece, rest = split_program((width + TILE - 1) // TILE)
+    piece, rest = split_program((width - 1) // TILE + 1)
     start = piece * TILE
     begin = tl.maximum(-start, -TILE).to(tl.int32)
-    return rest // height, rest % height, start, tl.arange(0, TILE), begin, columns_from(start, width)
+    return rest // height, rest % height, start, tl.arange(0, TILE), begin, end_of_row(start, width)
 
 
 @triton.jit
@@ -59,7 +31,7 @@ def _neighbours(tensor, strides, batch, c, y, start, x, dx: tl.constexpr, inside
     if V == 1 or dx == 0:
         return load(at(tensor, strides, batch, c, y, start + dx, x), inside & (x >= begin - dx) & (x < end - dx))
     else:
-        here = _columns(load(at(tensor, strides, batch, c, y, start, x), inside & (x < end)), V)
+        here = columns(load(at(tensor, strides, batch, c, y, start, x), inside & (x < end)), V)
         first = tl.arange(0, x.shape[0] // V) * V
         there = ()
         for i in tl.static_range(dx, dx + V):
@@ -68,7 +40,7 @@ def _neighbours(tensor, strides, batch, c, y, start, x, dx: tl.constexpr, inside
             else:
                 exists = inside & (first >= begin - i) & (first < end - i)
                 there += (load(at(tensor, strides, batch, c, y, start + i, first), exists),)
-        return _from_columns(there, V)
+        return from_columns(there, V)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ def split_program(count):
 
 
 @triton.jit
-def columns_from(start, width):
+def end_of_row(start, width):
     """The end of a row as seen from column `start`, in 32 bits."""
     return tl.minimum(width - start, 1 << 30).to(tl.int32)
 
@@ -36,9 +36,9 @@ def at(tensor, strides, batch, channel, y, start, x):
 
 
 @triton.jit
-def load(pointers, exists):
+def load(pointers, exists, other=None):
     """Values as float32, integers divided by their full scale; zero where they do not exist."""
-    values = tl.load(pointers, exists, 0)
+    values = tl.load(pointers, exists, other)
     if values.dtype == tl.uint8:
         return values.to(tl.float32) * (1 / 255)
     elif values.dtype == tl.uint16:
@@ -57,6 +57,34 @@ def store(pointers, values, exists):
         # Adding 1.5·2²³ rounds to nearest, ties to even, and leaves the integer in the low bits.
         values = (unit * full + 12582912.0).to(tl.int32, bitcast=True).to(tl.uint16).to(dtype)
     tl.store(pointers, values, exists)
+
+
+@triton.jit
+def columns(values, V: tl.constexpr):
+    """[n·V] -> V of [n]: the first of every V values, the second, and so on."""
+    parts = (values,)
+    for bit in tl.static_range(3):
+        if 1 << bit < V:
+            even, odd = (), ()
+            for i in tl.static_range(1 << bit):
+                pair = tl.split(parts[i].reshape(parts[i].shape[0] // 2, 2))
+                even += (pair[0],)
+                odd += (pair[1],)
+            parts = even + odd
+    return parts
+
+
+@triton.jit
+def from_columns(parts, V: tl.constexpr):
+    """V of [n] -> [n·V]."""
+    for bit in tl.static_range(3):
+        if V >> bit > 1:
+            pairs = ()
+            for i in tl.static_range(V >> (bit + 1)):
+                pair = tl.join(parts[i], parts[i + (V >> (bit + 1))])
+                pairs += (pair.reshape(pair.shape[0] * 2),)
+            parts = pairs
+    return parts[0]
 
 
 def joined(height: int, width: int, *tensors: Tensor | None) -> tuple[int, int]:
