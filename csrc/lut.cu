@@ -179,6 +179,25 @@ __device__ inline Path find_path(const Cell& cell, Steps steps) {
           {1.f - most + (r - r) + (g - g) + (b - b), most - between, between - least, least}};
 }
 
+// How much each of a cell's vertices counts for a pixel, as R + 2·G + 4·B.
+template <bool tetrahedral>
+__device__ inline void find_weights(const Cell& cell, Steps steps, float (&weights)[8]) {
+  const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, steps);
+#pragma unroll
+    for (int v = 0; v < 8; ++v) {
+      const int step = steps.to(v);
+      weights[v] = v == 0 ? path.weight[0] : v == 7 ? path.weight[3] : step == path.second ? path.weight[1]
+                   : step == path.third ? path.weight[2] : 0.f;
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < 8; ++v)
+      weights[v] = (v & 1 ? fr : 1.f - fr) * (v & 2 ? fg : 1.f - fg) * (v & 4 ? fb : 1.f - fb);
+  }
+}
+
 // ---- interpolation ----
 
 template <bool tetrahedral, class V, int lanes>
@@ -604,6 +623,49 @@ void transform(const Tensor& out, const Tensor& image, const Tensor& packed, Opt
                                                           or_none(vertices), stream);
 }
 
+// ---- small pictures ----
+
+// All in one launch, from tables as they come: luts (N, 3, D, D, D) or (B, N, 3, D, D, D), the rest as for `transform`.
+template <bool tetrahedral, int pixels>
+__global__ void small_kernel(Pixels places, Tensor out, Tensor image, Tensor luts, Tensor weights,
+                             Tensor pixel_weights, Tensor vertices) {
+  const int own = luts.ndim - 5, size = int(luts.shape[own + 2]);
+  const int64_t count = luts.shape[own], *strides = luts.strides + own;
+  for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
+    const int64_t x = x0 + threadIdx.x;
+    if (int(threadIdx.x) >= n) return;
+    Slopes slopes;
+    const float rgb[3] = {load(image, b, 0, y, x), load(image, b, 1, y, x), load(image, b, 2, y, x)};
+    const Cell cell = find_cell(rgb, places_of(vertices, b), size, slopes);
+    constexpr int corners = tetrahedral ? 4 : 8;
+    float by_corner[8], sums[3] = {};
+    const Path path = find_path(cell, Steps(2, 4));  // steps that are the bits of a vertex
+    if constexpr (tetrahedral) memcpy(by_corner, path.weight, sizeof path.weight);
+    else find_weights<false>(cell, Steps(size), by_corner);
+    for (int64_t k = 0; k < count; ++k) {
+      const float blend = (weights.data ? reinterpret_cast<const float*>(weights.data)[b * count + k] : 1.f) *
+                          (pixel_weights.data ? load(pixel_weights, b, k, y, x) : 1.f);
+      const int64_t corner = (own ? b * luts.strides[0] : 0) + k * strides[0] + slopes.below[2] * strides[2] +
+                             slopes.below[1] * strides[3] + slopes.below[0] * strides[4];
+#pragma unroll
+      for (int i = 0; i < corners; ++i) {
+        const int v = !tetrahedral ? i : i == 0 ? 0 : i == 1 ? path.second : i == 2 ? path.third : 7;
+        const int64_t at = corner + (v & 1 ? strides[4] : 0) + (v & 2 ? strides[3] : 0) + (v & 4 ? strides[2] : 0);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) sums[c] = __fmaf_rn(blend * by_corner[i], load(luts, at + c * strides[1]), sums[c]);
+      }
+    }
+    for (int c = 0; c < 3; ++c) store(out, b, c, y, x, sums[c]);
+  });
+}
+
+void transform_small(const Tensor& out, const Tensor& image, const Tensor& luts, Optional weights,
+                     Optional pixel_weights, Optional vertices, int64_t tetrahedral, int64_t stream) {
+  launch(tetrahedral ? small_kernel<true, 1> : small_kernel<false, 1>,
+         Pixels::joining(64, image.shape[0], image, out, or_none(pixel_weights)), {INT64_MAX, 64}, image, stream, out,
+         image, luts, or_none(weights), or_none(pixel_weights), or_none(vertices));
+}
+
 // ---- packing ----
 
 // packed (B or 1, panels, D, D, D, 4 or 16) from luts (B or 1, N, 3, D, D, D) of any dtype and strides. With 4 lanes
@@ -703,25 +765,6 @@ __device__ void for_cells(uint32_t cell, const Body& body) {
     const bool in = cell == current;
     body(current, in);
     waiting &= ~__ballot_sync(0xffffffff, in);
-  }
-}
-
-// How much each of a cell's vertices counts for a pixel, as R + 2·G + 4·B.
-template <bool tetrahedral>
-__device__ inline void find_weights(const Cell& cell, Steps steps, float (&weights)[8]) {
-  const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
-  if constexpr (tetrahedral) {
-    const Path path = find_path(cell, steps);
-#pragma unroll
-    for (int v = 0; v < 8; ++v) {
-      const int step = steps.to(v);
-      weights[v] = v == 0 ? path.weight[0] : v == 7 ? path.weight[3] : step == path.second ? path.weight[1]
-                   : step == path.third ? path.weight[2] : 0.f;
-    }
-  } else {
-#pragma unroll
-    for (int v = 0; v < 8; ++v)
-      weights[v] = (v & 1 ? fr : 1.f - fr) * (v & 2 ? fg : 1.f - fg) * (v & 4 ? fb : 1.f - fb);
   }
 }
 
@@ -940,6 +983,7 @@ void backward(Optional grad_image, Optional table_sums, Optional grad_pixel_weig
 extern constinit const Kernel FASTENH_TABLE[] = {
     kernel<&pack>("lut_pack"),
     kernel<&transform>("lut_transform"),
+    kernel<&transform_small>("lut_transform_small"),
     kernel<&backward>("lut_transform_backward"),
     {},
 };

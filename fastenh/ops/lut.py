@@ -181,10 +181,14 @@ def _run(
     interpolation: str,
 ) -> None:
     weights, vertices = _contiguous(weights), _contiguous(vertices)
+    tetrahedral = interpolation == "tetrahedral"
+    if kernels.gpu and "lut_transform_small" in kernels and 8 * out.numel() <= 3 * luts.shape[-1] ** 3:
+        # Fewer vertices are read than there are to repack.
+        kernels["lut_transform_small"](out, image, luts, weights, pixel_weights, vertices, tetrahedral)
+        return
     # A GPU reads half as much, and interpolates two numbers at once, where the result holds no more than float16 does.
     half = kernels.gpu and image.dtype in (torch.float16, torch.uint8)
     packed = _pack(kernels, luts, weights, pixel_weights is not None, torch.float16 if half else torch.float32)
-    tetrahedral = interpolation == "tetrahedral"
     kernels["lut_transform"](out, image, packed, weights, pixel_weights, vertices, tetrahedral)
 
 
