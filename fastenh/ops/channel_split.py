@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
 from fastenh.ops.op import Op, check_dtype, check_int, check_is_tensor, check_tensor, to_float
+
+SHARE = 8192  # pixels whose part of a gradient one block of a GPU sums
 
 
 def channel_split_transform(
@@ -85,20 +88,58 @@ def _run_backward(
 ) -> None:
     grad_features, grad_scale, grad_shift = gradients
     target = (grad.shape[0], grad.shape[1] - split, *grad.shape[2:])
+    scale_of_all = _expanded(scale, target)
+    of_channels = [t if t is not None and _one_a_channel(t) else None for t in (grad_scale, grad_shift)]
+    if (
+        "channel_split_transform_backward_sums" in kernels
+        and any(t is not None for t in of_channels)
+        and _one_a_channel(scale)
+        and grad.is_contiguous()
+        and features.is_contiguous()
+    ):
+        shape = (*target[:2], -(-grad.shape[2] * grad.shape[3] // SHARE))
+        sums = [None if t is None else grad.new_empty(shape, dtype=torch.float32) for t in of_channels]
+        kernels["channel_split_transform_backward_sums"](grad_features, *sums, grad, features, scale_of_all, split)
+        for gradient, shares in zip(of_channels, sums, strict=True):
+            if gradient is not None and shares is not None:
+                gradient.copy_(shares.sum(2)[..., None, None].sum_to_size(gradient.shape))
+        grad_features = grad_scale = None
+        grad_shift = grad_shift if of_channels[1] is None else None
     product = grad_scale
     if grad_scale is not None and grad_scale.shape != target:  # broadcast: the full product, then its sum
         product = torch.empty(target, dtype=torch.float32, device=grad.device)
     if grad_features is not None or product is not None:
-        kernels["channel_split_transform_backward"](
-            grad_features, product, grad, features, _expanded(scale, target), split
-        )
+        kernels["channel_split_transform_backward"](grad_features, product, grad, features, scale_of_all, split)
     if grad_scale is not None and product is not None and product is not grad_scale:
         grad_scale.copy_(product.sum_to_size(scale.shape))
     if grad_shift is not None:
-        grad_shift.copy_(grad[:, split:].float().sum_to_size(shift.shape))
+        grad_shift.copy_(_sum_to_size(grad[:, split:], shift.shape))
 
 
-_op = Op(
+def _one_a_channel(t: Tensor) -> bool:
+    return all(size == 1 for size in t.shape[-2:])
+
+
+def _sum_to_size(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """t.sum_to_size(shape) in float32, without a copy in float32."""
+    sizes = (1,) * (t.dim() - len(shape)) + tuple(shape)
+    dims = [dim for dim in range(t.dim()) if sizes[dim] != t.shape[dim]]
+    return (t.sum(dims, keepdim=True, dtype=torch.float32) if dims else t).reshape(shape)
+
+
+class _ChannelSplit(Op):
+    def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        """A shift that is not broadcast has the gradient of what it was added to: a view of it, as autograd's own."""
+        _, _, shift, split = args
+        of_shift = grad[:, split:]
+        if not needs[2] or of_shift.shape != shift.shape or of_shift.dtype != shift.dtype:
+            return super()._gradients(grad, args, needs)
+        others = [*needs[:2], False]
+        gradients = super()._gradients(grad, args, others) if any(others) else [None, None, None]
+        return [*gradients[:2], of_shift]
+
+
+_op = _ChannelSplit(
     "channel_split_transform",
     "Tensor features, Tensor scale, Tensor shift, int split",
     shape=_shape,

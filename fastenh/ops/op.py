@@ -218,14 +218,17 @@ class Op:
         return self._forward(*args)
 
     def _differentiate(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = list(ctx.needs_input_grad[: self.tensors])
-        tensors, no_gradients = ctx.saved_tensors, [None] * len(ctx.options)
+        gradients = self._gradients(
+            grad, (*ctx.saved_tensors, *ctx.options), list(ctx.needs_input_grad[: self.tensors])
+        )
+        return *gradients, *(None for _ in ctx.options)
+
+    def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
         if is_batched(grad):
-            return *self._reference_gradients(grad, (*tensors, *ctx.options), needs), *no_gradients
-        direct = nothing_to_dispatch((grad, *tensors)) and not torch.is_grad_enabled()
-        backward = self._backward if direct else self.operator_backward
-        gradients = iter(backward(grad, *tensors, *ctx.options, needs))
-        return *(next(gradients) if need else None for need in needs), *no_gradients
+            return self._reference_gradients(grad, args, needs)
+        direct = nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled()
+        found = iter((self._backward if direct else self.operator_backward)(grad, *args, needs))
+        return [next(found) if need else None for need in needs]
 
     def _no_second_derivative(self, ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(

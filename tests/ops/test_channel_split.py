@@ -8,7 +8,6 @@ from laws import FLOATS, VARIANTS, Box, Call, Laws, assert_close, lay_out
 import fastenh
 from fastenh.ops import channel_split, channel_split_transform
 
-
 Shape = tuple[int, ...]
 
 
@@ -90,6 +89,13 @@ def test_is_split_scale_shift_cat(variant: str, dtype: torch.dtype) -> None:
         result = channel_split_transform(features, scale, shift)
     assert torch.equal(result[:, :32], identity)  # what passes is untouched, bit for bit
     torch.testing.assert_close(result, expected)
+
+
+def test_gradient_of_a_whole_shift_is_a_view() -> None:
+    tensors = [torch.rand(2, c, 3, 5).requires_grad_() for c in (4, 3, 3)]
+    grad = torch.rand(2, 4, 3, 5)
+    gradient = torch.autograd.grad(channel_split_transform(*tensors, 1), tensors, grad)[2]
+    assert gradient.data_ptr() == grad[:, 1:].data_ptr()
 
 
 features, side = torch.rand(1, 4, 3, 3), torch.rand(1, 2, 3, 3)
