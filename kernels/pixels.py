@@ -6,6 +6,9 @@ for alignment, and from these finds out how many bytes a thread may move at once
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,7 +105,23 @@ def with_strides(*tensors: Tensor | None) -> list[Any]:
 def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
     """Starts the kernel on the device of `on`, on its current stream."""
     with torch.cuda.device_of(on):
-        kernel[(programs,)](*arguments, **options)
+        if on.is_cuda and torch.version.cuda and torch.cuda.is_current_stream_capturing():
+            with loading_allowed():
+                kernel[(programs,)](*arguments, **options)
+        else:
+            kernel[(programs,)](*arguments, **options)
+
+
+@contextmanager
+def loading_allowed() -> Iterator[None]:
+    """At a kernel's first launch Triton loads its code, which CUDA refuses while a graph is captured, unless the thread
+    says that it knows what it does."""
+    driver, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # what it was before
 
 
 def aligned(width: int, *tensors: Tensor | None) -> bool:
