@@ -98,10 +98,10 @@ class Check:
 
     def look(self) -> str:
         """The architectures to build for, as setup.py takes them; "" where there is no GPU."""
-        code, log = self.run(60, look=[sys.executable, "-c", LOOK])["look"]
+        code, log = self.run(60, build=[sys.executable, "-c", LOOK])["build"]
         archs = sorted(set(filter(None, last_line(log).split(";")))) if code == 0 else []
         if not archs:
-            self.ended("look", False, problem_in(code, log) if code else "torch sees no CUDA device")
+            self.ended("look", False, problem_in(code, log) or "torch sees no CUDA device")
         return ";".join(archs)
 
     def build(self, archs: str) -> bool:
@@ -113,12 +113,12 @@ class Check:
         ]  # fmt: skip
         wanted = {"FASTENH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs}
         code, log = self.run(BUILT, environment=wanted, build=install)["build"]
-        if self.ended("build", code == 0, problem_in(code, log) if code else f"with CUDA for {archs}"):
-            code, log = self.run(BUILT_WITHOUT_CUDA, cwd=SITE, run=[sys.executable, "-c", SHOW])["run"]
-            self.ended("run", code == 0, problem_in(code, log) if code else last_line(log))
+        if self.ended("build", code == 0, problem_in(code, log) or f"with CUDA for {archs}"):
+            code, log = self.run(BUILT_WITHOUT_CUDA, cwd=SITE, build=[sys.executable, "-c", SHOW])["build"]
+            self.ended("run", code == 0, problem_in(code, log) or last_line(log))
             return True
         code, log = self.run(BUILT_WITHOUT_CUDA, environment={"FASTENH_CUDA": "0"}, build=install)["build"]
-        return self.ended("build without CUDA", code == 0, problem_in(code, log) if code else "for Triton")
+        return self.ended("build without CUDA", code == 0, problem_in(code, log) or "for Triton")
 
     def test(self) -> None:
         """The tests on the GPU, and beside them every kernel on small sizes under compute-sanitizer."""
@@ -136,13 +136,15 @@ class Check:
                 self.ended(tool, True, "not run: compute-sanitizer is not here")
         done = self.run(TESTED, **commands)
         for name, (code, log) in done.items():
-            summary = last_line(re.sub("(?m)^=========.*", "", log))  # pytest's
             found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", log)
-            if name == "tests" or code is None or found:
-                note = "; ".join([*found[-1:], problem_in(code, log) if code != 0 else summary])
-                self.ended(name, code == 0, note)
-            else:
+            if name != "tests" and code is not None and not found:
                 self.ended(name, True, f"does not work here: {last_line(log)}")
+                continue
+            summary = last_line(re.sub("(?m)^=========.*", "", log))  # pytest's
+            late = problem_in(code, log) if code is None else ""
+            self.ended(name, code == 0, "; ".join(filter(None, [*found[-1:], late or summary])))
+            for line in re.findall("(?m)^(?:FAILED|ERROR) .*", log)[:20]:
+                print(line)
 
     def measure(self) -> None:
         """Measures, as often as it takes to come past what kills the process, and writes the results."""
@@ -159,15 +161,18 @@ class Check:
             code, log = self.run(MEASURED, measure=measure)["measure"]
             before, begun = begun, len(Journal(journal).units("begin"))
         results = results_of(Journal(journal), self.steps)
-        note = ", ".join(f"{len(results[name])} {name}" for name in ("records", "failures", "not measured"))
+        counts = [f"{len(results[name])} {name}" for name in ("records", "failures", "not measured")]
         ok = code == 0 and not results["failures"]
-        self.ended("measure", ok, f"{note}; {problem_in(code, log)}" if code != 0 else note)
+        self.ended("measure", ok, ", ".join(filter(None, [*counts, problem_in(code, log)])))
+        for line in results["failures"][:20]:
+            print(line)
         if results["records"]:
             path = RESULTS / f"{file_name(results)}.json"
             path.write_text(json.dumps(results, indent=1) + "\n")
             write_tables(path)
             for suffix in (".json", ".md"):
                 shutil.copy(path.with_suffix(suffix), self.out)
+            journal.unlink()
             print("", *goal_table(results), "", f"Figures: {path} and .md", sep="\n")
 
 
@@ -176,10 +181,12 @@ def last_line(log: str) -> str:
 
 
 def problem_in(code: int | None, log: str) -> str:
-    """One line of why: what says so in the log, or its last line."""
+    """One line of why it failed: what says so in the log, or its last line; "" where it did not fail."""
+    if code == 0:
+        return ""
     if code is None:
         return f"late, and ended; its last line: {last_line(log)}"
-    telling = re.findall(r"(?m)^.*(?:error:|Error:|FAILED ).*$", log)
+    telling = re.findall("(?m)^.*(?:error:|Error:).*$", log)
     return (telling[0].strip() if telling else last_line(log)) + f" (exit status {code})"
 
 
