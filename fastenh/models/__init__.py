@@ -16,13 +16,14 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import fastenh
+from fastenh.models.lam import LocalContextLUT
 from fastenh.models.lut3d import ImageAdaptiveLUT
 
-__all__ = ["EMBEDDED", "SYSTEMS", "ImageAdaptiveLUT", "load", "save"]
+__all__ = ["EMBEDDED", "SYSTEMS", "ImageAdaptiveLUT", "LocalContextLUT", "load", "save"]
 
 # The one list of systems: the name in a checkpoint, and the class that reads it. A system keeps its constructor's
 # arguments in `arguments` and what a user should know of it (colour space, licence, notes) in `about`.
-SYSTEMS: dict[str, type[nn.Module]] = {"lut3d": ImageAdaptiveLUT}
+SYSTEMS: dict[str, type[nn.Module]] = {"lut3d": ImageAdaptiveLUT, "lam": LocalContextLUT}
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 EMBEDDED = tuple(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
@@ -61,15 +62,18 @@ def load(path_or_name: str | Path) -> nn.Module:
             model = SYSTEMS[name](**config["arguments"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its arguments do not make a {name} model ({error!s:.120})") from None
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             raise ValueError(
                 f"{path}: expected {key} {expected.get(key, 'absent')} in a {name} model, got {found.get(key, 'none')}"
             )
-        if not (tensors[key].is_floating_point() and tensors[key].isfinite().all()):
-            raise ValueError(f"{path}: expected finite floats in {key}, got {tensors[key].dtype} or NaN")
+        floats = state[key].is_floating_point()  # batch norm also counts its batches, in an integer
+        if tensors[key].is_floating_point() != floats or not tensors[key].isfinite().all():
+            kind = "finite floats" if floats else "integers"
+            raise ValueError(f"{path}: expected {kind} in {key}, got {tensors[key].dtype} or NaN")
     if not isinstance(config.get("about", {}), dict):
         raise ValueError(f"{path}: expected a JSON object as about, got {type(config['about']).__name__}")
     model.load_state_dict(tensors, assign=True)

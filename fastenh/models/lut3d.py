@@ -193,7 +193,7 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
     unpickled but tensors. A missing file raises FileNotFoundError; anything else than these keys and shapes raises
     ValueError, in one line.
     """
-    tables, layers = _read_pth(luts_path), _read_pth(classifier_path)
+    tables, layers = read_pth(luts_path), read_pth(classifier_path)
     numbered = [tables.get(str(n)) for n in range(len(tables))]
     found: list[Any] = [table.get("LUT") if isinstance(table, dict) else None for table in numbered]
     if not found or not all(_is_lut(lut, like=found[0]) for lut in found):
@@ -224,7 +224,8 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
     return model.eval()
 
 
-def _read_pth(path: str | Path) -> dict[str, Any]:
+def read_pth(path: str | Path) -> dict[str, Any]:
+    """The dict in a .pth file; nothing is unpickled but tensors, and whatever else is there is an error of one line."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -1,0 +1,249 @@
+"""Portrait retouching with local context: every pixel mixes a few learned LUTs by what stands around it.
+
+Wang, Lu, Yan, Zhao: "Learning Pixel-Adaptive Weights for Portrait Photo Retouching". A classifier weights the LUTs for
+the photo as a whole, as in `lut3d.py`; the local-context aware module (LAM) weights them again for each pixel, so that
+a face and a wall of one colour part ways. Where the paper leaves a choice open, this is what we took:
+
+- outside the frame colours are 0, and the softmax gives attention to those neighbours as to any other;
+- the weights of ResNet-18, LAM and UNet start near 1, so that an untrained model returns about its input;
+- the UNet that the paper puts in LAM's place works on a 256×256 thumbnail, and its maps are enlarged to the photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastenh import ops
+from fastenh.models import lut3d
+from fastenh.ops.op import check_image, to_float
+
+
+class Retouch(NamedTuple):
+    """What a model made of a photo, and what losses need beside it."""
+
+    image: Tensor  # (B, 3, H, W), dtype of the photo
+    weights: Tensor  # (B, N), image-adaptive
+    attention: Tensor | None  # (B, k², H, W) of LAM's pixels to their neighbours, as in `context_voxels`
+
+
+class LocalContextLUT(nn.Module):
+    """out(p) = Σₙ wᴵₙ · wᵖₙ(p) · LUTₙ(x(p)): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
+
+    `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros. All weights
+    are raw (no softmax, any sign). Images are floats of any size, or uint8 and uint16 at full scale.
+
+    Args:
+        n_luts, size: N and D.
+        classifier: what predicts wᴵ (B, N): "resnet18", or one of `ImageAdaptiveLUT`, such as "paired".
+        context: what predicts wᵖ (B, N, H, W): "lam"; "unet", the paper's peer; or "none", where wᵖ is 1 and the model
+            is the plain image-adaptive LUT (Zeng et al.; with "resnet18" and 5 LUTs, Liang et al.).
+        kernel_size: k of LAM, 3, 5 or 7.
+        widths: channels of LAM's two hidden layers, context features and voxel features.
+        attention: "softmax", as in the paper, or "sigmoid-sum", as its authors' code was meant: see `LocalContext`.
+
+    Raises:
+        ValueError, TypeError: on a wrong argument or image, in one line.
+    """
+
+    def __init__(
+        self,
+        n_luts: int = 5,
+        size: int = 33,
+        classifier: str = "resnet18",
+        context: str = "lam",
+        kernel_size: int = 3,
+        widths: Sequence[int] = (64, 128),
+        attention: str = "softmax",
+    ) -> None:
+        super().__init__()
+        if n_luts < 1 or size < 2:
+            raise ValueError(f"need at least one LUT of at least 2 vertices per axis, got n_luts={n_luts}, size={size}")
+        if kernel_size not in (3, 5, 7):
+            raise ValueError(f"kernel_size must be 3, 5 or 7, got {kernel_size!r}")
+        if len(widths) != 2 or min(widths) < 1:
+            raise ValueError(f"widths must be two positive numbers, got {widths!r}")
+        choices = {"classifier": CLASSIFIERS, "context": CONTEXTS, "attention": ATTENTIONS}
+        for argument, value in {"classifier": classifier, "context": context, "attention": attention}.items():
+            if value not in choices[argument]:
+                raise ValueError(f"{argument} must be one of {', '.join(choices[argument])}, got {value!r}")
+        self.arguments: dict[str, Any] = {
+            "n_luts": n_luts,
+            "size": size,
+            "classifier": classifier,
+            "context": context,
+            "kernel_size": kernel_size,
+            "widths": list(widths),
+            "attention": attention,
+        }
+        self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
+        zeros = torch.zeros(n_luts - 1, 3, size, size, size)
+        self.luts = nn.Parameter(torch.cat([lut3d.identity_lut(size)[None], zeros]))
+        self.classifier: nn.Module = CLASSIFIERS[classifier](n_luts)
+        self.lam = LocalContext(n_luts, kernel_size, widths, attention) if context == "lam" else None
+        self.unet = UNet(n_luts) if context == "unet" else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Where no gradient is wanted, this is the place for one pass over the frame instead of layer after layer.
+        return self.compose(image).image
+
+    def compose(self, image: Tensor) -> Retouch:
+        """Layer after layer, as training needs it: with LAM some 250 floats per pixel in memory."""
+        weights = self.predict_weights(image)
+        x = to_float(image).to(self.luts.dtype)
+        pixel_weights = attention = None
+        if self.lam is not None:
+            pixel_weights, attention = self.lam(x)
+        elif self.unet is not None:
+            pixel_weights = self.unet(x)
+        return Retouch(ops.lut_transform(image, self.luts, weights, pixel_weights), weights, attention)
+
+    def predict_weights(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → wᴵ (B, N): how much of each basis LUT each photo takes."""
+        check_image("LocalContextLUT", image)
+        return self.classifier(image)
+
+
+class LocalContext(nn.Module):
+    """LAM: (B, 3, H, W) → weights (B, N, H, W) and attention (B, k², H, W).
+
+        features = ReLU(conv k×k(x))            attention a = softmax over k² of conv 1×1(features)
+        voxel v = the k×k neighbours of each pixel, each times its attention, 3·k² channels
+        weights = conv 1×1(ReLU(conv 1×1(v)))
+
+    With "sigmoid-sum" a is a sigmoid instead, and v holds the neighbours, unweighted, in the picture
+    s(p) = Σⱼ aⱼ(p) · x(p + offsetⱼ) that attention filters from x.
+    """
+
+    def __init__(self, n_luts: int, kernel_size: int, widths: Sequence[int], attention: str) -> None:
+        super().__init__()
+        context_width, voxel_width = widths
+        self.kernel_size, self.sums = kernel_size, attention == "sigmoid-sum"
+        self.features = nn.Conv2d(3, context_width, kernel_size, padding=kernel_size // 2)
+        self.attention = nn.Conv2d(context_width, kernel_size**2, 1)
+        self.hidden = nn.Conv2d(3 * kernel_size**2, voxel_width, 1)
+        self.head = nn.Conv2d(voxel_width, n_luts, 1)
+        nn.init.ones_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.attention(F.relu_(self.features(x)))
+        attention = scores.sigmoid() if self.sums else scores.softmax(1)
+        voxels = ops.context_voxels(x, attention, self.kernel_size)
+        if self.sums:
+            filtered = voxels.unflatten(1, (3, -1)).sum(2)
+            voxels = ops.context_voxels(filtered, torch.ones_like(attention), self.kernel_size)
+        return self.head(F.relu_(self.hidden(voxels))), attention
+
+
+class UNet(nn.Module):
+    """(B, 3, H, W) → weights (B, N, H, W), which follow from the whole image (Ronneberger et al. 2015).
+
+    On a 256×256 thumbnail, four levels of two 3×3 convolutions, 16 to 128 channels wide, skip connections between.
+    """
+
+    CHANNELS = (16, 32, 64, 128)
+
+    def __init__(self, n_luts: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(self.level(a, b) for a, b in pairwise((3, *self.CHANNELS)))
+        self.up = nn.ModuleList(self.level(a + b, b) for a, b in pairwise(reversed(self.CHANNELS)))
+        self.head = nn.Conv2d(self.CHANNELS[0], n_luts, 1)
+        nn.init.ones_(self.head.bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def level(channels_in: int, channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.interpolate(image, (256, 256), mode="bilinear", align_corners=False)
+        levels: list[Tensor] = []
+        for level in self.down:
+            x = level(F.max_pool2d(x, 2) if levels else x)
+            levels.append(x)
+        for level, skipped in zip(self.up, reversed(levels[:-1]), strict=True):
+            larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = level(torch.cat([larger, skipped], 1))
+        return F.interpolate(self.head(x), image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ResNet18(nn.Module):
+    """(B, 3, H, W) → (B, N), ResNet-18 (He et al. 2016) on a 224×224 thumbnail, colours as they are.
+
+    Ours, since a model file should open without torchvision; its tensors bear torchvision's names, in which the
+    ImageNet weights are published.
+    """
+
+    class Block(nn.Module):
+        def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(channels)
+            self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(channels)
+            shortcut = [nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)]
+            self.downsample = nn.Sequential(*shortcut) if stride > 1 else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    def __init__(self, n_luts: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(self.Block(64, 64, 1), self.Block(64, 64, 1))
+        self.layer2 = nn.Sequential(self.Block(64, 128, 2), self.Block(128, 128, 1))
+        self.layer3 = nn.Sequential(self.Block(128, 256, 2), self.Block(256, 256, 1))
+        self.layer4 = nn.Sequential(self.Block(256, 512, 2), self.Block(512, 512, 1))
+        self.fc = nn.Linear(512, n_luts)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=0.005)
+        nn.init.ones_(self.fc.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = to_float(image).to(self.fc.weight.dtype)
+        x = F.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+    def load_backbone(self, path: str | Path) -> None:
+        """Takes all layers but the last from a .pth file of torchvision's `resnet18`, as for ImageNet.
+
+        Nothing is unpickled but tensors. FileNotFoundError, or ValueError in one line if the file holds another net.
+        """
+        found = lut3d.read_pth(path)
+        kept = {key: tensor for key, tensor in self.state_dict().items() if not key.startswith("fc.")}
+        for key, tensor in kept.items():
+            got = found.get(key)
+            if key.endswith("num_batches_tracked") and got is None:
+                continue  # older files count no batches
+            if not isinstance(got, Tensor) or got.shape != tensor.shape:
+                raise ValueError(
+                    f"{path}: expected {key} {tuple(tensor.shape)} of a ResNet-18 as torchvision names it, "
+                    f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
+                )
+            kept[key] = got
+        if unknown := sorted(str(key) for key in found if key not in kept and not str(key).startswith("fc.")):
+            raise ValueError(f"{path}: expected a ResNet-18, got also {', '.join(unknown[:4])}")
+        self.load_state_dict(kept, strict=False)
+
+
+CLASSIFIERS: dict[str, Any] = {"resnet18": ResNet18, **lut3d.CLASSIFIERS}
+CONTEXTS = ("lam", "unet", "none")
+ATTENTIONS = ("softmax", "sigmoid-sum")
