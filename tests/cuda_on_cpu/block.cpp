@@ -259,10 +259,11 @@ std::string launch(unsigned blocks, unsigned count, unsigned bytes, bool last_fi
   const std::lock_guard lock(one_at_a_time);
   __asan_unpoison_memory_region(fastenh::memory, bytes);
   __asan_poison_memory_region(fastenh::memory + bytes, sizeof fastenh::memory - bytes);
-  kernel = function, arguments = with, reversed = last_first;
+  kernel = function, arguments = with;
   gridDim = {blocks}, blockDim = {count};
   for (unsigned i = 0; i < blocks; ++i) {
-    blockIdx.x = reversed ? blocks - 1 - i : i;
+    blockIdx.x = last_first ? blocks - 1 - i : i;
+    reversed = last_first != (i % 2 == 1);
     std::memset(fastenh::memory, 0xff, bytes);
     threads.assign(count, {});
     for (unsigned id = 0; id < count; ++id) threads[id].id = id;

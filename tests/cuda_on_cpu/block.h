@@ -20,9 +20,9 @@ namespace cuda_on_cpu {
 
 constexpr unsigned most_memory = 227 << 10;  // bytes that a block may share
 
-// Runs kernel(arguments) in every thread, block by block, the last block and thread first where `reversed`. Says what
-// went wrong, "" if nothing did.
-std::string launch(unsigned blocks, unsigned threads, unsigned bytes, bool reversed, void (*kernel)(void*),
+// Runs kernel(arguments) in every thread, block by block, the last block first where `last_first`. In the first block
+// that runs threads begin in the same order, in the next in the other, and so on. Says what went wrong, "" if nothing did.
+std::string launch(unsigned blocks, unsigned threads, unsigned bytes, bool last_first, void (*kernel)(void*),
                    void* arguments);
 
 // Waits for all threads of the block.

@@ -1,5 +1,5 @@
 // As much of CUDA as csrc/*.cu use, for a C++ compiler that builds them for a CPU. Where CUDA leaves a case undefined,
-// here it is an error. There is one device; a stream that is not 0 runs the last block and thread first.
+// here it is an error. There is one device; a stream that is not 0 runs the last block first.
 #pragma once
 #include <math.h>
 
@@ -203,6 +203,7 @@ inline float add_down(double a, double b) {
 }
 inline float __fadd_rd(float a, float b) { return add_down(a, b); }
 inline float __fmaf_rd(float a, float b, float c) { return add_down(double(a) * b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __saturatef(float value) { return value > 0 ? fminf(value, 1) : 0; }  // NaN becomes 0
 

@@ -1,7 +1,7 @@
 """For pytest: fastenh with the CUDA kernels of a core built for the CPU, as if CPU tensors lay on a GPU.
 
-FASTENH_CUDA_ON_CPU names the core. What tests know as instruction sets are here the orders in which a kernel's threads
-run, "forward" and "reversed".
+FASTENH_CUDA_ON_CPU names the core. What tests know as instruction sets are here the orders in which a kernel's blocks
+and threads run, "forward" and "reversed".
 """
 
 import importlib.util

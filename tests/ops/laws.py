@@ -203,6 +203,7 @@ class Laws:
     @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test_gradients_are_the_references(self, data: st.DataObject) -> None:
+        torch.use_deterministic_algorithms(data.draw(st.booleans()), warn_only=True)  # GPUs sum in another way then
         call = data.draw(type(self).calls)
         fast: list[Tensor | None] = []
         for i, box in enumerate(call.tensors):

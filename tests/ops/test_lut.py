@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from laws import FLOATS, VARIANTS, Box, Call, Laws
+from laws import FLOATS, VARIANTS, Box, Call, Laws, assert_close, lay_out, to_dtype, to_values
 from torch import Tensor
 
 import fastenh
@@ -68,6 +68,20 @@ class TestLaws(Laws):
         Call([Box((1, 3, 3, 4), 0, 1), Box((1, 1, 3, 3, 3, 3)), None, None, grid(1, 3)], ("trilinear",)),
         Call([Box((1, 3, 3, 4), 0, 1), Box((2, 3, 3, 3, 3)), None, Box((1, 2, 3, 4)), grid(1, 3)], ("tetrahedral",)),
     ]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [9, 33])
+def test_one_lut_for_a_whole_picture(size: int, layout: str, dtype: torch.dtype, mode: str, variant: str) -> None:
+    """The usual call, of which kernels make the most."""
+    image = lay_out(to_dtype(torch.rand(2, 3, 39, 320) * 1.2 - 0.1, dtype), layout)
+    table = torch.rand(1, 3, size, size, size) * 1.2 - 0.1
+    truth = TestLaws.op.reference(to_values(image), table, None, None, None, mode)
+    with fastenh.backend(variant):
+        assert_close(lut_transform(image, table, interpolation=mode), truth, "result", TestLaws().arithmetic(image))
 
 
 def identity(size: int) -> Tensor:
