@@ -311,7 +311,8 @@ void transform_backward(Optional grad_features, Optional product, const Tensor& 
                         in_packs(to, most) && in_packs(p, most) && (!channels_inner || split % most == 0);
     with_factor<T>(a.dtype, a.dtype, packed, [&]<class S, int packs, int n>(Type<S>, Count<packs>, Count<n>) {
       const auto start = [&]<class P>(Type<P>) {
-        launch_rows(backward_kernel<T, S, P, packs, packs * n>, packs, n, channels_inner, split, stream, g, f, a, to, p);
+        const auto kernel = backward_kernel<T, S, P, packs, packs * n>;
+        launch_rows(kernel, packs, n, channels_inner, split, stream, g, f, a, to, p);
       };
       if constexpr (std::is_void_v<S>) start(Type<void>{});
       else if (!p.data || p.dtype == dtype_of<S>) start(Type<S>{});
@@ -326,7 +327,7 @@ void transform_backward_sums(Optional grad_features, Optional scale_sums, Option
   Tensor tensors[] = {grad, features, from_channel(scale, -split), or_none(grad_features)};
   auto& [g, f, a, to] = tensors;
   join_rows(tensors);
-  if (g.shape[2] != 1) throw std::invalid_argument("channel_split_transform_backward_sums: expected contiguous tensors");
+  if (g.shape[2] != 1) throw std::invalid_argument("channel_split_transform_backward_sums: expected joined rows");
   const Pixels shares(1, g.shape[0], g.shape[1], (scale_sums ? scale_sums : shift_sums)->shape[2]);
   with_float(g.dtype, [&]<class T>(Type<T>) {
     const auto start = [&]<int n>(Count<n>) {

@@ -1,14 +1,16 @@
 // context_voxels on a GPU: the k x k neighbours of every pixel, each times the pixel's attention to it; zero outside.
 //
-// Where rows can be read in packs of 16 bytes, and k is 3, 5 or 7, a thread takes one pack of pixels, and a block a tile
-// of several rows, so that the rows of the image that its threads share come from the L1 cache. Everything else is done
-// pixel by pixel.
+// Where rows can be read in packs of 16 bytes, and k is 3, 5 or 7, a thread takes a pack of pixels, and a block a tile of
+// several rows, so that what its threads share comes from the L1 cache. Everything else is done pixel by pixel.
 #include "device.h"
 
 namespace fastenh {
 namespace {
 
 constexpr int threads = 256, rows = 8;  // of a tile
+constexpr int single = 128;             // threads of a block that goes pixel by pixel
+
+__device__ inline bool within(int64_t i, int64_t size) { return uint64_t(i) < uint64_t(size); }
 
 // ---- packs ----
 
@@ -64,13 +66,14 @@ __device__ inline void multiply(const S (&a)[n], const T (&b)[n], T (&product)[n
   for (int i = 0; i < n; ++i) product[i] = from_float<T>(to_float(a[i]) * to_float(b[i]));
 }
 
-// Blocks that a multiprocessor should have room for.
+// Blocks that a multiprocessor has room for, so that nobody runs out of registers.
 template <class T, class S, int k>
-constexpr int blocks = k == 3 && sizeof(T) == sizeof(S) ? 4 : 2;
+constexpr int blocks = (k == 3 ? 4 : 2) / (sizeof(T) == sizeof(S) ? 1 : 2);
 
 // image (B, 3, H, W), attention (B, k², H, W), out (B, 3k², H, W): out[c·k² + j](p) = attention[j](p) · image[c](p + j)
 template <class T, class S, int k, int pixels>
-__global__ void __launch_bounds__(threads, blocks<T, S, k>) voxels_kernel(Pixels tiles, Tensor out, Tensor image, Tensor attention) {
+__global__ void __launch_bounds__(threads, blocks<T, S, k>) voxels_kernel(Pixels tiles, Tensor out, Tensor image,
+                                                                          Tensor attention) {
   constexpr int n = pixels, r = k / 2;
   const int64_t height = image.shape[2], width = image.shape[3];
   for_packs<n>(tiles, height, [&](int64_t b, int64_t y, int64_t x) {
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(threads, blocks<T, S, k>) voxels_kernel(Pixels
     T* to = at<T>(out, b, 0, y, x);
 #pragma unroll 1
     for (int dy = -r; dy <= r; ++dy) {
-      const bool exists = 0 <= y + dy && y + dy < height;
+      const bool exists = within(y + dy, height);
       Around<T, n, r> neighbours[3];
       Words<S, n> weight[k];
 #pragma unroll
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(threads, blocks<T, S, k>) voxels_kernel(Pixels
 // from there, so that no two threads add to the same place.
 template <class T, class S, int k, int pixels>
 __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tensor grad_image, Tensor grad_attention,
-                                                           Tensor grad, Tensor image, Tensor attention) {
+                                                              Tensor grad, Tensor image, Tensor attention) {
   constexpr int n = pixels, r = k / 2;
   const int64_t height = image.shape[2], width = image.shape[3];
   for_packs<n>(tiles, height, [&](int64_t b, int64_t y, int64_t x) {
@@ -118,7 +121,7 @@ __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tens
     float gathered[3][n] = {};
 #pragma unroll 1
     for (int dy = -r; dy <= r; ++dy) {
-      const bool below = 0 <= y + dy && y + dy < height, above = 0 <= y - dy && y - dy < height;
+      const bool below = within(y + dy, height), above = within(y - dy, height);
       Around<T, n, r> neighbours[3];
       if (to_attention) {
 #pragma unroll
@@ -135,18 +138,20 @@ __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tens
           for (int c = 0; c < 3; ++c) here[c].read(from_grad + c * k * k * grad.strides[1]);
         }
         if (grad_image.data) {
+          const T* from = from_grad - dy * grad.strides[2];
 #pragma unroll
           for (int c = 0; c < 3; ++c)
-            there[c].read(from_grad + c * k * k * grad.strides[1] - dy * grad.strides[2], above, x, width, dx > 0, dx < 0);
+            there[c].read(from + c * k * k * grad.strides[1], above, x, width, dx > 0, dx < 0);
           weight.read(from_attention - dy * attention.strides[2], above, x, width, dx > 0, dx < 0);
         }
         if (to_attention) {
           float sum[n] = {};
 #pragma unroll
           for (int c = 0; c < 3; ++c) {
-            const Pack<T, n> g = here[c].pack();
+            float g[n];
+            to_floats(here[c].pack(), g);
 #pragma unroll
-            for (int i = 0; i < n; ++i) sum[i] = __fmaf_rn(to_float(g.at[i]), to_float(neighbours[c].at(i + dx)), sum[i]);
+            for (int i = 0; i < n; ++i) sum[i] = __fmaf_rn(g[i], to_float(neighbours[c].at(i + dx)), sum[i]);
           }
           write<S, n>(to_attention, from_floats<S>(sum));
           to_attention += grad_attention.strides[1];
@@ -172,70 +177,105 @@ __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tens
 
 // ---- pixel by pixel ----
 
-// One pixel of a row that exists or not, as Around has n.
-template <class T>
-__device__ inline float pixel(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x) {
-  return 0 <= y && y < t.shape[2] && 0 <= x && x < t.shape[3] ? to_float(*at<const T>(t, b, c, y, x)) : 0.f;
-}
-
-// Any k, any strides. Where the voxels of a pixel are neighbours in memory (channels_last), they are first put together
-// in shared memory, and leave it in words of 16 bytes.
-template <class T, class S, int pixels>
-__global__ void any_voxels_kernel(Pixels places, Tensor out, Tensor image, Tensor attention, int k, bool together) {
-  const int r = k / 2, voxels = 3 * k * k;
+// Any k and any strides. Of a row of neighbours all are read before the first is used where k is known, `columns`; else
+// one by one. Where the voxels of a pixel are neighbours in memory (channels_last), they are first put together in shared
+// memory, and leave it in words of 16 bytes.
+template <class T, class S, int columns, int pixels>
+__global__ void __launch_bounds__(single) any_voxels_kernel(Pixels places, Tensor out, Tensor image, Tensor attention,
+                                                            int any_k, bool together) {
+  const int k = columns > 1 ? columns : any_k, voxels = 3 * k * k;
+  const int64_t height = image.shape[2], width = image.shape[3];
   T* tile = reinterpret_cast<T*>(memory);
   for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
     T* const row = at<T>(out, b, 0, y, x0);
     const int i = int(threadIdx.x);
-    const int64_t x = x0 + i;
     if (i < n) {
-      int j = 0;
-      for (int dy = -r; dy <= r; ++dy) {
-        for (int dx = -r; dx <= r; ++dx, ++j) {
-          const float weight = to_float(*at<const S>(attention, b, j, y, x));
+      const int64_t above = y - k / 2, left = x0 + i - k / 2, step = together ? 1 : out.strides[1];
+      T* to = together ? tile + i * voxels : row + i * out.strides[3];
+      const S* weights = at<const S>(attention, b, 0, y, x0 + i);
+#pragma unroll 1
+      for (int dy = 0; dy < k; ++dy) {
+        const bool exists = within(above + dy, height);
+        const T* from = at<const T>(image, b, 0, above + dy, left);
+#pragma unroll 1
+        for (int dx = 0; dx < k; dx += columns) {
+          Words<S, 1> weight[columns];
+          Words<T, 1> values[columns][3];
 #pragma unroll
-          for (int c = 0; c < 3; ++c) {
-            const T value = from_float<T>(weight * pixel<T>(image, b, c, y + dy, x + dx));
-            const int voxel = c * k * k + j;
-            if (together) tile[i * voxels + voxel] = value;
-            else row[i * out.strides[3] + voxel * out.strides[1]] = value;
+          for (int d = 0; d < columns; ++d) {
+            const bool inside = exists && within(left + dx + d, width);
+            weight[d].read(weights);
+#pragma unroll
+            for (int c = 0; c < 3; ++c) {
+              values[d][c] = {};
+              if (inside) values[d][c].read(from + c * image.strides[1]);
+            }
+            weights += attention.strides[1], from += image.strides[3];
+          }
+#pragma unroll
+          for (int d = 0; d < columns; ++d) {
+#pragma unroll
+            for (int c = 0; c < 3; ++c)
+              to[c * k * k * step] =
+                  from_float<T>(to_float(weight[d].pack().at[0]) * to_float(values[d][c].pack().at[0]));
+            to += step;
           }
         }
       }
     }
-    if (!together) return;
-    __syncthreads();
-    const int count = n * voxels, words = reinterpret_cast<uintptr_t>(row) % 16 ? 0 : count * int(sizeof(T)) / 16;
-    for (int w = i; w < words; w += int(blockDim.x))
-      reinterpret_cast<uint4*>(row)[w] = reinterpret_cast<const uint4*>(tile)[w];
-    for (int v = words * 16 / int(sizeof(T)) + i; v < count; v += int(blockDim.x)) row[v] = tile[v];
-    __syncthreads();
+    if (together) {
+      __syncthreads();
+      const int count = n * voxels, words = reinterpret_cast<uintptr_t>(row) % 16 ? 0 : count * int(sizeof(T)) / 16;
+      for (int w = i; w < words; w += int(blockDim.x))
+        reinterpret_cast<uint4*>(row)[w] = reinterpret_cast<const uint4*>(tile)[w];
+      for (int v = words * 16 / int(sizeof(T)) + i; v < count; v += int(blockDim.x)) row[v] = tile[v];
+      __syncthreads();
+    }
   });
 }
 
-template <class T, class S, int pixels>
-__global__ void any_backward_kernel(Pixels places, Tensor grad_image, Tensor grad_attention, Tensor grad, Tensor image,
-                                    Tensor attention, int k) {
-  const int r = k / 2;
+template <class T, class S, int columns, int pixels>
+__global__ void __launch_bounds__(single) any_backward_kernel(Pixels places, Tensor grad_image, Tensor grad_attention,
+                                                              Tensor grad, Tensor image, Tensor attention, int any_k) {
+  const int k = columns > 1 ? columns : any_k, r = k / 2;
+  const int64_t height = image.shape[2], width = image.shape[3];
   for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
     const int64_t x = x0 + threadIdx.x;
     if (int(threadIdx.x) >= n) return;
     float gathered[3] = {0.f, 0.f, 0.f};
-    int j = 0;
+#pragma unroll 1
     for (int dy = -r; dy <= r; ++dy) {
-      for (int dx = -r; dx <= r; ++dx, ++j) {
-        if (grad_attention.data) {
+      const bool below = within(y + dy, height), above = within(y - dy, height);
+#pragma unroll 1
+      for (int dx = -r; dx <= r; dx += columns) {
+        const int j = (dy + r) * k + dx + r;
+        Words<T, 1> here[columns][3], neighbour[columns][3], there[columns][3];
+        Words<S, 1> weight[columns];
+#pragma unroll
+        for (int i = 0; i < columns; ++i) {
+          const bool right = below && within(x + dx + i, width);
+          const bool left = above && within(x - dx - i, width);
+          weight[i] = {};
+          if (left && grad_image.data) weight[i].read(at<const S>(attention, b, j + i, y - dy, x - dx - i));
+#pragma unroll
+          for (int c = 0; c < 3; ++c) {
+            neighbour[i][c] = there[i][c] = {};
+            if (grad_attention.data) here[i][c].read(at<const T>(grad, b, c * k * k + j + i, y, x));
+            if (right && grad_attention.data) neighbour[i][c].read(at<const T>(image, b, c, y + dy, x + dx + i));
+            if (left && grad_image.data)
+              there[i][c].read(at<const T>(grad, b, c * k * k + j + i, y - dy, x - dx - i));
+          }
+        }
+        const auto number = [](const auto& words) { return to_float(words.pack().at[0]); };
+#pragma unroll
+        for (int i = 0; i < columns; ++i) {
           float sum = 0.f;
 #pragma unroll
-          for (int c = 0; c < 3; ++c)
-            sum = __fmaf_rn(pixel<T>(grad, b, c * k * k + j, y, x), pixel<T>(image, b, c, y + dy, x + dx), sum);
-          *at<S>(grad_attention, b, j, y, x) = from_float<S>(sum);
-        }
-        if (grad_image.data) {
-          const float weight = pixel<S>(attention, b, j, y - dy, x - dx);
-#pragma unroll
-          for (int c = 0; c < 3; ++c)
-            gathered[c] = __fmaf_rn(weight, pixel<T>(grad, b, c * k * k + j, y - dy, x - dx), gathered[c]);
+          for (int c = 0; c < 3; ++c) {
+            if (grad_attention.data) sum = __fmaf_rn(number(here[i][c]), number(neighbour[i][c]), sum);
+            gathered[c] = __fmaf_rn(number(weight[i]), number(there[i][c]), gathered[c]);
+          }
+          if (grad_attention.data) *at<S>(grad_attention, b, j + i, y, x) = from_float<S>(sum);
         }
       }
     }
@@ -261,54 +301,55 @@ Pixels tiles_of(const Tensor& image, int n) {
 template <int n>
 using Count = std::integral_constant<int, n>;
 
-// f(Type<T>{}, Type<S>{}, Count<k>{}) with k = 0 for what is done pixel by pixel.
+// f(Type<T>{}, Type<S>{}, Count<k>{}), with k = 0 for one that is not known here.
 template <class F>
 void with_types(Dtype image, Dtype attention, int64_t k, const F& f) {
   with_float(image, [&]<class T>(Type<T> t) {
     with_float(attention, [&]<class S>(Type<S> s) {
-      if constexpr (std::is_same_v<S, T> || std::is_same_v<S, float>) {
-        if (k == 3) return f(t, s, Count<3>{});
-        if (k == 5) return f(t, s, Count<5>{});
-        if (k == 7) return f(t, s, Count<7>{});
-      }
+      if (k == 3) return f(t, s, Count<3>{});
+      if (k == 5) return f(t, s, Count<5>{});
+      if (k == 7) return f(t, s, Count<7>{});
       f(t, s, Count<0>{});
     });
   });
 }
 
-void voxels(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t k, int64_t stream) {
-  const int pack = 16 / int(size_of(image.dtype));
-  const bool packed = all_in_packs(pack, image, attention, out);
-  with_types(image.dtype, attention.dtype, packed ? k : 0, [&]<class T, class S, int size>(Type<T>, Type<S>, Count<size>) {
-    if constexpr (size > 0) {
-      constexpr int n = 16 / sizeof(T);
-      launch(voxels_kernel<T, S, size, n>, tiles_of(image, n), {.threads = threads}, image, stream, out, image, attention);
-    } else {
-      constexpr int n = 128;
-      const int64_t bytes = n * 3 * k * k * int64_t(sizeof(T));
-      const bool together = out.strides[1] == 1 && out.strides[3] == 3 * k * k && bytes <= largest_tile;
-      launch(any_voxels_kernel<T, S, 1>, Pixels(n, out.shape[0], out.shape[2], out.shape[3]),
-             {.threads = n, .shared_bytes = together ? int(bytes) : 0}, image, stream, out, image, attention, k, together);
+// Whether there is a kernel in packs for this, and its columns if not.
+template <class T, class S, int k>
+constexpr bool has_packs = k > 0 && (std::is_same_v<S, T> || std::is_same_v<S, float>);
+constexpr int columns_of(int k) { return k == 3 ? 3 : 1; }
+
+Pixels singles_of(const Tensor& image) { return Pixels(single, image.shape[0], image.shape[2], image.shape[3]); }
+
+void voxels(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t any_k, int64_t stream) {
+  with_types(image.dtype, attention.dtype, any_k, [&]<class T, class S, int k>(Type<T>, Type<S>, Count<k>) {
+    constexpr int n = 16 / sizeof(T);
+    if constexpr (has_packs<T, S, k>) {
+      if (all_in_packs(n, image, attention, out))
+        return launch(voxels_kernel<T, S, k, n>, tiles_of(image, n), {.threads = threads}, image, stream, out, image,
+                      attention);
     }
+    const int64_t bytes = single * 3 * any_k * any_k * int64_t(sizeof(T));
+    const bool together = out.strides[1] == 1 && out.strides[3] == 3 * any_k * any_k && bytes <= largest_tile;
+    launch(any_voxels_kernel<T, S, columns_of(k), 1>, singles_of(image),
+           {.threads = single, .shared_bytes = together ? int(bytes) : 0}, image, stream, out, image, attention, any_k,
+           together);
   });
 }
 
 void voxels_backward(Optional grad_image, Optional grad_attention, const Tensor& grad, const Tensor& image,
-                     const Tensor& attention, int64_t k, int64_t stream) {
-  if (grad.dtype != image.dtype) throw std::invalid_argument("context_voxels_backward: expected grad of the image's dtype");
+                     const Tensor& attention, int64_t any_k, int64_t stream) {
+  if (grad.dtype != image.dtype) throw std::invalid_argument("context_voxels_backward: expected grad of image's dtype");
   const Tensor to_image = or_none(grad_image), to_attention = or_none(grad_attention);
-  const int pack = 16 / int(size_of(image.dtype));
-  const bool packed = all_in_packs(pack, image, attention, grad, to_image, to_attention);
-  with_types(image.dtype, attention.dtype, packed ? k : 0, [&]<class T, class S, int size>(Type<T>, Type<S>, Count<size>) {
-    if constexpr (size > 0) {
-      constexpr int n = 16 / sizeof(T);
-      launch(backward_kernel<T, S, size, n>, tiles_of(image, n), {.threads = threads}, image, stream, to_image,
-             to_attention, grad, image, attention);
-    } else {
-      constexpr int n = 128;
-      launch(any_backward_kernel<T, S, 1>, Pixels(n, image.shape[0], image.shape[2], image.shape[3]), {.threads = n},
-             image, stream, to_image, to_attention, grad, image, attention, k);
+  with_types(image.dtype, attention.dtype, any_k, [&]<class T, class S, int k>(Type<T>, Type<S>, Count<k>) {
+    constexpr int n = 16 / sizeof(T);
+    if constexpr (has_packs<T, S, k>) {
+      if (all_in_packs(n, image, attention, grad, to_image, to_attention))
+        return launch(backward_kernel<T, S, k, n>, tiles_of(image, n), {.threads = threads}, image, stream, to_image,
+                      to_attention, grad, image, attention);
     }
+    launch(any_backward_kernel<T, S, columns_of(k), 1>, singles_of(image), {.threads = single}, image, stream, to_image,
+           to_attention, grad, image, attention, any_k);
   });
 }
 

@@ -147,13 +147,13 @@ struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
 };
 
 // The same as words of up to 16 bytes, as they are read and written. What is asked for some time before it is used had
-// better stay so: the compiler takes a Pack apart as soon as it is there, and may wait for one before it asks for the next.
+// better stay so: the compiler takes a Pack apart as soon as it arrives, and may wait for it before it asks for the next.
 template <class T, int n>
 struct Words {
   static constexpr int bytes = sizeof(T) * n, count = bytes < 16 ? 1 : bytes / 16;
-  template <class Or, int size, class Word>
-  using if_bytes = std::conditional_t<bytes == size, Word, Or>;
-  using Word = if_bytes<if_bytes<if_bytes<if_bytes<uint4, 1, unsigned char>, 2, unsigned short>, 4, unsigned>, 8, uint2>;
+  template <int size, class Word, class Else>
+  using If = std::conditional_t<bytes == size, Word, Else>;
+  using Word = If<1, unsigned char, If<2, unsigned short, If<4, unsigned, If<8, uint2, uint4>>>>;
   Word word[count];
   static_assert(sizeof word == bytes);
 
@@ -352,7 +352,9 @@ enum class Layout { planar, interleaved, strided };
 inline bool in_packs(const Pixels& pixels, int n, const Tensor& t, bool interleaved = false) {
   if (!t.data) return true;
   const int64_t bytes = n * size_of(t.dtype), pack = bytes < 16 ? bytes : 16;
-  const auto aligned = [&](int dim, int64_t count) { return count == 1 || t.strides[dim] * size_of(t.dtype) % pack == 0; };
+  const auto aligned = [&](int dim, int64_t count) {
+    return count == 1 || t.strides[dim] * size_of(t.dtype) % pack == 0;
+  };
   const bool neighbours = interleaved ? t.strides[3] == 3 && t.strides[1] == 1 : t.strides[3] == 1 || pixels.width == 1;
   return neighbours && pixels.width % n == 0 && reinterpret_cast<uintptr_t>(t.data) % uintptr_t(pack) == 0 &&
          aligned(0, t.shape[0]) && (interleaved || aligned(1, t.shape[1])) && aligned(2, pixels.height);
