@@ -121,14 +121,17 @@ class Check:
         return self.ended("build without CUDA", code == 0, problem_in(code, log) or "for Triton")
 
     def test(self) -> None:
-        """The tests on the GPU, and beside them every kernel on small sizes under compute-sanitizer."""
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        """The tests on the GPU, and beside them every kernel under compute-sanitizer: on small pictures; those of LUTs,
+        of which some are for large pictures alone, on these as well."""
+        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k"]
         workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
-        commands = {"tests": [*pytest, *workers, "--durations=10", "tests/ops", "-k", "gpu"]}
+        commands = {
+            "tests": ["env", "OMP_NUM_THREADS=2", *pytest, *workers, "--durations=10", "tests/ops", "-k", "gpu"]
+        }
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
         # Every tensor gets memory of its own, so that what reaches over its end is seen.
         alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
-        small = [*pytest, "-x", "tests/ops/test_cuda.py", "tests/ops/test_triton.py", "-k", "on_the_gpu"]
+        small = [*pytest, "on_the_gpu or large_pictures and LUT and float16", "-x"]
         for tool, options in {"memcheck": ["--report-api-errors", "no"], "racecheck": []}.items():
             if sanitizer:
                 commands[tool] = [*alone, sanitizer, "--tool", tool, *options, "--error-exitcode", "86", *small]

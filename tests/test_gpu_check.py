@@ -43,6 +43,9 @@ class OnCpu(gpu_speed.Card):
     def problem(self, code: str) -> str:
         return ""
 
+    def has_kernel(self, op: str, direction: str) -> bool:
+        return True
+
     def sets(self, size: int) -> int:
         return 2
 
@@ -150,6 +153,22 @@ def test_what_computes_something_else_is_not_timed(
         rf"{', '.join(unit)}: computes something else: off by 0\.\d+, allowed is .*", results["failures"][0]
     )
     assert [record["op"] for record in results["records"]] == [ONE_LUT.op]
+
+
+def test_the_reference_is_not_timed_as_ours(journal: Journal, plan: Callable[..., None]) -> None:
+    plan(ONE_LUT, ONE_LUT._replace(direction="backward"), ONE_LUT._replace(code=gpu_speed.EAGER))
+
+    class ForwardAlone(OnCpu):
+        def has_kernel(self, op: str, direction: str) -> bool:
+            return (op, direction) == ("lut_transform", "forward")
+
+    measure(ForwardAlone(), journal, 1e9)
+    results = results_of(journal, [])
+    assert results["failures"] == [f"{', '.join(backward(ONE_LUT.op))}: has no kernel: the reference would run"]
+    assert [(r["direction"], r["code"]) for r in results["records"]] == [
+        ("forward", "cuda"),
+        ("forward", gpu_speed.EAGER),
+    ]
 
 
 def test_an_output_that_is_not_written_is_not_timed(

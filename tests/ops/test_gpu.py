@@ -69,6 +69,11 @@ CALLS = {
         lambda h, w: [(1, 3, h, w), (1, 3, 33, 33, 33), (1, 3, 33)],
         True,
     ),
+    "LUT, tetrahedral": Call(
+        lambda image, lut, **out: lut_transform(image, lut, interpolation="tetrahedral", **out),
+        lambda h, w: [(1, 3, h, w), (1, 3, 17, 17, 17)],
+        True,
+    ),
     "curves": Call(curve_iterate, lambda h, w: [(1, 3, h, w), (1, 24, h, w)], True),
     "low-resolution curves": Call(curve_iterate, lambda h, w: [(2, 3, h, w), (2, 3, h // 12, w // 12)], True),
     "voxels": Call(context_voxels, lambda h, w: [(1, 3, h, w), (1, 9, h, w)]),
@@ -78,12 +83,12 @@ CALLS = {
 
 def tensors_for(call: str, seed: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Random tensors; `dtype` is the first one's."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = [torch.rand(shape, generator=generator) for shape in CALLS[call].shapes(*size)]
+    generator = torch.Generator(GPU).manual_seed(seed)
+    tensors = [torch.rand(shape, generator=generator, device=GPU) for shape in CALLS[call].shapes(*size)]
     tensors[0] = laws.to_dtype(tensors[0], dtype)
     if tensors[-1].dim() == 3:  # a grid's vertices increase
         tensors[-1] = (tensors[-1] + 0.5).cumsum(-1) / (1.2 * tensors[-1].shape[-1])
-    return [t.to(GPU) for t in tensors]
+    return tensors
 
 
 def result_and_gradients(call: str, tensors: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -114,15 +119,34 @@ def assert_all_equal(results: Sequence[Tensor], others: Sequence[Tensor]) -> Non
         assert torch.equal(result, other)
 
 
+def enough_memory(gib: float) -> None:
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(GPU)[0] / 2**30
+    if free < gib + 1:
+        pytest.skip(f"needs {gib} GiB of the GPU's memory; {free:.1f} are free")
+
+
 each_call = pytest.mark.parametrize("call", CALLS)
 
 
-def test_a_gpu_takes_cuda_then_triton() -> None:
-    built = backends.core.cuda if backends.core else {}
-    for op in ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transform"):
-        kernels = backends.kernels(op, GPU)
-        assert kernels is not None and kernels.gpu
-        assert (kernels.keys() == built.keys()) == (op in built and not backends.problem("cuda"))
+OPS = ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transform")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_kernels(op: str, code: str) -> None:
+    """Where one had none, the reference would pass all that follows."""
+    kernels = backends.kernels(op, GPU)
+    assert kernels is not None and kernels.gpu
+    assert {op, f"{op}_backward"} <= kernels.keys()
+    assert ("__name__" in kernels) == (code == "triton")  # a module's functions
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cuda_comes_before_triton(op: str) -> None:
+    if problem := backends.problem("cuda"):
+        pytest.skip(problem)
+    kernels = backends.kernels(op, GPU)
+    assert kernels is not None and "__name__" not in kernels
 
 
 def test_fresh_memory_is_nan_here_as_well() -> None:
@@ -202,12 +226,16 @@ class TestChannelSplitByTriton(OnGpuByTriton, ChannelSplitLaws):
     pass
 
 
-@each_call
+LARGE = (1776, 1792)  # pixels enough for whatever a kernel does on large pictures alone
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_large_pictures(call: str, dtype: torch.dtype, code: str) -> None:
-    """Laws hold for small pictures; large ones may take another way through a kernel."""
-    tensors = tensors_for(call, 1, (768, 1056), dtype)
-    grad = torch.randn(CALLS[call].function(*tensors).shape, generator=torch.Generator().manual_seed(2)).to(GPU, dtype)
+@each_call
+def test_large_pictures(call: str, dtype: torch.dtype, layout: str, code: str) -> None:
+    enough_memory(10)
+    tensors = [laws.lay_out(t, layout) for t in tensors_for(call, 1, LARGE, dtype)]
+    grad = torch.randn_like(CALLS[call].function(*tensors))
     assert_all_close(result_and_gradients(call, tensors, grad), by_reference(call, tensors, grad))
 
 
@@ -215,7 +243,8 @@ def test_large_pictures(call: str, dtype: torch.dtype, code: str) -> None:
 def test_integers(call: str, code: str) -> None:
     if not CALLS[call].integers:
         pytest.skip("takes no integers")
-    tensors = tensors_for(call, 1, (768, 1056), torch.uint8)
+    enough_memory(10)
+    tensors = tensors_for(call, 1, LARGE, torch.uint8)
     result = CALLS[call].function(*tensors)
     with fastenh.backend("reference"):
         expected = CALLS[call].function(*tensors)
@@ -417,13 +446,6 @@ def test_takes_no_memory_but_for_results_and_tables(call: str, layout: str, code
 
 
 HEIGHT, WIDTH = 26755, 26757  # 3·H·W is just above 2^31
-
-
-def enough_memory(gib: float) -> None:
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(GPU)[0] / 2**30
-    if free < gib + 1:
-        pytest.skip(f"needs {gib} GiB of the GPU's memory; {free:.1f} are free")
 
 
 def bytes_of_rows(height: int, width: int) -> Tensor:
