@@ -228,6 +228,8 @@ def test_integers_are_full_scale(context, dtype, full):
     nn.init.uniform_(model.luts[1:], 0, 0.1)
     image = (torch.rand(1, 3, 20, 30) * full).round()
     with torch.no_grad():
+        resnet = ResNet18(3).eval()
+        torch.testing.assert_close(resnet(image.to(dtype)), resnet(image / full))
         expected = (model(image / full).clamp(0, 1) * full).round()
         assert expected.std() > 0.1 * full
         assert (model(image.to(dtype)).float() - expected).abs().max() <= 1
