@@ -335,24 +335,34 @@ def test_readme_gets_the_figures(journal: Journal, plan: Callable[..., None], tm
 # ---- the command ----
 
 
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_steps_run_side_by_side_into_their_logs_and_the_late_are_ended(tmp_path: Path) -> None:
     check = gpu_check.Check(tmp_path)
-    lasting = "import subprocess, sys; print('begun', flush=True); subprocess.run(['sleep', '{}'])"
+    lasting = "import subprocess as s; p = s.Popen(['sleep', '600']); print('begun', p.pid, flush=True); p.wait()"
     start = time.monotonic()
     done = check.run(
         check.elapsed() + 2,
-        late=[sys.executable, "-c", lasting.format(600)],
+        late=[sys.executable, "-c", lasting],
         good=[sys.executable, "-c", "print('héllo')"],
         bad=[sys.executable, "-c", "import nothing_of_that_name"],
     )
     assert time.monotonic() - start < 30
-    assert done["late"] == (None, "begun\n")
+    assert done["late"][0] is None
+    begun = done["late"][1].split()
+    assert begun[0] == "begun" and not alive(int(begun[1])), "what a late step has started ends with it"
     assert done["good"] == (0, "héllo\n") and (tmp_path / "good.log").read_text() == "héllo\n"
     assert done["bad"][0] == 1
     assert gpu_check.problem_in(*done["bad"]) == (
         "ModuleNotFoundError: No module named 'nothing_of_that_name' (exit status 1)"
     )
-    assert gpu_check.problem_in(*done["late"]) == "late, and ended; its last line: begun"
+    assert gpu_check.problem_in(*done["late"]) == f"late, and ended; its last line: {' '.join(begun)}"
     again = check.run(60, good=[sys.executable, "-c", "print('again')"])
     assert again["good"] == (0, "again\n"), "only what is new of a log"
 
@@ -377,6 +387,32 @@ def test_a_failed_step_is_named_and_the_others_go_on(
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
     assert ran == ["9.0", "test", "measure"]
     assert capsys.readouterr().out.splitlines()[-1].endswith("FAILED: test")
+
+
+def test_sanitizers_are_heard_and_excused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = "..\n2 passed in 1s\n========= ERROR SUMMARY: 0 errors\n"
+    hazard = ".\n1 failed, 1 passed in 1s\n========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"
+    deaf = "========= Error: Device not supported\n========= \n"
+
+    def steps(memcheck: tuple[int | None, str], racecheck: tuple[int | None, str]) -> list[tuple[str, bool, str]]:
+        check = gpu_check.Check(tmp_path)
+        done = {"tests": (1, "FAILED tests/a.py::b\n1 failed in 3s\n"), "memcheck": memcheck, "racecheck": racecheck}
+        monkeypatch.setattr(check, "run", lambda until, **commands: {name: done[name] for name in commands})
+        monkeypatch.setattr(gpu_check.shutil, "which", lambda name: name)
+        check.test()
+        return [(step["step"], step["ok"], step["note"]) for step in check.steps]
+
+    tests = ("tests", False, "1 failed in 3s")
+    assert steps((1, clean), (1, hazard)) == [
+        tests,
+        ("memcheck", True, "ERROR SUMMARY: 0 errors; 2 passed in 1s"),
+        ("racecheck", False, "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings); 1 failed, 1 passed in 1s"),
+    ]
+    assert steps((255, deaf), (None, ".....")) == [
+        tests,
+        ("memcheck", True, "does not work here: Error: Device not supported"),
+        ("racecheck", False, "late, and ended; its last line: ....."),
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
