@@ -71,12 +71,35 @@ def _run_backward(
 ) -> None:
     grad_image, grad_curves = gradients
     scratch = None
-    if grad_curves is not None and curves.shape[-2:] != image.shape[-2:]:
-        # The kernel sums bands of the maps' rows side by side and keeps three float32 rows of each, 16 MiB in all.
+    if curves.shape[-2:] != image.shape[-2:]:
         batch, channels, height, width = curves.shape
-        bands = max(1, min(height, 64, 2**24 // (batch * channels * 3 * (width + 1) * 4)))
-        scratch = torch.empty(batch, 3, bands, 3, channels // 3, width + 1, dtype=torch.float32, device=image.device)
+        if kernels.gpu:
+            scratch = _corners(image, curves, needed=grad_curves is not None)
+        elif grad_curves is not None:
+            # The kernel sums bands of the maps' rows side by side and keeps three float32 rows of each, 16 MiB in all.
+            bands = max(1, min(height, 64, 2**24 // (batch * channels * 3 * (width + 1) * 4)))
+            shape = (batch, 3, bands, 3, channels // 3, width + 1)
+            scratch = torch.empty(shape, dtype=torch.float32, device=image.device)
     kernels["curve_iterate_backward"](grad_image, grad_curves, scratch, grad, image, curves, iterations)
+
+
+def _corners(image: Tensor, curves: Tensor, needed: bool) -> Tensor:
+    """Where a GPU's kernels leave the gradients of resampled curves: of each tile of a picture four sums for each cell
+    it touches, one for each of the map's points around the cell; empty if not needed.
+
+    (B, C, bands of rows, tiles in a band, cells, 4): a tile is up to 128 columns of up to 16 rows that lie in one row
+    of cells. (Triton's kernels fill the same memory their own way: they never need more.)
+    """
+    (height, width), (batch, channels, map_height, map_width) = image.shape[-2:], curves.shape
+    bands = height  # each row in a cell of its own
+    if map_height < height:
+        rows = height if map_height == 1 else -(-(height - 1) // (map_height - 1))
+        bands = map_height * -(-rows // 16)
+    cells = min(128, width)
+    if map_width < width:  # as many as 128 columns reach, and what rounding of positions adds
+        cells = min(map_width, int(127 * (map_width - 1) / (width - 1) + width / 2**21) + 3)
+    shape = (batch, channels, bands, -(-width // 128), cells if needed else 0, 4)
+    return torch.empty(shape, dtype=torch.float32, device=image.device)
 
 
 _op = Op(
