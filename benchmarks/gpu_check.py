@@ -125,9 +125,7 @@ class Check:
         of which some are for large pictures alone, on these as well."""
         pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k"]
         workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
-        commands = {
-            "tests": ["env", "OMP_NUM_THREADS=2", *pytest, *workers, "--durations=10", "tests/ops", "-k", "gpu"]
-        }
+        commands = {"tests": ["env", "OMP_NUM_THREADS=2", *pytest, "gpu", *workers, "--durations=10"]}
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
         # Every tensor gets memory of its own, so that what reaches over its end is seen.
         alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]

@@ -415,6 +415,20 @@ def test_sanitizers_are_heard_and_excused(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
+def test_the_tests_it_runs_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, commands = gpu_check.Check(tmp_path), {}
+    monkeypatch.setattr(check, "run", lambda until, **given: commands.update(given) or {})
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: name)
+    check.test()
+    assert commands.keys() == {"tests", "memcheck", "racecheck"}
+    for command in (commands["tests"], commands["racecheck"]):
+        python = [*command[command.index(sys.executable) :], "--collect-only", *(["-n0"] if "-n" in command else [])]
+        done = subprocess.run(python, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = set(re.findall(r"tests/ops/(\w+)\.py::", done.stdout))
+        assert {"test_gpu", "test_cuda", "test_triton"} <= found, done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
