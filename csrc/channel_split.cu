@@ -205,6 +205,8 @@ __global__ void __launch_bounds__(threads) sums_kernel(Pixels shares, int64_t sh
 
 // ---- launches ----
 
+constexpr int64_t most_packs = 0x7fffffff;  // of a row, so that 31 bits count them
+
 // The tensor that begins with channel `first` of t; before t where that is negative.
 Tensor from_channel(Tensor t, int64_t first) {
   if (t.data) t.data += first * t.strides[1] * size_of(t.dtype);
@@ -223,8 +225,8 @@ void join_rows(Tensor (&tensors)[count]) {
 // Arranges (B, C, H, W) tensors as (B, H, C, W) or, where channels are neighbours in memory, (B, H, W, C): whether so.
 template <size_t count>
 bool arrange(Tensor (&tensors)[count]) {
-  join_rows(tensors);
   const Tensor& first = tensors[0];
+  if (first.shape[2] * first.shape[3] <= most_packs) join_rows(tensors);
   const bool channels_inner = first.shape[1] > 1 && (first.shape[3] == 1 || first.strides[1] < first.strides[3]);
   for (Tensor& t : tensors) {
     std::swap(t.shape[1], t.shape[2]), std::swap(t.strides[1], t.strides[2]);
@@ -258,12 +260,12 @@ void with_factor(Dtype scale, Dtype shift, bool packed, const F& f) {
   f(Type<void>{}, Count<4>{}, Count<1>{});
 }
 
-// Starts a kernel on arranged tensors, the first of them never None; again for the rest where a row has more packs than
-// 31 bits count.
+// Starts a kernel on arranged tensors, the first of them never None; again for the rest where a row has too many packs.
 template <class... P, class First, class... T>
 void launch_rows(void (*kernel)(Pixels, Order, P...), int packs, int n, bool channels_inner, int64_t split,
                  int64_t stream, const First& first, const T&... others) {
-  const int64_t inner = first.shape[3] / n, outer = first.shape[2], most = inner ? 0x7fffffff / inner : 1;
+  const int64_t inner = first.shape[3] / n, outer = first.shape[2], most = most_packs / inner;
+  if (most == 0) throw std::invalid_argument("channel_split_transform: a row is too long");
   for (int64_t begin = 0; begin < outer; begin += most) {
     const int64_t count = outer - begin < most ? outer - begin : most;
     const auto part = [&](Tensor t) {
@@ -295,8 +297,14 @@ void transform(const Tensor& out, const Tensor& features, const Tensor& scale, c
   });
 }
 
+void check_same_dtype(const Tensor& grad, const Tensor& features) {
+  if (grad.dtype != features.dtype)
+    throw std::invalid_argument("channel_split_transform_backward: expected grad of the features' dtype");
+}
+
 void transform_backward(Optional grad_features, Optional product, const Tensor& grad, const Tensor& features,
                         const Tensor& scale, int64_t split, int64_t stream) {
+  check_same_dtype(grad, features);
   Tensor tensors[] = {grad, features, from_channel(scale, -split), or_none(grad_features),
                       from_channel(or_none(product), -split)};
   auto& [g, f, a, to, p] = tensors;
@@ -324,6 +332,7 @@ void transform_backward(Optional grad_features, Optional product, const Tensor& 
 // For tensors whose rows follow each other without a gap.
 void transform_backward_sums(Optional grad_features, Optional scale_sums, Optional shift_sums, const Tensor& grad,
                              const Tensor& features, const Tensor& scale, int64_t split, int64_t stream) {
+  check_same_dtype(grad, features);
   Tensor tensors[] = {grad, features, from_channel(scale, -split), or_none(grad_features)};
   auto& [g, f, a, to] = tensors;
   join_rows(tensors);
