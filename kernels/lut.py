@@ -138,7 +138,7 @@ def _transform(
         fractions += (fraction,)
     offsets, shares = _corners(fractions[0], fractions[1], fractions[2], size, TETRAHEDRAL)
     corner = cells[0] + size * (cells[1] + size * cells[2])
-    place = packed + batch * packed_stride + corner[:, None] * LANES
+    place = packed + batch * packed_stride * LANES + corner[:, None] * LANES
     totals = (tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32))
     for panel in range(panels):
         factors = ()
@@ -180,7 +180,7 @@ def lut_transform(
     tile = TILE if lanes == 4 else PANEL_TILE
     launch(
         _transform, image.shape[0] * height * triton.cdiv(width, tile), out,
-        *with_strides(out, image, pixel_weights), packed, packed.stride(0) if own > 1 else 0,
+        *with_strides(out, image, pixel_weights), packed, panels * size**3 if own > 1 else 0,
         weights if pixel_weights is not None else None, vertices, panels,
         0 if pixel_weights is None else pixel_weights.shape[1], size, height, width, lanes,
         0 if vertices is None else (size - 2).bit_length(), bool(tetrahedral), tile,
@@ -326,7 +326,7 @@ def _backward(
     zero = tl.zeros([TILE], tl.float32)
     by_fraction = (zero, zero, zero)
     for panel in range(panels):
-        table = packed + batch * packed_stride + tl.cast(panel, tl.int64) * size * size * size * LANES
+        table = packed + (batch * packed_stride + tl.cast(panel, tl.int64) * size * size * size) * LANES
         factors, blend = (), ()  # of each table of a panel: weights by pixel, and the same times those by picture
         for k in tl.static_range(5 if LANES == 16 else 0):
             n = panel * 5 + k
@@ -401,11 +401,19 @@ def lut_transform_backward(
     one element) make 1. packed is float32."""
     own, panels, size, _, _, lanes = packed.shape
     height, width = joined(*image.shape[2:], grad_image, grad_pixel_weights, grad, image, pixel_weights)
-    launch(
-        _backward, image.shape[0] * height * triton.cdiv(width, BACKWARD_TILE), image,
-        *with_strides(grad_image, grad_pixel_weights, grad, image, pixel_weights),
-        table_sums, vertex_sums, packed, packed.stride(0) if own > 1 else 0,
-        weights if pixel_weights is not None else None, vertices, table_scale, vertex_scale,
-        panels, 0 if pixel_weights is None else pixel_weights.shape[1], size, height, width,
-        lanes, 0 if vertices is None else (size - 2).bit_length(), bool(tetrahedral), BACKWARD_TILE,
-    )  # fmt: skip
+    tables = (packed, panels * size**3 if own > 1 else 0, weights if pixel_weights is not None else None, vertices)
+    count = 0 if pixel_weights is None else pixel_weights.shape[1]
+    bits = 0 if vertices is None else (size - 2).bit_length()
+    # With panels of tables, registers hold what their sums take or what the other gradients take, not both.
+    turns = [(grad_image, grad_pixel_weights, table_sums, vertex_sums)]
+    if lanes == 16:
+        turns = [(None, None, table_sums, None), (grad_image, grad_pixel_weights, None, vertex_sums)]
+    for by_image, by_weights, by_tables, by_vertices in turns:
+        if by_image is None and by_weights is None and by_tables is None and by_vertices is None:
+            continue
+        launch(
+            _backward, image.shape[0] * height * triton.cdiv(width, BACKWARD_TILE), image,
+            *with_strides(by_image, by_weights, grad, image, pixel_weights), by_tables, by_vertices, *tables,
+            table_scale, vertex_scale, panels, count, size, height, width,
+            lanes, bits, bool(tetrahedral), BACKWARD_TILE,
+        )  # fmt: skip

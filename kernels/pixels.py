@@ -34,7 +34,7 @@ def end_of_row(start, width):
 def at(tensor, strides, batch, channel, y, start, x):
     """Pointers to columns start + x of rows of a (B, ·, H, W) tensor."""
     tl.assume(strides[3] >= 0)  # lets both factors be extended alike, and multiplied in one instruction
-    row = tensor + batch * strides[0] + tl.cast(channel, tl.int64) * strides[1] + y * strides[2]
+    row = tensor + batch * strides[0] + tl.cast(channel, tl.int64) * strides[1] + tl.cast(y, tl.int64) * strides[2]
     return row + start * strides[3] + tl.cast(x, tl.int64) * strides[3]
 
 
