@@ -190,12 +190,6 @@ __device__ inline Pack<T, n> read_once(const T* from) {
   return words.pack();
 }
 template <class T, int n>
-__device__ inline Pack<T, n> read(const T* from) {
-  Words<T, n> words;
-  words.read(from);
-  return words.pack();
-}
-template <class T, int n>
 __device__ inline void write(T* to, const Pack<T, n>& pack) {
   Words<T, n>(pack).write(to);
 }
@@ -366,37 +360,6 @@ Layout layout_of(const Pixels& pixels, int n, const T&... images) {
   if ((in_packs(pixels, n, images) && ...)) return Layout::planar;
   if ((in_packs(pixels, n, images, true) && ...)) return Layout::interleaved;
   return Layout::strided;
-}
-
-// n pixels of an image (B, 3, H, W), x a multiple of n: one pack a channel, or the same numbers pixel by pixel.
-template <class T, int n>
-struct Colours {
-  Pack<T, n> at[3];
-};
-
-// From or to where the first channel of the first pixel stands.
-template <Layout layout, class T, int n>
-__device__ inline Colours<T, n> read_colours(const T* from, int64_t channel_stride) {
-  static_assert(layout != Layout::strided || n == 1);
-  Colours<T, n> colours;
-#pragma unroll
-  for (int c = 0; c < 3; ++c)
-    colours.at[c] = read_once<T, n>(from + (layout == Layout::interleaved ? c * n : c * channel_stride));
-  return colours;
-}
-
-template <Layout layout, class T, int n>
-__device__ inline void write_colours(T* to, int64_t channel_stride, const Colours<T, n>& colours) {
-  static_assert(layout != Layout::strided || n == 1);
-#pragma unroll
-  for (int c = 0; c < 3; ++c)
-    write<T, n>(to + (layout == Layout::interleaved ? c * n : c * channel_stride), colours.at[c]);
-}
-
-// Channel c of the i-th of these pixels.
-template <Layout layout, class T, int n>
-__device__ inline T& channel(Colours<T, n>& colours, int c, int i) {
-  return layout == Layout::interleaved ? colours.at[(3 * i + c) / n].at[(3 * i + c) % n] : colours.at[c].at[i];
 }
 
 }  // namespace
