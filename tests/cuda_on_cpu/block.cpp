@@ -210,7 +210,7 @@ void barrier() {
   wait();
 }
 
-uint64_t meet(const char* function, unsigned mask, Result result, uint64_t value, unsigned source) {
+uint64_t meet(const char* function, unsigned mask, uint64_t value, unsigned source) {
   Thread& self = *running;
   const unsigned lane = self.id % 32;
   Thread* warp = &self - lane;
@@ -220,32 +220,24 @@ uint64_t meet(const char* function, unsigned mask, Result result, uint64_t value
   there |= 1u << lane;
   const auto for_lanes = [&](auto body) {
     for (unsigned i = 0; i < 32; ++i)
-      if (mask >> i & 1) body(i);
+      if (mask >> i & 1) body(warp[i], i);
   };
   bool all = (there & mask) == mask;
-  if (all) for_lanes([&](unsigned i) { all = all && warp[i].mask == mask && !std::strcmp(warp[i].waits, function); });
+  if (all)
+    for_lanes([&](Thread& t, unsigned) { all = all && t.mask == mask && !std::strcmp(t.waits, function); });
   if (all) {
-    there &= ~mask;
     uint64_t bits = 0;
-    switch (result) {
-      case Result::nothing: break;
-      case Result::value_of_source:
-        for_lanes([&](unsigned i) {
-          const unsigned from = warp[i].source;
-          if (!(mask >> from & 1)) fail(warp[i], "wants the value of lane " + std::to_string(from) + ", which takes no part");
-          warp[i].result = warp[from].value;
-        });
-        break;
-      case Result::bit_of_each:
-        for_lanes([&](unsigned i) { bits |= uint64_t(warp[i].value) << i; });
-        for_lanes([&](unsigned i) { warp[i].result = bits; });
-        break;
-      case Result::bit_of_equals:
-        for_lanes([&](unsigned i) {
-          warp[i].result = 0;
-          for_lanes([&](unsigned j) { warp[i].result |= uint64_t(warp[i].value == warp[j].value) << j; });
-        });
-    }
+    for_lanes([&](Thread& t, unsigned i) { bits |= (t.value & 1) << i; });
+    for_lanes([&](Thread& t, unsigned) {
+      if (t.source == of_each) {
+        t.result = bits;
+      } else if (mask >> t.source & 1) {
+        t.result = warp[t.source].value;
+      } else {
+        fail(t, "wants the value of lane " + std::to_string(t.source) + ", which takes no part");
+      }
+    });
+    there &= ~mask;
     release(warp, 32, mask);
   }
   wait();
@@ -254,7 +246,8 @@ uint64_t meet(const char* function, unsigned mask, Result result, uint64_t value
 
 // ---- launches ----
 
-std::string launch(unsigned blocks, unsigned count, unsigned bytes, bool last_first, void (*function)(void*), void* with) {
+std::string launch(unsigned blocks, unsigned count, unsigned bytes, bool last_first, void (*function)(void*),
+                   void* with) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   __asan_unpoison_memory_region(fastenh::memory, bytes);
