@@ -93,14 +93,15 @@ struct Gradients {
   }
 };
 
-// n neighbours in one channel: b counts the channels of all pictures.
+// n neighbours in a row, one channel after the other.
 template <class M, int n>
 struct Run {
   using Map = M;
-  static constexpr int values = n, together = n;
+  static constexpr int values = n, together = n, parts = 3;
   int64_t b, y, x;
+  int c = 0;
 
-  __device__ int64_t at(const Tensor& t, int k) const { return offset(t, b / 3, 3 * k + b % 3, y, x); }
+  __device__ int64_t at(const Tensor& t, int k) const { return offset(t, b, 3 * k + c, y, x); }
   __device__ void get(const Tensor& image, float (&v)[n]) const { load(image, at(image, 0), v); }
   __device__ void put(const Tensor& image, const float (&v)[n]) const { store(image, at(image, 0), v); }
   template <int maps>
@@ -123,8 +124,9 @@ struct Run {
 template <class M, bool chunks>
 struct Pixel {
   using Map = M;
-  static constexpr int values = 3, together = chunks ? 16 / sizeof(M) : 1;
+  static constexpr int values = 3, together = chunks ? 16 / sizeof(M) : 1, parts = 1;
   int64_t b, y, x;
+  int c = 0;
 
   __device__ void get(const Tensor& image, float (&v)[3]) const {
 #pragma unroll
@@ -157,18 +159,20 @@ __global__ void forward_kernel(Pixels pieces, Tensor out, Tensor image, Tensor c
   for_pieces(pieces, [&](int64_t b, int64_t y, int64_t x, int length) {
     const int first = int(threadIdx.x) * pixels;
     if (first >= length) return;
-    const Place place{b, y, x + first};
-    Curves<typename Place::Map, maps, Place::values, Place::together> held;
-    place.get(curves, 0, iterations, held);  // before the image, and so without waiting for it
-    float v[Place::values];
-    place.get(image, v);
-    for (int k = 0;;) {
-      iterate(v, iterations - k, held);
-      k += chunk;
-      if (k >= iterations) break;
-      if (maps > 1) place.get(curves, k, iterations, held);
+#pragma unroll 1
+    for (Place place{b, y, x + first}; place.c < Place::parts; ++place.c) {
+      Curves<typename Place::Map, maps, Place::values, Place::together> held;
+      place.get(curves, 0, iterations, held);  // before the image, and so without waiting for it
+      float v[Place::values];
+      place.get(image, v);
+      for (int k = 0;;) {
+        iterate(v, iterations - k, held);
+        k += chunk;
+        if (k >= iterations) break;
+        if (maps > 1) place.get(curves, k, iterations, held);
+      }
+      place.put(out, v);
     }
-    place.put(out, v);
   });
 }
 
@@ -179,33 +183,35 @@ __global__ void backward_kernel(Pixels pieces, Tensor grad_image, Tensor grad_cu
   for_pieces(pieces, [&](int64_t b, int64_t y, int64_t x, int length) {
     const int first = int(threadIdx.x) * pixels;
     if (first >= length) return;
-    const Place place{b, y, x + first};
-    Curves<typename Place::Map, maps, n, Place::together> held;
-    Gradients<typename Place::Map, maps, n, Place::together> shares;
-    float g[n], sums[n]{};
-    differentiate(
-        iterations, g,
-        [&](int k) {
-          if (maps > 1 || k == 0) place.get(curves, k, iterations, held);
-        },
-        held,
-        [&](float (&v)[n], float (&g)[n]) {
-          place.get(image, v);
-          place.get(grad, g);
-        },
-        [&](int j, int i, float v) {
-          if (maps == 1) sums[i] += v;
-          else shares.set(j % maps, i, v);
-        },
-        [&](int k) {
-          if (maps > 1 && grad_curves.data) place.put(grad_curves, k, iterations, shares);
-        });
-    if (maps == 1 && grad_curves.data) {
+#pragma unroll 1
+    for (Place place{b, y, x + first}; place.c < Place::parts; ++place.c) {
+      Curves<typename Place::Map, maps, n, Place::together> held;
+      Gradients<typename Place::Map, maps, n, Place::together> shares;
+      float g[n], sums[n]{};
+      differentiate(
+          iterations, g,
+          [&](int k) {
+            if (maps > 1 || k == 0) place.get(curves, k, iterations, held);
+          },
+          held,
+          [&](float (&v)[n], float (&g)[n]) {
+            place.get(image, v);
+            place.get(grad, g);
+          },
+          [&](int j, int i, float v) {
+            if (maps == 1) sums[i] += v;
+            else shares.set(j % maps, i, v);
+          },
+          [&](int k) {
+            if (maps > 1 && grad_curves.data) place.put(grad_curves, k, iterations, shares);
+          });
+      if (maps == 1 && grad_curves.data) {
 #pragma unroll
-      for (int i = 0; i < n; ++i) shares.set(0, i, sums[i]);
-      place.put(grad_curves, 0, 1, shares);
+        for (int i = 0; i < n; ++i) shares.set(0, i, sums[i]);
+        place.put(grad_curves, 0, 1, shares);
+      }
+      if (grad_image.data) place.put(grad_image, g);
     }
-    if (grad_image.data) place.put(grad_image, g);
   });
 }
 
@@ -232,11 +238,11 @@ void forward_same_size(Tensor out, Tensor image, Tensor curves, int64_t iteratio
     out = as_planar(out), image = as_planar(image), curves = as_planar(curves);
   with_float(curves.dtype, [&](auto type) {
     using M = typename decltype(type)::type;
-    constexpr int n = 16 / sizeof(M), threads = 256;
+    constexpr int n = 16 / sizeof(M), threads = 128;
     const auto start = [&](auto kernel, const Pixels& pieces) {
       launch(kernel, pieces, {.threads = threads}, out, stream, out, image, curves, int(iterations));
     };
-    const Pixels runs = Pixels::joining(threads * n, 3 * image.shape[0], image, out, curves);
+    const Pixels runs = Pixels::joining(threads * n, image.shape[0], image, out, curves);
     const Pixels pixels = Pixels::joining(threads, image.shape[0], image, out, curves);
     if (in_packs(runs, n, image) && in_packs(runs, n, out) && in_packs(runs, n, curves)) {
       start(shared ? forward_kernel<Run<M, n>, 1, n> : forward_kernel<Run<M, n>, chunk, n>, runs);
@@ -265,7 +271,7 @@ void backward_same_size(Tensor grad_image, Tensor grad_curves, Tensor grad, Tens
       launch(kernel, pieces, {.threads = threads, .shared_bytes = bytes_before(iterations, threads * values)}, grad,
              stream, grad_image, grad_curves, grad, image, curves, int(iterations));
     };
-    const Pixels runs = Pixels::joining(threads * n, 3 * image.shape[0], image, grad, curves, grad_image, grad_curves);
+    const Pixels runs = Pixels::joining(threads * n, image.shape[0], image, grad, curves, grad_image, grad_curves);
     const Pixels pixels = Pixels::joining(threads, image.shape[0], image, grad, curves, grad_image, grad_curves);
     const auto packs = [&](const Tensor& t) { return in_packs(runs, n, t); };
     if (packs(image) && packs(grad) && packs(curves) && packs(grad_image) && packs(grad_curves)) {
@@ -453,7 +459,7 @@ void forward_resampled(const Tensor& out, const Tensor& image, const Tensor& cur
     const int64_t pieces = planes * ((length + threads * n - 1) / (threads * n));
     // Long bands look for curves rarely; short ones leave some for every multiprocessor.
     const int64_t few = 16 * attribute(image, cudaDevAttrMultiProcessorCount);
-    const int rows = int(std::clamp<int64_t>(height * pieces / few, 1, 16));
+    const int rows = int(std::clamp<int64_t>(height * pieces / few, 1, 24));
     launch(kernel, Pixels(threads * n, planes, (height + rows - 1) / rows, length),
            {.threads = threads, .shared_bytes = shared ? 0 : chunk * n * threads * int(sizeof(float2))}, image, stream,
            down, across, rows, interleaved, out, image, curves, int(iterations));
