@@ -6,37 +6,101 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from laws import FLOATS, lay_out
+import torch.nn.functional as F
+from laws import lay_out, to_dtype
 from torch import Tensor
 
 from fastenh import ops
+
+
+def lut(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
+    """lut_transform of an image, LUTs and the named tensors; "vertices" come as steps from one to the next."""
+
+    def function(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
+        given = dict(zip(names, others, strict=True))
+        if "vertices" in given:
+            places = F.pad((given["vertices"] + 0.5).cumsum(-1), (1, 0))
+            given["vertices"] = places / places[..., -1:]
+        return ops.lut_transform(image, luts, interpolation=interpolation, **given)
+
+    return function
+
+
+INTEGERS = (torch.uint8, torch.uint16)
 
 CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a function and the shapes of its tensors
     "split": (ops.channel_split_transform, [(2, 5, 7, 9), (2, 3, 7, 9), (2, 3, 7, 9)]),
     "split, broadcast": (ops.channel_split_transform, [(2, 4, 3, 1100), (2, 2, 1, 1), (2, 1, 1100)]),
     "split, nothing passes": (lambda *t: ops.channel_split_transform(*t, 0), [(1, 2, 1, 1), (1, 2, 1, 1), (1,)]),
     "split, all passes": (lambda *t: ops.channel_split_transform(*t, 2), [(1, 2, 4, 4), (1, 0, 4, 4), (1, 0, 4, 4)]),
-    "voxels": (ops.context_voxels, [(2, 3, 3, 5), (2, 9, 3, 5)]),
+    "voxels": (ops.context_voxels, [(2, 3, 2, 5), (2, 9, 2, 5)]),
     "voxels, k = 1": (lambda *t: ops.context_voxels(*t, 1), [(1, 3, 2, 1100), (1, 1, 2, 1100)]),
     "voxels, k = 5": (lambda *t: ops.context_voxels(*t, 5), [(1, 3, 2, 3), (1, 25, 2, 3)]),
     "voxels, aligned rows": (ops.context_voxels, [(1, 3, 2, 16), (1, 9, 2, 16)]),
-}
+    "lut": (lut(), [(2, 3, 5, 59), (1, 3, 33, 33, 33)]),
+    "lut, tetrahedral": (lut(interpolation="tetrahedral"), [(2, 3, 5, 59), (1, 3, 5, 5, 5)]),
+    "lut, one cell": (lut("weights"), [(1, 3, 9, 31), (2, 3, 2, 2, 2), (1, 2)]),
+    "lut, one cell, tetrahedral": (
+        lut("pixel_weights", interpolation="tetrahedral"), [(1, 3, 9, 31), (2, 3, 2, 2, 2), (1, 2, 9, 31)]
+    ),
+    "lut, vertices": (lut("weights", "vertices"), [(2, 3, 4, 7), (2, 3, 3, 5, 5, 5), (2, 3), (2, 3, 4)]),
+    "lut, vertices, tetrahedral": (
+        lut("vertices", interpolation="tetrahedral"), [(1, 3, 4, 7), (1, 3, 7, 7, 7), (1, 3, 6)]
+    ),
+    "lut, pixel weights": (lut("pixel_weights"), [(2, 3, 5, 7), (5, 3, 5, 5, 5), (2, 5, 5, 7)]),
+    "lut, everything": (
+        lut("weights", "pixel_weights", "vertices"),
+        [(2, 3, 3, 5), (2, 7, 3, 4, 4, 4), (2, 7), (2, 7, 3, 5), (2, 3, 3)],
+    ),
+    "curve": (lambda *t: ops.curve_iterate(*t, 3), [(2, 3, 3, 259), (2, 9, 3, 259)]),
+    "curve, shared": (ops.curve_iterate, [(2, 3, 5, 7), (2, 3, 5, 7)]),
+    "curve, nine iterations": (lambda *t: ops.curve_iterate(*t, 9), [(1, 3, 2, 16), (1, 27, 2, 16)]),
+    "curve, larger": (lambda *t: ops.curve_iterate(*t, 2), [(2, 3, 7, 25), (2, 6, 3, 4)]),
+    "curve, larger, shared": (lambda *t: ops.curve_iterate(*t, 3), [(1, 3, 21, 9), (1, 3, 2, 4)]),
+    "curve, larger, nine iterations": (lambda *t: ops.curve_iterate(*t, 9), [(1, 3, 2, 5), (1, 27, 1, 3)]),
+    "curve, smaller": (lambda *t: ops.curve_iterate(*t, 2), [(1, 3, 3, 5), (1, 3, 5, 13)]),
+    "curve, of one value": (lambda *t: ops.curve_iterate(*t, 1), [(1, 3, 18, 260), (1, 3, 1, 1)]),
+    "curve, of one pixel": (lambda *t: ops.curve_iterate(*t, 1), [(1, 3, 1, 1), (1, 3, 3, 2)]),
+}  # fmt: skip
 
 
 def every_case(test: Callable[..., None]) -> Callable[..., None]:
     """Parametrizes a test by `case`, `dtype` (of the first tensor; the others are float32) and `layout`."""
-    test = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every other"])(test)
-    test = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))(test)
-    return pytest.mark.parametrize("case", CASES)(test)
+    ways = [
+        (torch.float32, "contiguous"),
+        (torch.float16, "contiguous"),
+        (torch.bfloat16, "channels_last"),
+        (torch.float32, "every other"),
+    ]
+    whole = [(torch.uint8, "contiguous"), (torch.uint16, "channels_last")]
+    calls = [(case, *way) for case in CASES for way in (ways + whole if case.startswith(("lut", "curve")) else ways)]
+    names = [f"{case}, {str(dtype).removeprefix('torch.')}, {layout}" for case, dtype, layout in calls]
+    return pytest.mark.parametrize(("case", "dtype", "layout"), calls, ids=names)(test)
 
 
 def run(case: str, dtype: torch.dtype, layout: str, device: str) -> list[Tensor]:
-    """The op's output and its gradients."""
+    """The op's output and its gradients; whole numbers have none."""
     function, shapes = CASES[case]
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.rand(shape, generator=generator) for shape in shapes]
-    tensors[0] = tensors[0].to(dtype)
-    tensors = [lay_out(t, layout).to(device).requires_grad_() for t in tensors]
+    tensors = [to_dtype(torch.rand(shapes[0], generator=generator) * 1.2 - 0.1, dtype)]
+    # Sixteenths, so that tables blended of them are what they are in half precision as well.
+    tensors += [torch.randint(17, shape, generator=generator) / 16 for shape in shapes[1:]]
+    tensors = [lay_out(t, layout).to(device) for t in tensors]
+    learned = [t.requires_grad_() for t in tensors if t.is_floating_point()]
     output = function(*tensors)
+    if not output.is_floating_point():
+        return [output.cpu().int()]
     grad = torch.rand(output.shape, generator=generator).to(dtype).to(device)
-    return [t.detach().cpu() for t in (output, *torch.autograd.grad(output, tensors, grad))]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(layout == "every other", warn_only=True)  # kernels sum in another way then
+    gradients = torch.autograd.grad(output, learned, grad)
+    torch.use_deterministic_algorithms(before, warn_only=True)
+    return [t.detach().cpu() for t in (output, *gradients)]
+
+
+def assert_agree(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """What `run` returns of kernels and of the reference. Sums come in another order, and whole numbers may be rounded
+    from just the other side."""
+    tolerances = {torch.int32: {"rtol": 0, "atol": 1}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, **tolerances.get(e.dtype, {}))
