@@ -55,8 +55,9 @@ class OneLUT:
 
         return call
 
-    def read_backward(self, *tensors: Tensor) -> int:
-        return sum(t.nbytes for t in tensors)
+    def bytes_backward(self, *tensors: Tensor) -> int:
+        """Of inputs that are read and gradients that are written, beside the output's gradient."""
+        return 2 * sum(t.nbytes for t in tensors)
 
 
 class FiveLUTs(OneLUT):
@@ -121,8 +122,8 @@ class CurveMaps:
 
         return call
 
-    def read_backward(self, *tensors: Tensor) -> int:
-        return sum(t.nbytes for t in tensors)
+    def bytes_backward(self, *tensors: Tensor) -> int:
+        return 2 * sum(t.nbytes for t in tensors)
 
 
 class CurveLowResolution(CurveMaps):
@@ -160,8 +161,8 @@ class ContextVoxels:
 
         return call
 
-    def read_backward(self, *tensors: Tensor) -> int:
-        return sum(t.nbytes for t in tensors)
+    def bytes_backward(self, *tensors: Tensor) -> int:
+        return 2 * sum(t.nbytes for t in tensors)
 
 
 class ChannelSplit:
@@ -185,9 +186,9 @@ class ChannelSplit:
         out = torch.empty_like(features)
         return lambda: peers.in_two_parts(out, features, scale, shift)
 
-    def read_backward(self, *tensors: Tensor) -> int:
-        """Neither the features that pass nor the shift."""
-        return tensors[0].nbytes // 2 + tensors[1].nbytes
+    def bytes_backward(self, features: Tensor, scale: Tensor, shift: Tensor) -> int:
+        """Neither the features that pass nor the shift are read; the shift's gradient is a view of the output's."""
+        return features.nbytes // 2 + features.nbytes + 2 * scale.nbytes
 
 
 OPS = {op.name: op for op in (OneLUT(), FiveLUTs(), CurveMaps(), CurveLowResolution(), ContextVoxels(), ChannelSplit())}

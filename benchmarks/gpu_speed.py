@@ -129,10 +129,9 @@ class Case:
 
     def bytes(self, direction: str) -> int:
         """What must go through memory: every input read once, every result written once."""
-        sizes = sum(t.nbytes for t in self.first)
         if direction == "forward":
-            return sizes + self.truth.nbytes
-        return self.grad.nbytes + self.op.read_backward(*self.first) + sizes
+            return sum(t.nbytes for t in (*self.first, self.truth))
+        return self.grad.nbytes + self.op.bytes_backward(*self.first)
 
     def calls(self, direction: str, code: str) -> list[Callable[[], Any]]:
         """One for each set of inputs."""

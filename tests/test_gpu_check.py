@@ -207,7 +207,7 @@ def test_bytes_are_what_must_move() -> None:
     assert bytes_a_pixel(gpu_ops.SPLIT, "forward") == 192 / 16 * half
     assert bytes_a_pixel(gpu_ops.CURVE_MAPS, "backward") == (3 + 2 * 27) * half
     assert bytes_a_pixel(gpu_ops.VOXELS, "backward") == (27 + 2 * 12) * half
-    assert bytes_a_pixel(gpu_ops.SPLIT, "backward") == (64 + 32 + 32 + 64 + 32 + 32) / 16 * half
+    assert bytes_a_pixel(gpu_ops.SPLIT, "backward") == (64 + 32 + 32 + 64 + 32) / 16 * half
 
 
 def test_a_process_that_died_goes_on_behind_what_killed_it(journal: Journal, plan: Callable[..., None]) -> None:
