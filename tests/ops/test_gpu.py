@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import laws
 import pytest
 import torch
+from gpu_cases import onto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import Laws
@@ -156,13 +157,6 @@ def test_fresh_memory_is_nan_here_as_well() -> None:
 # ---- the laws of every op ----
 
 
-def onto_gpu(t: Tensor) -> Tensor:
-    """With all the memory around it, at the same place in it."""
-    return torch.empty(0, dtype=t.dtype, device=GPU).set_(
-        t.untyped_storage().to(device=GPU), t.storage_offset(), t.shape, t.stride()
-    )
-
-
 class OnGpu:
     code = "cuda"
     test_touches_nothing_behind_its_tensors = None  # guards pages of the CPU's memory; compute-sanitizer sees the GPU's
@@ -173,7 +167,7 @@ class OnGpu:
             pytest.skip(problem)
         make, lay_out = laws.Box.tensor, laws.lay_out
         monkeypatch.setattr(laws, "VARIANTS", [self.code])
-        monkeypatch.setattr(laws, "lay_out", lambda t, layout: onto_gpu(lay_out(t.cpu(), layout)))
+        monkeypatch.setattr(laws, "lay_out", lambda t, layout: onto(lay_out(t.cpu(), layout), GPU))
         monkeypatch.setattr(laws.Box, "tensor", lambda box, seed: make(box, seed).to(GPU))
         with fastenh.backend(self.code):
             yield
@@ -249,7 +243,7 @@ def test_integers(call: str, code: str) -> None:
     with fastenh.backend("reference"):
         expected = CALLS[call].function(*tensors)
     off = (result.int() - expected.int()).abs()
-    assert off.max() <= 1 and off.float().mean() < 0.1
+    assert off.max() <= 1 and off.float().mean() < 0.2  # half precision, and rounding from just the other side
 
 
 @each_call
