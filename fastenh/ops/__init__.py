@@ -7,6 +7,14 @@ Every op takes images of any strides, batch >= 1, sizes from 1x1 up, and gives t
 from fastenh.ops.channel_split import channel_split_transform
 from fastenh.ops.context import context_voxels
 from fastenh.ops.curve import curve_iterate
+from fastenh.ops.local_context import LocalContextParams, local_context_retouch
 from fastenh.ops.lut import lut_transform
 
-__all__ = ["channel_split_transform", "context_voxels", "curve_iterate", "lut_transform"]
+__all__ = [
+    "LocalContextParams",
+    "channel_split_transform",
+    "context_voxels",
+    "curve_iterate",
+    "local_context_retouch",
+    "lut_transform",
+]

@@ -34,7 +34,8 @@ class Op:
     shape(*args): raises ValueError or TypeError on bad arguments (what, expected, got); the output's shape.
     reference(*args): the result in plain PyTorch, any device, differentiable any number of times.
     run(kernels, out, *args): fills `out` with the kernels of one backend.
-    run_backward(kernels, gradients, grad, *args): fills those of `gradients` (one a tensor argument) that are not None.
+    run_backward(kernels, gradients, grad, *args): fills those of `gradients` (one a tensor argument) that are not None;
+        None where the reference's gradients do.
     pointwise: whether an output pixel depends on the same pixel alone, so that `out` may be the first argument.
     """
 
@@ -46,7 +47,7 @@ class Op:
         shape: Callable[..., Sequence[int]],
         reference: Callable[..., Tensor],
         run: Callable[..., None],
-        run_backward: Callable[..., None],
+        run_backward: Callable[..., None] | None,
         pointwise: bool,
     ) -> None:
         self.name, self.shape, self.reference, self.pointwise = name, shape, reference, pointwise
@@ -243,7 +244,7 @@ class Op:
         *args, needs = args_and_needs
         gradients = self._allocate_gradients(grad, args, needs)
         kernels = self._kernels(args)
-        if kernels is None or f"{self.name}_backward" not in kernels:
+        if kernels is None or self.run_backward is None or f"{self.name}_backward" not in kernels:
             for gradient, value in zip(gradients, self._reference_gradients(grad, args, needs), strict=True):
                 if gradient is not None and value is not None:
                     gradient.copy_(value)

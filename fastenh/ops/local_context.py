@@ -1,0 +1,155 @@
+"""local_context_retouch: LUTs that every pixel weights by its local context (LAM), from frame to frame in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastenh.backends import Kernels
+from fastenh.ops import context, lut
+from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, from_float, to_float
+
+
+class LocalContextParams(NamedTuple):
+    """The four convolutions of LAM: weights as `nn.Conv2d` holds them, of any float dtype."""
+
+    features_weight: Tensor  # (F, 3, k, k), k = 3, 5 or 7
+    features_bias: Tensor  # (F,)
+    attention_weight: Tensor  # (k², F, 1, 1)
+    attention_bias: Tensor  # (k²,)
+    hidden_weight: Tensor  # (V, 3·k², 1, 1)
+    hidden_bias: Tensor  # (V,)
+    head_weight: Tensor  # (N, V, 1, 1)
+    head_bias: Tensor  # (N,)
+
+
+def local_context_retouch(
+    image: Tensor, luts: Tensor, weights: Tensor | None, params: Sequence[Tensor], *, out: Tensor | None = None
+) -> Tensor:
+    """Retouches with N LUTs, weighted for the image as a whole and for each pixel by what stands around it.
+
+        f = ReLU(conv k×k(x))                      context features, F channels
+        a = softmax over k² of conv 1×1(f)         the pixel's attention to its neighbours
+        v = the neighbours, each times its attention, as in `context_voxels`
+        w = conv 1×1(ReLU(conv 1×1(v)))            N weights a pixel, by way of V channels
+        out(p) = Σₙ weights[b, n] · wₙ(p) · LUTₙ(x(p)), trilinear, as in `lut_transform`
+
+    The local-context aware module of "Learning Pixel-Adaptive Weights for Portrait Photo Retouching". Outside the image
+    colours are 0; the softmax gives attention to those neighbours as to any other. The frame is read once and written
+    once: features, attention, voxels and weights are never in memory.
+
+    Args:
+        image: (B, 3, H, W) RGB in [0, 1], float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any
+            strides.
+        luts: (N, 3, D, D, D), or (B, N, 3, D, D, D) with LUTs of their own for each image; 2 <= D <= 256.
+        weights: (B, N), or None for ones.
+        params: the eight tensors of `LocalContextParams`.
+        out: where to write, shape and dtype of `image`, memory of its own.
+
+    Arithmetic is in float32. Only on a GPU, float16, bfloat16 and uint8 images are computed with layers and LUT entries
+    rounded to float16 (so none may exceed 65504).
+
+    Returns:
+        Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
+        Differentiable in all tensors, but layer after layer, in as much memory as the composed operations take.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, dtype or device, in one line: what, expected, got.
+    """
+    if len(params) != len(LocalContextParams._fields):
+        raise ValueError(f"local_context_retouch: params: expected 8 tensors, as LocalContextParams; got {len(params)}")
+    return _op(image, luts, weights, *params, out=out)
+
+
+def _shape(image: Tensor, luts: Tensor, weights: Tensor | None, *params: Tensor) -> Sequence[int]:
+    op = "local_context_retouch"
+    check_image(op, image)
+    p = LocalContextParams(*params)
+    check_is_tensor(op, "params.features_weight", p.features_weight)
+    k = p.features_weight.shape[-1] if p.features_weight.dim() else 0
+    if k not in (3, 5, 7):
+        raise ValueError(
+            f"{op}: params.features_weight: expected shape (F, 3, k, k) with k = 3, 5 or 7; "
+            f"got {tuple(p.features_weight.shape)}"
+        )
+    check_tensor(op, "params.features_weight", p.features_weight, ("F", 3, k, k), image)
+    check_is_tensor(op, "params.hidden_weight", p.hidden_weight)
+    check_tensor(op, "params.hidden_weight", p.hidden_weight, ("V", 3 * k * k, 1, 1), image)
+    features, hidden = p.features_weight.shape[0], p.hidden_weight.shape[0]
+    check_is_tensor(op, "params.head_bias", p.head_bias)
+    check_tensor(op, "params.head_bias", p.head_bias, ("N",), image)
+    count = p.head_bias.shape[0]
+    expected = {
+        "features_bias": (features,),
+        "attention_weight": (k * k, features, 1, 1),
+        "attention_bias": (k * k,),
+        "hidden_bias": (hidden,),
+        "head_weight": (count, hidden, 1, 1),
+    }
+    for name, shape in expected.items():
+        check_tensor(op, f"params.{name}", getattr(p, name), shape, image)
+    batch = image.shape[0]
+    own = isinstance(luts, Tensor) and luts.dim() == 6
+    size = luts.shape[-1] if isinstance(luts, Tensor) and luts.dim() in (5, 6) else 2
+    check_tensor(op, "luts", luts, (*((batch,) if own else ()), count, 3, size, size, size), image)
+    if not 2 <= size <= 256:
+        raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
+    if weights is not None:
+        check_tensor(op, "weights", weights, (batch, count), image)
+    return image.shape
+
+
+def _reference(image: Tensor, luts: Tensor, weights: Tensor | None, *params: Tensor) -> Tensor:
+    x = to_float(image, luts, weights, *params)
+    p = LocalContextParams(*(t.to(x.dtype) for t in params))
+    k = p.features_weight.shape[-1]
+
+    def layer(weight: Tensor, bias: Tensor, channels: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", weight.flatten(1), channels) + bias[:, None, None]
+
+    neighbours = context._reference(x, torch.ones_like(x[:, :1]).expand(-1, k * k, -1, -1), k)
+    features = F.relu(layer(p.features_weight, p.features_bias, neighbours))
+    attention = layer(p.attention_weight, p.attention_bias, features).softmax(1)
+    voxels = (neighbours.unflatten(1, (3, -1)) * attention[:, None]).flatten(1, 2)
+    pixel_weights = layer(p.head_weight, p.head_bias, F.relu(layer(p.hidden_weight, p.hidden_bias, voxels)))
+    return from_float(lut._reference(x, luts, weights, pixel_weights, None, "trilinear"), image.dtype)
+
+
+def _run(kernels: Kernels, out: Tensor, image: Tensor, luts: Tensor, weights: Tensor | None, *params: Tensor) -> None:
+    half = kernels.gpu and image.dtype in (torch.float16, torch.bfloat16, torch.uint8)
+    tables = lut._pack(kernels, luts, None, True, torch.float16 if half else torch.float32)
+    factors = None if weights is None else weights.float().contiguous()
+    p = LocalContextParams(*(t.float().contiguous() for t in params))
+    if half and "local_context_retouch_half" in kernels:
+        packed = torch.empty((image.shape[0], _packed_words(p)), dtype=torch.float32, device=image.device)
+        kernels["local_context_pack"](packed, factors, *p)
+        kernels["local_context_retouch_half"](
+            out, image, tables, packed, p.features_weight.shape[-1], p.features_bias.shape[0], p.hidden_bias.shape[0],
+            p.head_bias.shape[0],
+        )  # fmt: skip
+    else:
+        kernels["local_context_retouch"](out, image, tables, factors, *p)
+
+
+def _packed_words(p: LocalContextParams) -> int:
+    """How many words of 4 bytes csrc/local_context.cu packs the layers into, for tensor cores."""
+    steps = (p.features_weight.shape[-1] ** 2 - 1) // 4
+    features, hidden = (-(-bias.shape[0] // 16) for bias in (p.features_bias, p.hidden_bias))
+    scores, panels = steps // 2 + 1, -(-p.head_bias.shape[0] // lut.LUTS_PER_PANEL)
+    fragments = features * (2 * steps + scores) + hidden * (2 * steps + panels)
+    return 64 * fragments + 8 * (scores + panels)
+
+
+_op = Op(
+    "local_context_retouch",
+    "Tensor image, Tensor luts, Tensor? weights, " + ", ".join(f"Tensor {name}" for name in LocalContextParams._fields),
+    shape=_shape,
+    reference=_reference,
+    run=_run,
+    run_backward=None,  # the reference's gradients, layer after layer
+    pointwise=False,
+)
