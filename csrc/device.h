@@ -138,6 +138,59 @@ __device__ inline uint16_t from_float(float v) {
   return uint16_t(__float_as_uint(__fmaf_rn(__saturatef(v), 65535.f, 8388608.f)));
 }
 
+__device__ inline __half2 as_half2(uint32_t bits) {
+  __half2 pair;
+  memcpy(&pair, &bits, sizeof pair);
+  return pair;
+}
+__device__ inline uint32_t as_bits(__half2 pair) {
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+
+// 2 to the power of x, as fast as it goes.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDA_ARCH__
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return exp2f(x);
+#endif
+}
+
+// Two numbers, those below 0 as 0, in float16, the first in the low half; NaN stays NaN.
+__device__ inline uint32_t rectified(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return as_bits(__floats2half2_rn(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high));
+#endif
+}
+
+// ---- tensor cores ----
+
+// d += a · b, for a of 16 x 16 numbers in float16 and b of 16 x 8, by all lanes of a warp together. With r = lane / 4 and
+// q = lane % 4, a lane holds of a, rows r and r + 8: columns 2q and 2q + 1 (a[0], a[1]), and 8 further (a[2], a[3]); of b,
+// column r: rows 2q and 2q + 1 (b0), and 8 further (b1); of d, columns 2q and 2q + 1: row r (d[0], d[1]), and r + 8.
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif defined(__CUDA_ARCH__)  // half as deep a product, twice
+  for (int i = 0; i < 2; ++i)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(i ? b1 : b0));
+#elif !defined(__CUDACC__)  // the stand-in's
+  product_of_warp(d, a, b0, b1);
+#endif
+}
+
 // ---- memory ----
 
 // n neighbours in memory, as numbers.

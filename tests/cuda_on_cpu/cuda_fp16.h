@@ -15,6 +15,7 @@ inline double to_double(__half h) { return double(h.value); }
 inline float __half2float(__half h) { return float(h.value); }
 inline __half __float2half_rn(float value) { return {_Float16(value)}; }
 inline __half2 __float2half2_rn(float value) { return {__float2half_rn(value), __float2half_rn(value)}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline __half2 __half2half2(__half h) { return {h, h}; }
 inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
 inline __half __low2half(__half2 v) { return v.x; }
@@ -42,4 +43,26 @@ inline __half2 __hmin2(__half2 a, __half2 b) {  // a number, where one of both i
 }
 inline __half2 __hmax2(__half2 a, __half2 b) {
   return for_both([](double a, double b) { return fmax(a, b); }, a, b);
+}
+
+// ---- tensor cores ----
+
+// As multiply_add in csrc/device.h, in float32, one product after the other.
+inline void product_of_warp(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  struct Lane {
+    __half2 a[4], b[2];
+  };
+  static Lane warps[32][32];
+  Lane(&lanes)[32] = warps[threadIdx.x / 32];
+  const int self = int(threadIdx.x % 32), r = self / 4, q = self % 4;
+  for (int i = 0; i < 4; ++i) lanes[self].a[i] = std::bit_cast<__half2>(a[i]);
+  lanes[self].b[0] = std::bit_cast<__half2>(b0), lanes[self].b[1] = std::bit_cast<__half2>(b1);
+  __ballot_sync(0xffffffff, 1);  // all have written
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j)
+      for (int depth = 0; depth < 2; ++depth) {
+        const __half2 x = lanes[4 * r + j].a[i / 2 + 2 * depth], y = lanes[4 * (2 * q + i % 2) + j].b[depth];
+        d[i] += __low2float(x) * __low2float(y) + __high2float(x) * __high2float(y);
+      }
+  __ballot_sync(0xffffffff, 1);  // all have read
 }

@@ -23,7 +23,11 @@
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorLaunchFailure };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor
+};
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -141,6 +145,7 @@ inline float __fmaf_rd(float a, float b, float c) {
 }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float __saturatef(float value) { return value > 0 ? fminf(value, 1) : 0; }  // NaN becomes 0
 
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {

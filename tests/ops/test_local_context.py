@@ -76,11 +76,11 @@ def test_is_its_layers_one_after_the_other(k: int) -> None:
     ]
     params = LocalContextParams(*(p.detach() for layer in layers for p in layer.parameters()))
     image, luts, weights = torch.rand(2, 3, 9, 11), torch.rand(3, 3, 5, 5, 5), torch.rand(2, 3)
-    with torch.no_grad():
+    with torch.no_grad(), fastenh.backend("reference"):
         attention = layers[1](layers[0](image).relu()).softmax(1)
         neighbours = F.unfold(image, k, padding=k // 2).view(2, 3, k * k, 9, 11)
         pixel_weights = layers[3](layers[2]((neighbours * attention[:, None]).flatten(1, 2)).relu())
-    looked_up = torch.stack([lut_transform(image, table[None]) for table in luts], 1)
+        looked_up = torch.stack([lut_transform(image, table[None]) for table in luts], 1)
     expected = (weights[..., None, None, None] * pixel_weights[:, :, None] * looked_up).sum(1)
     torch.testing.assert_close(local_context_retouch(image, luts, weights, params), expected, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,275 @@
+// What kernels that look colours up in 3D tables share on a GPU: vertices, cells, interpolation and packing.
+//
+// The tables are repacked as in lut.cpp, a vertex's numbers beside each other, 4 lanes (R G B 0: one table) or 16 (five
+// tables): in float16 where the result holds no more than float16 does, else in float32. Float16 tables interpolate in
+// float16, two numbers an instruction.
+#pragma once
+#include <cmath>
+#include <type_traits>
+
+#include "device.h"
+
+namespace fastenh {
+namespace {
+
+constexpr int tables_per_panel = 5;
+
+// Where the channel c of table n of a panel stands among the 16 lanes.
+__host__ __device__ constexpr int lane(int n, int c) { return n < 4 ? 4 * n + c : 4 * c + 3; }
+
+// The numbers of a vertex, and how to mix them.
+template <class V, int lanes>
+struct Vertex;
+
+template <int lanes>
+struct alignas(16) Vertex<float, lanes> {
+  using Load = uint4;
+  float at[lanes];
+  __device__ float number(int i) const { return at[i]; }
+};
+
+template <int lanes>
+struct alignas(lanes * 2 < 16 ? lanes * 2 : 16) Vertex<__half, lanes> {
+  using Load = std::conditional_t<lanes == 4, uint2, uint4>;
+  __half2 at[lanes / 2];
+  __device__ float number(int i) const { return i % 2 ? __high2float(at[i / 2]) : __low2float(at[i / 2]); }
+};
+
+// A vertex whole: left to itself, the compiler reads of four lanes three, in two steps.
+template <class V, int lanes>
+__device__ inline Vertex<V, lanes> read_vertex(const Vertex<V, lanes>* from) {
+  using Load = typename Vertex<V, lanes>::Load;
+  Vertex<V, lanes> vertex;
+#pragma unroll
+  for (int i = 0; i < int(sizeof vertex / sizeof(Load)); ++i) {
+    const Load part = __ldca(reinterpret_cast<const Load*>(from) + i);
+    memcpy(reinterpret_cast<char*>(&vertex) + i * sizeof part, &part, sizeof part);
+  }
+  return vertex;
+}
+
+__device__ inline float lerp(float a, float b, float f) { return __fmaf_rn(f, b - a, a); }
+__device__ inline __half2 lerp(__half2 a, __half2 b, float f) {
+  return __hfma2(__float2half2_rn(f), __hsub2(b, a), a);
+}
+__device__ inline float scaled(float f, float a) { return f * a; }
+__device__ inline __half2 scaled(float f, __half2 a) { return __hmul2(__float2half2_rn(f), a); }
+__device__ inline float add_scaled(float sum, float f, float a) { return __fmaf_rn(f, a, sum); }
+__device__ inline __half2 add_scaled(__half2 sum, float f, __half2 a) { return __hfma2(__float2half2_rn(f), a, sum); }
+
+template <class V, int lanes>
+__device__ inline Vertex<V, lanes> lerp(const Vertex<V, lanes>& a, const Vertex<V, lanes>& b, float f) {
+  Vertex<V, lanes> mixed;
+#pragma unroll
+  for (int i = 0; i < int(sizeof a.at / sizeof a.at[0]); ++i) mixed.at[i] = lerp(a.at[i], b.at[i], f);
+  return mixed;
+}
+
+// ---- cells ----
+
+// From a vertex to the next along G and along B, in vertices; along R it is the neighbour.
+struct Steps {
+  int g, b;
+  __host__ __device__ constexpr Steps(int g, int b) : g(g), b(b) {}
+  __host__ __device__ explicit constexpr Steps(int64_t size) : g(int(size)), b(int(size * size)) {}
+  // A vertex by bits: whether it is the upper one along R, G and B.
+  __host__ __device__ constexpr int to(int v) const { return (v & 1) + (v & 2 ? g : 0) + (v & 4 ? b : 0); }
+};
+
+// Which cell of the grid a pixel falls into, by its lowest vertex (counted in vertices), and where in it.
+struct Cell {
+  uint32_t corner;
+  float fraction[3];
+};
+
+// NaN in one channel makes all three fractions of the result NaN by the first.
+__device__ inline void spread_nan(Cell& cell, const float (&x)[3]) {
+  const bool nan = isnan(x[0]) | isnan(x[1]) | isnan(x[2]);
+  cell.fraction[0] = nan ? __uint_as_float(0x7fffffff) : cell.fraction[0];
+}
+
+// A uniform grid of D points. `scale` leads from a pixel's number to its place in the grid: full scale to a little less
+// than D - 1, so that it falls into the last cell.
+struct Uniform {
+  Steps steps;
+  uint32_t bias;
+  float scale;
+  Uniform(int64_t size, double full_scale, Steps steps)
+      : steps(steps), bias(0x4b000000u * uint32_t(1 + steps.g + steps.b)), scale(float(double(size - 1) / full_scale)) {
+    while (double(scale) * full_scale >= double(size - 1)) scale = std::nextafter(scale, 0.f);
+  }
+};
+
+// Adding 2²³ and rounding down leaves the whole part in the last bits: what stands above them leaves as `bias`.
+__device__ inline Cell find_inner_cell(const float (&x)[3], const Uniform& grid) {
+  Cell cell;
+  uint32_t whole[3];
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    const float below = __fmaf_rd(x[c], grid.scale, 8388608.f);
+    whole[c] = __float_as_uint(below);
+    cell.fraction[c] = __fmaf_rn(x[c], grid.scale, 8388608.f - below);
+  }
+  cell.corner = whole[2] * uint32_t(grid.steps.b) + whole[1] * uint32_t(grid.steps.g) + (whole[0] - grid.bias);
+  return cell;
+}
+
+// x: numbers as number_of<T> gives them.
+template <class T>
+__device__ inline Cell find_cell(const float (&x)[3], const Uniform& grid) {
+  if constexpr (std::is_integral_v<T>) {
+    return find_inner_cell(x, grid);
+  } else {
+    Cell cell = find_inner_cell({__saturatef(x[0]), __saturatef(x[1]), __saturatef(x[2])}, grid);
+    spread_nan(cell, x);
+    return cell;
+  }
+}
+
+// The same on any grid and with the derivatives of the fractions, which are zero at the border and beyond it. Here a
+// pixel on a vertex belongs to the cell that the reference gives it.
+struct Slopes {
+  int below[3];  // the cell along each axis
+  float of[3];
+};
+__device__ inline Cell find_cell(const float (&x)[3], const float* places, int size, Slopes& slopes) {
+  Cell cell;
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    if (places) {
+      const float* place = places + c * size;
+      int below = 0, above = size - 1;  // the last vertex below x, among those before the last
+      while (above - below > 1) {
+        const int middle = (below + above) / 2;
+        (x[c] > place[middle] ? below : above) = middle;
+      }
+      const float from = place[below], rise = 1.f / (place[below + 1] - from + 1e-10f);
+      const bool inside = x[c] > place[0] && x[c] < place[size - 1];
+      const float fraction = (x[c] - from) / (place[below + 1] - from + 1e-10f);
+      slopes.below[c] = below;
+      cell.fraction[c] = inside ? fraction : fraction < 0.f ? 0.f : fraction > 1.f ? 1.f : fraction;  // keeps NaN
+      slopes.of[c] = inside ? rise : 0.f;
+    } else {
+      const float position = __saturatef(x[c]) * float(size - 1);
+      const int whole = int(position);
+      slopes.below[c] = whole < size - 2 ? whole : size - 2;
+      cell.fraction[c] = position - float(slopes.below[c]);
+      slopes.of[c] = x[c] > 0.f && x[c] < 1.f ? float(size - 1) : 0.f;
+    }
+  }
+  cell.corner = uint32_t(slopes.below[0] + size * (slopes.below[1] + size * slopes.below[2]));
+  spread_nan(cell, x);
+  return cell;
+}
+
+// Tetrahedral: from the lowest vertex to the highest along the axes, the largest fraction first; steps in vertices.
+struct Path {
+  int second, third;
+  float weight[4];
+};
+
+__device__ inline Path find_path(const Cell& cell, Steps steps) {
+  const float r = cell.fraction[0], g = cell.fraction[1], b = cell.fraction[2];
+  const bool rg = r >= g, gb = g >= b, rb = r >= b;
+  const float most = rg ? (rb ? r : b) : (gb ? g : b), least = rg ? (gb ? b : g) : (rb ? b : r);
+  const float between = rg ? (gb ? g : (rb ? b : r)) : (rb ? r : (gb ? b : g));
+  const int largest = rg ? (rb ? 1 : steps.b) : (gb ? steps.g : steps.b);
+  const int smallest = rg ? (gb ? steps.b : steps.g) : (rb ? steps.b : 1);
+  return {largest, steps.to(7) - smallest,
+          {1.f - most + (r - r) + (g - g) + (b - b), most - between, between - least, least}};
+}
+
+// ---- interpolation ----
+
+template <bool tetrahedral, class V, int lanes>
+__device__ inline Vertex<V, lanes> interpolate(const Vertex<V, lanes>* table, const Cell& cell, Steps steps) {
+  const auto vertex = [t = table + cell.corner](int64_t step) { return read_vertex(t + step); };
+  if constexpr (tetrahedral) {
+    const Path path = find_path(cell, steps);
+    const Vertex<V, lanes> v0 = vertex(0), v1 = vertex(path.second), v2 = vertex(path.third), v3 = vertex(steps.to(7));
+    Vertex<V, lanes> sum;
+#pragma unroll
+    for (int i = 0; i < int(sizeof sum.at / sizeof sum.at[0]); ++i) {
+      sum.at[i] = add_scaled(scaled(path.weight[0], v0.at[i]), path.weight[1], v1.at[i]);
+      sum.at[i] = add_scaled(add_scaled(sum.at[i], path.weight[2], v2.at[i]), path.weight[3], v3.at[i]);
+    }
+    return sum;
+  } else {
+    const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
+    const int64_t g = steps.g, b = steps.b;
+    const Vertex<V, lanes> v[8] = {vertex(0), vertex(1), vertex(g), vertex(g + 1),
+                                   vertex(b), vertex(b + 1), vertex(g + b), vertex(g + b + 1)};
+    const Vertex<V, lanes> low = lerp(lerp(v[0], v[4], fb), lerp(v[2], v[6], fb), fg);
+    const Vertex<V, lanes> high = lerp(lerp(v[1], v[5], fb), lerp(v[3], v[7], fb), fg);
+    return lerp(low, high, fr);
+  }
+}
+
+// The tables of picture b.
+template <class V>
+__device__ inline const V* tables_of(const Tensor& packed, int64_t b) {
+  const int64_t vertices = packed.shape[1] * packed.shape[2] * packed.shape[3] * packed.shape[4];
+  return reinterpret_cast<const V*>(packed.data) + (packed.shape[0] == 1 ? 0 : b * vertices);
+}
+
+// ---- weights by pixel ----
+
+// What the (up to) five tables of a panel are multiplied by: pixel_weights · weights, zero for no table.
+struct Blend {
+  float of[tables_per_panel];
+};
+
+template <class V>
+__device__ inline void add_blended(float (&rgb)[3], const Vertex<V, 16>& v, const Blend& blend) {
+#pragma unroll
+  for (int k = 0; k < tables_per_panel; ++k)
+#pragma unroll
+    for (int c = 0; c < 3; ++c) rgb[c] = __fmaf_rn(blend.of[k], v.number(lane(k, c)), rgb[c]);
+}
+
+// ---- packing ----
+
+// packed (B or 1, panels, D, D, D, 4 or 16) from luts (B or 1, N, 3, D, D, D) of any dtype and strides. With 4 lanes
+// the tables are blended: Σₙ weights[b, n] · luts[n]; weights (B, N) contiguous float32.
+template <class V, int lanes, int pixels>
+__global__ void pack_kernel(Pixels places, Tensor packed, Tensor luts, Tensor weights) {
+  const int64_t size = packed.shape[4], panels = packed.shape[1], count = luts.shape[1];
+  for_pieces(places, [&](int64_t which, int64_t, int64_t x0, int n) {
+    const int64_t b = which / panels, panel = which % panels, i = x0 + threadIdx.x;
+    if (i >= x0 + n) return;
+    const int64_t from = (luts.shape[0] == 1 ? 0 : b) * luts.strides[0] + i / (size * size) * luts.strides[3] +
+                         i / size % size * luts.strides[4] + i % size * luts.strides[5];
+    const auto number = [&](int64_t table, int64_t c) {
+      return load(luts, from + table * luts.strides[1] + c * luts.strides[2]);
+    };
+    Pack<V, lanes> vertex = {};
+    if constexpr (lanes == 4) {
+      const float* w = reinterpret_cast<const float*>(weights.data) + b * count;
+      float sums[4] = {};
+      for (int64_t k = 0; k < count; ++k)
+        for (int c = 0; c < 3; ++c) sums[c] = __fmaf_rn(weights.data ? w[k] : 1.f, number(k, c), sums[c]);
+      vertex = from_floats<V>(sums);
+    } else {
+#pragma unroll
+      for (int k = 0; k < tables_per_panel; ++k)
+        if (panel * tables_per_panel + k < count)
+          for (int c = 0; c < 3; ++c)
+            vertex.at[lane(k, c)] = from_float<V>(number(panel * tables_per_panel + k, c));
+    }
+    write(reinterpret_cast<V*>(packed.data) + (which * size * size * size + i) * lanes, vertex);
+  });
+}
+
+void pack(const Tensor& packed, const Tensor& luts, Optional weights, int64_t stream) {
+  const int64_t size = packed.shape[4];
+  const Pixels places(256, packed.shape[0] * packed.shape[1], 1, size * size * size);
+  const auto start = [&](auto kernel) {
+    launch(kernel, places, {}, packed, stream, packed, luts, or_none(weights));
+  };
+  const bool half = packed.dtype == Dtype::f16, one = packed.shape[5] == 4;
+  if (half) one ? start(pack_kernel<__half, 4, 1>) : start(pack_kernel<__half, 16, 1>);
+  else one ? start(pack_kernel<float, 4, 1>) : start(pack_kernel<float, 16, 1>);
+}
+
+}  // namespace
+}  // namespace fastenh
