@@ -120,6 +120,25 @@ def _blend(totals, lane: tl.constexpr, value, factors):
         return totals
 
 
+@triton.jit
+def _look_up(totals, place, offsets, shares, factors, LANES: tl.constexpr, TILE: tl.constexpr):
+    """Adds the blend of the vertices at these offsets from `place`; of a panel, times the factors of its tables."""
+    # As many lanes at a time as 16 bytes hold.
+    AT_ONCE: tl.constexpr = min(LANES, 128 // place.dtype.element_ty.primitive_bitwidth)
+    for first in tl.static_range(0, LANES, AT_ONCE):
+        values = tl.zeros([TILE, AT_ONCE], tl.float32)
+        for i in tl.static_range(len(offsets)):
+            vertex = place + offsets[i] * LANES + first + tl.arange(0, AT_ONCE)[None, :]
+            values += shares[i][:, None] * tl.load(vertex).to(tl.float32)
+        values = columns(values.reshape(TILE * AT_ONCE), AT_ONCE)
+        if LANES == 4:
+            totals = values[0:3]
+        else:
+            for lane in tl.static_range(first, first + AT_ONCE):
+                totals = _blend(totals, lane, values[lane - first], factors)
+    return totals
+
+
 @triton.jit(do_not_specialize_on_alignment=["out", "image", "pixel_weights"])
 def _transform(
     out, out_strides, image, image_strides, pixel_weights, pixel_weights_strides,
@@ -146,19 +165,7 @@ def _transform(
             n = panel * 5 + k
             factor = load(at(pixel_weights, pixel_weights_strides, batch, n, y, start, x), exists & (n < count), 0.0)
             factors += (factor if weights is None else factor * tl.load(weights + batch * count + n, n < count, 0.0),)
-        # As many lanes at a time as 16 bytes hold.
-        AT_ONCE: tl.constexpr = min(LANES, 128 // packed.dtype.element_ty.primitive_bitwidth)
-        for first in tl.static_range(0, LANES, AT_ONCE):
-            values = tl.zeros([TILE, AT_ONCE], tl.float32)
-            for i in tl.static_range(4 if TETRAHEDRAL else 8):
-                vertex = place + offsets[i] * LANES + first + tl.arange(0, AT_ONCE)[None, :]
-                values += shares[i][:, None] * tl.load(vertex).to(tl.float32)
-            values = columns(values.reshape(TILE * AT_ONCE), AT_ONCE)
-            if LANES == 4:
-                totals = values[0:3]
-            else:
-                for lane in tl.static_range(first, first + AT_ONCE):
-                    totals = _blend(totals, lane, values[lane - first], factors)
+        totals = _look_up(totals, place, offsets, shares, factors, LANES, TILE)
         place += size * size * size * LANES
     for c in tl.static_range(3):
         store(at(out, out_strides, batch, c, y, start, x), totals[c], exists)

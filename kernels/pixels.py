@@ -66,7 +66,7 @@ def store(pointers, values, exists):
 def columns(values, V: tl.constexpr):
     """[n·V] -> V of [n]: the first of every V values, the second, and so on."""
     parts = (values,)
-    for bit in tl.static_range(3):
+    for bit in tl.static_range(6):
         if 1 << bit < V:
             even, odd = (), ()
             for i in tl.static_range(1 << bit):
@@ -80,7 +80,7 @@ def columns(values, V: tl.constexpr):
 @triton.jit
 def from_columns(parts, V: tl.constexpr):
     """V of [n] -> [n·V]."""
-    for bit in tl.static_range(3):
+    for bit in tl.static_range(6):
         if V >> bit > 1:
             pairs = ()
             for i in tl.static_range(V >> (bit + 1)):
