@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.models import lut3d
-from fastenh.ops.op import check_image, to_float
+from fastenh.ops.op import check_image, gradient_wanted, to_float
 
 
 class Retouch(NamedTuple):
@@ -89,12 +89,20 @@ class LocalContextLUT(nn.Module):
         self.lam = LocalContext(n_luts, kernel_size, widths, attention) if context == "lam" else None
         self.unet = UNet(n_luts) if context == "unet" else None
 
-    def forward(self, image: Tensor) -> Tensor:
-        # Where no gradient is wanted, this is the place for one pass over the frame instead of layer after layer.
-        return self.compose(image).image
+    def forward(self, image: Tensor, fused: bool | None = None) -> Tensor:
+        """`fused`: in one pass over the frame, or layer after layer, which needs some 250 floats per pixel in memory. By
+        default in one pass where no gradient is asked for and there is one: with LAM and its softmax."""
+        possible = self.lam is not None and not self.lam.sums
+        if fused and not possible:
+            raise ValueError("fused=True: expected a model with context='lam' and attention='softmax', the only one pass")
+        if fused is None:
+            fused = possible and not gradient_wanted([image, *self.parameters()])
+        if not fused or self.lam is None:
+            return self.compose(image).image
+        return ops.local_context_retouch(image, self.luts, self.predict_weights(image), self.lam.params())
 
     def compose(self, image: Tensor) -> Retouch:
-        """Layer after layer, as training needs it: with LAM some 250 floats per pixel in memory."""
+        """Layer after layer, as training needs it."""
         weights = self.predict_weights(image)
         x = to_float(image).to(self.luts.dtype)
         pixel_weights = attention = None
@@ -130,6 +138,10 @@ class LocalContext(nn.Module):
         self.hidden = nn.Conv2d(3 * kernel_size**2, voxel_width, 1)
         self.head = nn.Conv2d(voxel_width, n_luts, 1)
         nn.init.ones_(self.head.bias)  # type: ignore[arg-type]
+
+    def params(self) -> ops.LocalContextParams:
+        layers = (self.features, self.attention, self.hidden, self.head)
+        return ops.LocalContextParams(*(t for layer in layers for t in (layer.weight, layer.bias)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.attention(F.relu_(self.features(x)))
@@ -216,8 +228,7 @@ class ResNet18(nn.Module):
         nn.init.ones_(self.fc.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = to_float(image).to(self.fc.weight.dtype)
-        x = F.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
+        x = lut3d.thumbnail(image, 224).to(self.fc.weight.dtype)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))

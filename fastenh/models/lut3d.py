@@ -71,8 +71,7 @@ class ConvClassifier(nn.Module):
         self.head = nn.Conv2d(self.CHANNELS[-1], n_luts, 8)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = to_float(image).to(self.head.weight.dtype)
-        x = F.interpolate(x, (256, 256), mode="bilinear", align_corners=False)
+        x = thumbnail(image, 256).to(self.head.weight.dtype)
         for index, conv in enumerate(self.convs):
             x = F.leaky_relu(conv(x), 0.2)
             if index < len(self.norms):
@@ -144,6 +143,21 @@ CLASSIFIERS: dict[str, Any] = {
     "unpaired": lambda n_luts: ConvClassifier(n_luts, paired=False),
     "statistics": StatisticsClassifier,
 }
+
+
+def thumbnail(image: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) → (B, 3, size, size) float: bilinear between the nearest pixels, as
+    `F.interpolate(image, (size, size), mode="bilinear", align_corners=False)`, but of all the image's pixels only those
+    are read, and integers converted, that count."""
+    ends, fractions = [], []
+    for length in image.shape[-2:]:
+        place = (torch.arange(size, device=image.device) + 0.5) * (length / size) - 0.5
+        low = place.clamp(min=0).long()
+        ends.append(torch.cat([low, (low + 1).clamp(max=length - 1)]))
+        fractions.append(place.clamp(min=0) - low)
+    pixels = to_float(image[..., ends[0], :][..., ends[1]])
+    rows = torch.lerp(*pixels.chunk(2, dim=2), fractions[0][:, None].to(pixels.dtype))
+    return torch.lerp(*rows.chunk(2, dim=3), fractions[1].to(pixels.dtype))
 
 
 def identity_lut(size: int) -> Tensor:
