@@ -5,7 +5,7 @@
 namespace fastenh {
 namespace {
 
-constexpr int strip = 48;          // pixels that pass through all layers at once
+constexpr int strip = 48;           // pixels that pass through all layers at once
 constexpr int tables_at_once = 45;  // LUTs whose weights are computed at once: nine panels
 
 // Sums that registers hold at once: so many channels of so many vectors of pixels. A weight that was read serves all
@@ -17,7 +17,7 @@ constexpr int channels = 4, columns = 3;  // of 16 registers
 #else
 constexpr int channels = 4, columns = 2;
 #endif
-static_assert(strip % (columns * wide) == 0);
+static_assert(strip % (columns * wide) == 0 && tables_at_once % tables_per_panel == 0);
 
 // Two layers, second · ReLU(first · in + first_bias) + second_bias, for a strip of pixels.
 struct Layers {
