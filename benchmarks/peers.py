@@ -4,6 +4,9 @@ measured."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,16 +64,17 @@ def iterate_into(out: Tensor, x: Tensor, curves: Tensor, scratch: Tensor) -> Ten
     return out
 
 
-# ---- context_voxels, 3 x 3 ----
+# ---- context_voxels ----
 
 
 def unfolded(image: Tensor, attention: Tensor) -> Tensor:
-    neighbours = F.unfold(image, 3, padding=1).view(*image.shape[:2], 9, *image.shape[2:])
+    k = math.isqrt(attention.shape[1])
+    neighbours = F.unfold(image, k, padding=k // 2).view(*image.shape[:2], k * k, *image.shape[2:])
     return (neighbours * attention[:, None]).flatten(1, 2)
 
 
 def shifts(image: Tensor) -> list[Tensor]:
-    """Nine views of a padded copy of the image, the neighbours of every pixel; the image itself is the fifth."""
+    """Nine views of a padded copy of the image, the 3 x 3 neighbours of every pixel; the image itself is the fifth."""
     padded, (height, width) = F.pad(image, [1] * 4), image.shape[-2:]
     return [padded[:, :, j // 3 : j // 3 + height, j % 3 : j % 3 + width] for j in range(9)]
 
@@ -80,6 +84,17 @@ def nine_products(out: Tensor, attention: Tensor, *shifts: Tensor) -> Tensor:
     for j in range(9):
         torch.mul(shifts[j], attention[:, j, None], out=voxels[:, :, j])
     return out
+
+
+# ---- local_context_retouch ----
+
+
+def layer_after_layer(image: Tensor, luts: Tensor, weights: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """The local-context module as its users write it: torch's convolutions, and a LUT after another."""
+    w1, b1, w2, b2, w3, b3, w4, b4 = params
+    attention = F.conv2d(F.conv2d(image, w1, b1, padding=w1.shape[-1] // 2).relu(), w2, b2).softmax(1)
+    pixel_weights = F.conv2d(F.conv2d(unfolded(image, attention), w3, b3).relu(), w4, b4)
+    return weighted_sum(image, luts, weights[..., None, None] * pixel_weights)
 
 
 # ---- channel_split_transform ----

@@ -4,18 +4,6 @@
 namespace fastenh {
 namespace {
 
-// n pixels of (B, ·, H, W) from (y, x) on, zero where they lie outside.
-const float* load_padded(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, int n, float* scratch) {
-  const int64_t height = t.shape[2], width = t.shape[3];
-  const int64_t begin = x < 0 ? -x : 0, end = y < 0 || y >= height ? 0 : x + n > width ? width - x : n;
-  if (begin == 0 && end == n) return load(row(t, b, c, y).from(x), n, scratch);
-  std::memset(scratch, 0, size_t(n) * 4);
-  if (begin >= end) return scratch;
-  const float* values = load(row(t, b, c, y).from(x + begin), int(end - begin), scratch + begin);
-  if (values != scratch + begin) std::memcpy(scratch + begin, values, size_t(end - begin) * 4);
-  return scratch;
-}
-
 // image (B, 3, H, W), attention (B, k², H, W), out (B, 3·k², H, W)
 void forward(const Tensor& out, const Tensor& image, const Tensor& attention, int64_t k, int64_t threads) {
   constexpr int size = 256;

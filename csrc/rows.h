@@ -131,6 +131,19 @@ inline const float* load(const Row& row, int n, float* scratch) {
   return scratch;
 }
 
+// n pixels of (B, ·, H, W) from (y, x) on, zero where they lie outside.
+inline const float* load_padded(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_t x, int n,
+                                float* scratch) {
+  const int64_t height = t.shape[2], width = t.shape[3];
+  const int64_t begin = x < 0 ? -x : 0, end = y < 0 || y >= height ? 0 : x + n > width ? width - x : n;
+  if (begin == 0 && end == n) return load(row(t, b, c, y).from(x), n, scratch);
+  std::memset(scratch, 0, size_t(n) * 4);
+  if (begin >= end) return scratch;
+  const float* values = load(row(t, b, c, y).from(x + begin), int(end - begin), scratch + begin);
+  if (values != scratch + begin) std::memcpy(scratch + begin, values, size_t(end - begin) * 4);
+  return scratch;
+}
+
 // Brings a row nearer, as far as the L2 cache, while something else is computed.
 inline void prefetch(const Row& row, int n) {
   if (row.stride != 1) return;

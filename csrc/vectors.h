@@ -77,19 +77,26 @@ inline void write(float* to, V v) { Memory<V>::write(to, v); }
 template <class V>
 inline V lerp(V a, V b, float f) { return a + f * (b - a); }
 
-// The longest vector that the machine has, for rows of numbers. `most` and `least` give b where either is NaN.
+// The longest vector that the machine has, for rows of numbers. `most` and `least` give b where either is NaN;
+// multiply_add is a · b + c, rounded once where the machine can.
 #if defined(__AVX512F__)
 using Wide = F16;
 inline Wide most(Wide a, Wide b) { return _mm512_max_ps(a, b); }
 inline Wide least(Wide a, Wide b) { return _mm512_min_ps(a, b); }
+inline Wide fill(float f) { return _mm512_set1_ps(f); }
+inline Wide multiply_add(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
 #elif defined(__AVX__)
 using Wide = F8;
 inline Wide most(Wide a, Wide b) { return _mm256_max_ps(a, b); }
 inline Wide least(Wide a, Wide b) { return _mm256_min_ps(a, b); }
+inline Wide fill(float f) { return _mm256_set1_ps(f); }
+inline Wide multiply_add(Wide a, Wide b, Wide c) { return _mm256_fmadd_ps(a, b, c); }
 #else
 using Wide = F4;
 inline Wide most(Wide a, Wide b) { return a > b ? a : b; }
 inline Wide least(Wide a, Wide b) { return a < b ? a : b; }
+inline Wide fill(float f) { return Wide{f, f, f, f}; }
+inline Wide multiply_add(Wide a, Wide b, Wide c) { return a * b + c; }
 #endif
 constexpr int wide = sizeof(Wide) / sizeof(float);
 typedef int32_t WideInt __attribute__((vector_size(sizeof(Wide))));

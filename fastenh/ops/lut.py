@@ -157,7 +157,7 @@ def _reference(
 
 
 def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool, dtype: torch.dtype) -> Tensor:
-    """The one repacked copy of the LUTs: (B or 1, panels, D, D, D, lanes), lanes as csrc/lut.cpp says."""
+    """The one repacked copy of the LUTs: (B or 1, panels, D, D, D, lanes), lanes as csrc/lut.h says."""
     luts = luts[None] if luts.dim() == 5 else luts
     own_tables = luts.shape[0] if per_pixel or weights is None else weights.shape[0]
     panels, lanes = (-(-luts.shape[1] // LUTS_PER_PANEL), 16) if per_pixel else (1, 4)

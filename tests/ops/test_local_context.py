@@ -106,6 +106,14 @@ def test_tiles_with_their_halo_are_the_whole(variant: str, k: int) -> None:
             )
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_more_luts_than_are_weighted_at_once(variant: str) -> None:
+    boxes = [Box((1, 3, 3, 50)), Box((93, 3, 2, 2, 2)), Box((1, 93), -1, 1), *param_boxes(3, 16, 9, 93)]
+    tensors = [box.tensor(i) for i, box in enumerate(boxes)]
+    with fastenh.backend(variant):
+        assert_close(call(*tensors), local_context._op.reference(*tensors))
+
+
 def test_scores_of_any_size() -> None:
     """The softmax neither overflows nor divides by zero."""
     luts, weights, params = paper()

@@ -1,0 +1,46 @@
+"""local_context_retouch against its layers one after the other: torch's as they are and compiled, and our own ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import inputs
+import peers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastenh.ops import context_voxels, local_context_retouch, lut_transform
+
+
+def make_params(features: int, hidden: int, count: int) -> list[Tensor]:
+    """The module's layers for 3 x 3 neighbours as torch initialises them, around equal weights for all LUTs."""
+    torch.manual_seed(0)
+    shapes = [(3, features, 3), (features, 9, 1), (27, hidden, 1), (hidden, count, 1)]
+    params = [p.detach() for shape in shapes for p in nn.Conv2d(*shape).parameters()]
+    params[-1] += 1 / count
+    return params
+
+
+def composed(image: Tensor, luts: Tensor, weights: Tensor, params: list[Tensor]) -> Tensor:
+    w1, b1, w2, b2, w3, b3, w4, b4 = params
+    attention = F.conv2d(F.conv2d(image, w1, b1, padding=1).relu_(), w2, b2).softmax(1)
+    pixel_weights = F.conv2d(F.conv2d(context_voxels(image, attention), w3, b3).relu_(), w4, b4)
+    return lut_transform(image, luts, weights, pixel_weights)
+
+
+@torch.inference_mode()
+def test_local_context_retouch(contest: Any) -> None:
+    image, luts, weights = inputs.photo((1080, 1920)), inputs.luts(5), torch.tensor([[0.8, 1.2, 1.0, 0.9, 1.1]])
+    params, out = make_params(64, 128, 5), torch.empty_like(image)
+    compiled = torch.compile(peers.layer_after_layer)
+    contest.peer(
+        "convolutions, F.unfold, F.grid_sample", lambda: peers.layer_after_layer(image, luts, weights, params), goal=34
+    )
+    contest.peer("the same by torch.compile", lambda: compiled(image, luts, weights, params), goal=13)
+    contest.peer("convolutions, context_voxels, lut_transform", lambda: composed(image, luts, weights, params))
+    contest(
+        "local_context_retouch, five LUTs, 3 x 3, 64 and 128 channels, 1920 x 1080 photo",
+        lambda: local_context_retouch(image, luts, weights, params, out=out),
+        fresh=lambda: local_context_retouch(image, luts, weights, params),
+    )
