@@ -26,6 +26,13 @@ app = typer.Typer(
 convert = typer.Typer(help="Turn published weights into files of fastenh.", no_args_is_help=True)
 app.add_typer(convert, name="convert")
 
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "--weights", metavar="W", help="Name of a model that comes with fastenh, or a .safetensors file."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
@@ -60,12 +67,9 @@ def enhance(
             "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of a model that comes with fastenh.", show_default="auto")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights file of fastenh to use instead.")] = None,
+    model: Model = "auto",
     strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    device: Device = "auto",
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -79,16 +83,12 @@ def enhance(
     with _one_line(debug):
         if not 0 <= strength <= 1:
             raise ValueError(f"--strength: expected a number from 0 to 1, got {strength}")
-        if model and weights:
-            raise ValueError("expected --model or --weights, got both")
-        if weights and not weights.is_file():
-            raise ValueError(f"--weights: expected a weights file, got no file at {weights}")
         jobs = _plan(inputs, output, compare)
         from fastenh import backends
         from fastenh.enhance import Enhancer
 
         backends.check_chosen()
-        enhancer = Enhancer(weights or model or "auto", device)
+        enhancer = Enhancer(model, device)
         for folder in {job.target.parent for job in jobs}:
             folder.mkdir(parents=True, exist_ok=True)
 
