@@ -1,7 +1,7 @@
 """How near a retouch comes to the expert's: PSNR, SSIM, ΔE_ab, and their human-centred forms.
 
-Human-centred measures (Liang et al., "PPR10K", 2021) let a pixel count w = 1 on people and w = 0.5 elsewhere. Images are
-(B, 3, H, W) floats, sRGB in [0, 1]; `human` is (B, 1, H, W), bool, True on people. All return (B,) float32.
+Human-centred measures (Liang et al., "PPR10K", 2021) let a pixel count w = 1 on people and w = 0.5 elsewhere. Images
+are (B, 3, H, W) floats, sRGB in [0, 1]; `human` is (B, 1, H, W), bool, True on people. All return (B,) float32.
 
 Papers measure outputs rounded to 8 bits: round before you call.
 """
@@ -32,7 +32,7 @@ def psnr(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tensor:
     for photo, expert, weight in zip(image, target, weights, strict=True):
         metric = PeakSignalNoiseRatio(data_range=1.0).to(image.device)
         for rows in bands(photo[None]):
-            metric.update(photo[:, rows] * weight[:, rows], expert[:, rows] * weight[:, rows])
+            metric.update(photo[:, rows].float() * weight[:, rows], expert[:, rows].float() * weight[:, rows])
         results.append(metric.compute())
     return torch.stack(results)
 
@@ -54,7 +54,11 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     for rows in bands(image):
         around = slice(max(0, rows.start - SSIM_REACH), rows.stop + SSIM_REACH)
         _, similarity = structural_similarity_index_measure(
-            image[..., around, :], target[..., around, :], data_range=1.0, reduction="none", return_full_image=True
+            image[..., around, :].float(),
+            target[..., around, :].float(),
+            data_range=1.0,
+            reduction="none",
+            return_full_image=True,
         )
         total += similarity[..., rows.start - around.start :, :][..., : rows.stop - rows.start, :].sum((1, 2, 3))
     return total / image[0].numel()
@@ -79,7 +83,7 @@ def delta_e(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tenso
 def _weights(human: Tensor | None, image: Tensor) -> Tensor:
     """(B, 1, H, W): 1 on people and 0.5 elsewhere; 1 without a mask."""
     if human is None:
-        return image.new_ones(1).expand(len(image), 1, *image.shape[-2:])
+        return torch.ones(1, device=image.device).expand(len(image), 1, *image.shape[-2:])
     return torch.where(human, 1.0, 0.5)
 
 
