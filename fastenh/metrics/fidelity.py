@@ -76,7 +76,8 @@ def delta_e(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tenso
     total = torch.zeros(len(image), device=image.device)
     for rows in bands(image):
         difference = rgb_to_lab(image[..., rows, :].float()) - rgb_to_lab(target[..., rows, :].float())
-        total += (difference.norm(dim=1, keepdim=True) * weights[..., rows, :]).sum((1, 2, 3))
+        distance = difference.square().sum(1, keepdim=True).sqrt()  # several times as fast as norm on the CPU
+        total += (distance * weights[..., rows, :]).sum((1, 2, 3))
     return total / image[0, 0].numel()
 
 
