@@ -1,4 +1,4 @@
-"""The command line: `fastenh enhance`, `fastenh convert`, `fastenh info`.
+"""The command line: `fastenh enhance`, `fastenh evaluate`, `fastenh convert`, `fastenh info`.
 
 Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
 2 where nothing was begun. What is slow to import is imported by the commands that need it.
@@ -7,11 +7,12 @@ Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -26,6 +27,13 @@ app = typer.Typer(
 convert = typer.Typer(help="Turn published weights into files of fastenh.", no_args_is_help=True)
 app.add_typer(convert, name="convert")
 
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "--weights", metavar="W", help="Name of a model that comes with fastenh, or a .safetensors file."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
@@ -60,12 +68,9 @@ def enhance(
             "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of a model that comes with fastenh.", show_default="auto")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights file of fastenh to use instead.")] = None,
+    model: Model = "auto",
     strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    device: Device = "auto",
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -79,16 +84,12 @@ def enhance(
     with _one_line(debug):
         if not 0 <= strength <= 1:
             raise ValueError(f"--strength: expected a number from 0 to 1, got {strength}")
-        if model and weights:
-            raise ValueError("expected --model or --weights, got both")
-        if weights and not weights.is_file():
-            raise ValueError(f"--weights: expected a weights file, got no file at {weights}")
         jobs = _plan(inputs, output, compare)
         from fastenh import backends
         from fastenh.enhance import Enhancer
 
         backends.check_chosen()
-        enhancer = Enhancer(weights or model or "auto", device)
+        enhancer = Enhancer(model, device)
         for folder in {job.target.parent for job in jobs}:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -120,6 +121,91 @@ def enhance(
         _say(f"Wrote {jobs[0].target}")
     elif done:
         _say(f"Wrote {done} of {len(jobs)} photos" + (f" to {folders.pop()}" if len(folders) == 1 else ""))
+    for line in failures:
+        _say(f"Failed: {line}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of photos and an expert's retouches of them.")],
+    model: Model = "auto",
+    expert: Annotated[
+        Literal["a", "b", "c"] | None, typer.Option(help="Whose target_* to compare with.", show_default="a")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which part of DIR.", show_default="val where there is one")] = None,
+    size: Annotated[
+        Literal["360p", "full"] | None,
+        typer.Option(help="360p: the short side reduced to 360 pixels, antialiased.", show_default="both"),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write there a line per photo, and to FILE_groups.csv one per group."),
+    ] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model against an expert's retouches.
+
+    DIR is laid out as PPR10K: val/ with source/, target_a/ (b, c) and masks/, photos named group_index.
+
+    Or in pairs, as people keep FiveK: input/ and target/. In both val/ and masks/ may be missing.
+
+    Prints PSNR, ΔE_ab, both human-centred (HC: all but people at half weight), M_GLC, and SSIM, before and after.
+
+    Results are rounded to 8 bits before they are compared. Photos are PNG, TIFF or JPEG of 8 or 16 bits.
+    """
+    with _one_line(debug):
+        from fastenh import backends, evaluate
+        from fastenh.io import check_free
+
+        if importlib.util.find_spec("torchmetrics") is None:
+            raise ValueError("expected torchmetrics to be installed, got none: pip install 'fastenh[evaluate]'")
+        if csv:
+            for path in (csv, evaluate.groups_csv(csv)):
+                check_free(path, overwrite)
+        examples, title, notes = evaluate.find_examples(data, split, expert)
+        backends.check_chosen()
+        enhancer = fastenh.Enhancer(model, device)
+        if csv:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+    for note in notes:
+        _say(note, err=True)
+
+    from rich import box
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    sizes = [size] if size else list(evaluate.SIZES)
+    rows = []
+    failures = []
+    for example in track(examples, "Measuring", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            rows += evaluate.measure(example, enhancer, sizes)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            failures.append(f"{example.source}: {_line(error).removeprefix(f'{example.source}: ')}")
+
+    if rows:
+        _say(f"{title}: {len(examples) - len(failures)} of {len(examples)} photos")
+        lines = evaluate.summaries(rows)
+        measured = [name for name in evaluate.HEADINGS if any(name in means for means in lines.values())]
+        table = Table("", "", *(evaluate.HEADINGS[name] for name in measured), box=box.MARKDOWN)
+        for (at, image), means in lines.items():
+            figures = (f"{means[name]:.{4 if name == 'ssim' else 2}f}" for name in measured)
+            table.add_row(at, image if image == "input" else Path(model).stem, *figures)
+        Console(width=120, markup=False, highlight=False).print(table)
+        if alone := evaluate.groups_of_one(rows):
+            _say(f"M_GLC leaves out groups of one photo, which has no variance: {evaluate.some(alone)}", err=True)
+    with _one_line(debug):
+        if csv and rows:
+            evaluate.write_csv(rows, csv, overwrite)
+            _say(f"Wrote {csv} and {evaluate.groups_csv(csv)}")
     for line in failures:
         _say(f"Failed: {line}", err=True)
     if failures:

@@ -8,12 +8,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from fastenh.io import read_photo, replacing, write_photo
+from fastenh.io import read_photo, read_pixels, replacing, write_photo
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
 
@@ -264,6 +265,71 @@ def test_formats_that_cannot_hold_the_photo(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.jpg, \.jpeg, \.png, got '\.tif'"):
         write_photo(smooth(), tmp_path / "a.tif")
     assert not list(tmp_path.iterdir())
+
+
+# ---- bare pixels of a data set
+
+
+def write_pixels(path: Path, pixels: np.ndarray, **attributes) -> None:
+    dtype = {"float32": "float"}.get(pixels.dtype.name, pixels.dtype.name)
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], pixels.shape[2], dtype)
+    for name, value in attributes.items():
+        spec[name] = value
+    file = oiio.ImageOutput.create(str(path))
+    assert file.open(str(path), spec) and file.write_image(pixels)
+    file.close()
+
+
+DEEP = RNG.integers(0, 65536, (12, 20, 4), np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pixels_come_back_as_they_were_stored(tmp_path, suffix, channels, dtype):
+    """Alpha goes, without a trace in the colours; gray is three times the same."""
+    pixels = DEEP[..., :channels].astype(dtype)
+    attributes = {"oiio:UnassociatedAlpha": 1} if channels == 4 else {}
+    write_pixels(tmp_path / f"a.{suffix}", pixels, **attributes)
+    result = read_pixels(tmp_path / f"a.{suffix}")
+    assert result.dtype == dtype and result.flags.writeable and result.flags.c_contiguous
+    assert np.array_equal(result, np.broadcast_to(pixels[..., :1], (12, 20, 3)) if channels == 1 else pixels[..., :3])
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_pixels_stand_upright(tmp_path, orientation):
+    write_pixels(tmp_path / "a.tif", DEEP[..., :3].copy(), Orientation=orientation)
+    assert np.array_equal(read_pixels(tmp_path / "a.tif"), UPRIGHT[orientation](DEEP[..., :3]))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+def test_pixels_of_a_file_cut_short(tmp_path, name):
+    write_pixels(tmp_path / name, PIXELS.copy())
+    data = (tmp_path / name).read_bytes()
+    for kept in (0, 5, len(data) // 2, len(data) - 90):
+        (tmp_path / name).write_bytes(data[:kept])
+        with pytest.raises(ValueError, match="expected a") as caught:
+            read_pixels(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: expected") and "\n" not in str(caught.value)
+
+
+def test_pixels_of_other_files(tmp_path):
+    write_pixels(tmp_path / "float.tif", np.zeros((4, 5, 3), np.float32))
+    with pytest.raises(ValueError, match="expected RGB or gray of 8 or 16 bits, got 3 channels of float"):
+        read_pixels(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="expected a file, got a folder, pipe or device"):
+        read_pixels(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_pixels(tmp_path / "missing.png")
+
+
+def test_pixels_have_a_limit(tmp_path, monkeypatch):
+    write_pixels(tmp_path / "a.png", PIXELS)
+    monkeypatch.setattr("fastenh.io.pixels.MAX_PIXELS", 12 * 20)
+    assert read_pixels(tmp_path / "a.png").shape == (12, 20, 3)
+    monkeypatch.setattr("fastenh.io.pixels.MAX_PIXELS", 12 * 20 - 1)
+    with pytest.raises(ValueError, match="megapixels, got 20×12"):
+        read_pixels(tmp_path / "a.png")
 
 
 # ---- writing, whole or not at all

@@ -1,6 +1,10 @@
-"""Photos and files, in and out: 8-bit JPEG and PNG for now, through Pillow; every write is atomic."""
+"""Photos and files, in and out: 8-bit JPEG and PNG for now, through Pillow; every write is atomic.
+
+Data sets are read through OpenImageIO, as bare pixels: 16 bit and TIFF too.
+"""
 
 from fastenh.io.files import check_free, replacing
 from fastenh.io.photos import SUFFIXES, read_photo, write_photo
+from fastenh.io.pixels import PIXEL_SUFFIXES, read_pixels
 
-__all__ = ["SUFFIXES", "check_free", "read_photo", "replacing", "write_photo"]
+__all__ = ["PIXEL_SUFFIXES", "SUFFIXES", "check_free", "read_photo", "read_pixels", "replacing", "write_photo"]

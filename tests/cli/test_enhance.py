@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fastenh.cli import app
 from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
-from fastenh.models import ImageAdaptiveLUT, save
+from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, load, save
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def run(weights):
-    def call(*arguments, code: int, model: tuple = ("--weights", weights)) -> str:
+    def call(*arguments, code: int, model: tuple = ("--model", weights)) -> str:
         result = CliRunner().invoke(app, ["enhance", *map(str, [*model, "--device", "cpu", *arguments])])
         assert result.exit_code == code, result.output
         assert "Traceback" not in result.output
@@ -77,6 +77,36 @@ def test_works_offline_with_the_model_that_comes_with_it(run, photos, monkeypatc
     monkeypatch.setattr("socket.socket.connect", refuse)
     run(photos / "b.jpg", code=0, model=())
     assert read_photo(photos / "b_enhanced.jpg").size == (16, 12)
+
+
+def test_the_model_by_its_name_its_file_or_as_weights(run, photos, weights):
+    for option, out in ((("--model", "auto"), "name"), (("--model", weights), "file"), (("--weights", weights), "old")):
+        run(photos / "a.png", "-o", photos / f"{out}.png", code=0, model=option)
+    name, file, old = (np.asarray(read_photo(photos / f"{out}.png")) for out in ("name", "file", "old"))
+    assert np.array_equal(file, old) and not np.array_equal(file, name)
+    assert np.array_equal(name, np.asarray(Enhancer("auto", "cpu")(photos / "a.png")))
+
+
+def test_portraits_of_a_group_with_local_context(run, photos, tmp_path):
+    """Each pixel of each photo is the model's, rounded; sizes are odd and differ."""
+    torch.manual_seed(0)
+    model = LocalContextLUT(2, 9, "statistics", kernel_size=5, widths=(6, 7))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save(model, tmp_path / "lam.safetensors")
+    pixels = np.random.default_rng(1).integers(0, 256, (33, 47, 3), np.uint8)
+    group = {"3_0.png": pixels, "3_1.png": np.ascontiguousarray(pixels[:20, ::-1]), "3_2.png": pixels[:1, :5]}
+    for name, photo in group.items():
+        Image.fromarray(photo).save(photos / name)
+    run(photos, code=0, model=("--model", tmp_path / "lam.safetensors"))
+    model = load(tmp_path / "lam.safetensors")
+    for name, photo in group.items():
+        with torch.no_grad():
+            expected = model(torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255).clamp(0, 1) * 255
+        result = np.asarray(read_photo(photos / "enhanced" / name)).astype(float)
+        assert np.abs(result - expected[0].permute(1, 2, 0).numpy()).max() <= 0.51
+        assert np.abs(result - photo).mean() > 1
 
 
 def test_one_photo_to_a_file_in_another_format(run, photos, tmp_path):
@@ -243,12 +273,8 @@ def test_one_line_before_anything_is_begun(run, photos, monkeypatch, arguments, 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (["--model", "auto", "--weights", "w"], "expected --model or --weights, got both"),
-        (
-            ["--weights", "missing.safetensors"],
-            "--weights: expected a weights file, got no file at missing.safetensors",
-        ),
-        (["--weights", "a.png"], "a.png: not a whole .safetensors file"),
+        (["--model", "missing.safetensors"], "no model 'missing.safetensors': expected a .safetensors file or an emb"),
+        (["--model", "a.png"], "a.png: not a whole .safetensors file"),
         (["--weights", "other.safetensors"], "other.safetensors: not a fastenh checkpoint"),
         (["--model", "nonsense"], "no model 'nonsense'"),
     ],

@@ -1,0 +1,255 @@
+"""Measure a model on photos that an expert retouched: find them, retouch, compare, sum up.
+
+Every measure of a photo stands in `_measures` and has a heading in `HEADINGS`; a new one needs a line in each. Measures
+of a group come from `group_level_consistency`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastenh import metrics
+from fastenh.enhance import FULL_SCALE, Enhancer
+from fastenh.io import PIXEL_SUFFIXES, read_pixels, replacing
+
+SIZES = {"360p": 360, "full": None}  # pixels of the short side
+SOURCES = ("source", "input")
+
+# Of the columns of a table, in the order of the paper's; `glc` alone is of groups.
+HEADINGS = {
+    "psnr": "PSNR",
+    "delta_e": "ΔE_ab",
+    "psnr_hc": "PSNR^HC",
+    "delta_e_hc": "ΔE^HC",
+    "glc": "M_GLC",
+    "ssim": "SSIM",
+}
+
+
+class Example(NamedTuple):
+    """A photo of a data set: the files of its source, of its target and, where there are masks, of its people."""
+
+    name: str
+    source: Path
+    target: Path
+    mask: Path | None
+
+    @property
+    def group(self) -> str:
+        """`12` of `12_3`: photos of one group show the same people in the same place."""
+        return self.name.partition("_")[0]
+
+
+class Row(NamedTuple):
+    """What was measured on one photo."""
+
+    size: str  # of SIZES
+    image: str  # "input", the source as it is, or "output", what the model made of it
+    example: Example
+    measures: dict[str, float]  # by the names in HEADINGS, `mean_a` and `mean_b`
+
+
+class DataSet(NamedTuple):
+    examples: list[Example]
+    title: str  # which part of which folder
+    notes: list[str]  # what the reader should know of it, a line each
+
+
+def find_examples(folder: Path, split: str | None = None, expert: str | None = None) -> DataSet:
+    """The photos of a folder laid out as PPR10K, `val/{source,target_a,target_b,target_c,masks}`, or `{input,target}`.
+
+    Those may lie in the folder itself or in one for each split (default: val, where there is one); sources in `source`
+    or `input`, targets in `target` or that of an expert (default: a). `masks` may be missing. The files of one photo
+    have the same name, whatever their suffix.
+
+    Raises ValueError, in one line, where a folder or its photos are missing or a name is there twice.
+    """
+    root = folder / (split or "val")
+    if split is None and not root.is_dir():
+        root = folder
+    source = next((root / name for name in SOURCES if (root / name).is_dir()), None)
+    if source is None:
+        raise ValueError(
+            f"{root}: expected a folder with {' or '.join(f'{name}/' for name in SOURCES)}, got none in it"
+        )
+    plain = root / "target"
+    target = plain if expert is None and plain.is_dir() else root / f"target_{expert or 'a'}"
+    if not target.is_dir():
+        raise ValueError(f"{target}: expected a folder with the expert's photos, got no such folder")
+    sources, targets = _by_stem(source), _by_stem(target)
+    masks = _by_stem(root / "masks") if (root / "masks").is_dir() else {}
+    if not sources:
+        raise ValueError(f"{source}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none")
+
+    notes = []
+    if not masks:
+        notes.append(f"No masks in {root}: human-centred measures are left out")
+    if unused := sorted(targets.keys() - sources.keys()):
+        notes.append(f"Passing over {len(unused)} photos of {target} that have no source ({some(unused)})")
+    examples = []
+    for name in sorted(sources, key=_natural):
+        # A file that is missing fails when it is read, alone and by its name.
+        mask = masks.get(name, root / "masks" / f"{name}.png") if masks else None
+        examples.append(Example(name, sources[name], targets.get(name, target / sources[name].name), mask))
+    return DataSet(examples, f"{root}, {target.name}", notes)
+
+
+@torch.inference_mode()
+def measure(example: Example, enhancer: Enhancer, sizes: Sequence[str]) -> list[Row]:
+    """Measure a photo, before and after, at each of the sizes.
+
+    At 360p source, target and mask are scaled so that their short side is 360 pixels, by a triangle filter as wide as
+    the reduction (antialiased bilinear), and the model runs at that size; smaller photos stay as they are. Sources keep
+    their depth; outputs, targets and the unretouched input are rounded to 8 bits before they are compared. People are
+    where a mask reaches half its range.
+
+    Raises what `read_pixels` raises, and ValueError where sizes differ.
+    """
+    source, target = (_tensor(path, enhancer.device) for path in (example.source, example.target))
+    _same_size(example.target, target, source)
+    human = None
+    if example.mask is not None:
+        human = _tensor(example.mask, enhancer.device)[:, :1]
+        _same_size(example.mask, human, source)
+
+    rows = []
+    for size in sizes:
+        before, expert, people = (None if x is None else _scaled(x, SIZES[size]) for x in (source, target, human))
+        assert before is not None and expert is not None
+        for image, retouched in (("input", before), ("output", enhancer(before))):
+            measures = _measures(_rounded(retouched), _rounded(expert), None if people is None else people >= 0.5)
+            rows.append(Row(size, image, example, measures))
+    return rows
+
+
+def _measures(image: Tensor, target: Tensor, human: Tensor | None) -> dict[str, float]:
+    measures = {"psnr": metrics.psnr(image, target), "delta_e": metrics.delta_e(image, target)}
+    if human is not None:
+        measures["psnr_hc"] = metrics.psnr(image, target, human)
+        measures["delta_e_hc"] = metrics.delta_e(image, target, human)
+    measures["ssim"] = metrics.ssim(image, target)
+    measures["mean_a"], measures["mean_b"] = metrics.mean_ab(image)[0, :, None]
+    return {name: value.item() for name, value in measures.items()}
+
+
+def by_group(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """How many photos each group has, means over them, and `glc` where there are two; rows of one size and image."""
+    rows = list(rows)
+    colours = torch.tensor([[row.measures["mean_a"], row.measures["mean_b"]] for row in rows])
+    consistency = metrics.group_level_consistency(colours, [row.example.group for row in rows])
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(row.example.group, []).append(row)
+    return {
+        group: {"photos": len(photos), **_means(photos)} | ({"glc": consistency[group]} if group in consistency else {})
+        for group, photos in members.items()
+    }
+
+
+def summaries(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """The table: for each size and image the means over photos, and `glc`, that over groups, where there is one."""
+    table = {}
+    for key, chosen in _by_size_and_image(rows).items():
+        consistencies = [means["glc"] for means in by_group(chosen).values() if "glc" in means]
+        table[key] = _means(chosen) | ({"glc": float(np.mean(consistencies))} if consistencies else {})
+    return table
+
+
+def groups_of_one(rows: Iterable[Row]) -> list[str]:
+    """The groups that M_GLC leaves out."""
+    photos: dict[str, set[str]] = {}
+    for row in rows:
+        photos.setdefault(row.example.group, set()).add(row.example.name)
+    return [group for group, names in photos.items() if len(names) == 1]
+
+
+def write_csv(rows: Sequence[Row], path: Path, overwrite: bool = False) -> None:
+    """Write `path`, a line per photo, and beside it `groups_csv(path)`, a line per group; each whole or not at all."""
+    photos = [
+        {"size": row.size, "image": row.image, "photo": row.example.name, "group": row.example.group}
+        | _figures(row.measures)
+        for row in rows
+    ]
+    groups = [
+        {"size": size, "image": image, "group": group} | _figures(means)
+        for (size, image), chosen in _by_size_and_image(rows).items()
+        for group, means in by_group(chosen).items()
+    ]
+    for target, lines in ((path, photos), (groups_csv(path), groups)):
+        columns = dict.fromkeys(column for line in lines for column in line)
+        with replacing(target, overwrite) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+def groups_csv(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}_groups")
+
+
+def _figures(measures: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in measures.items()}
+
+
+def _by_size_and_image(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    chosen: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        chosen.setdefault((row.size, row.image), []).append(row)
+    return chosen
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    return {name: float(np.mean([row.measures[name] for row in rows])) for name in rows[0].measures}
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The photos in a folder by their name without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PIXEL_SUFFIXES and not path.name.startswith("."):
+            if other := found.get(path.stem):
+                raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {path.name}")
+            found[path.stem] = path
+    return found
+
+
+def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts 9_1 before 10_0."""
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.split("_"))
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _tensor(path: Path, device: torch.device) -> Tensor:
+    """(1, 3, H, W), float32 in [0, 1]."""
+    pixels = torch.from_numpy(read_pixels(path)).to(device)
+    return pixels.permute(2, 0, 1)[None].float() / FULL_SCALE[pixels.dtype]
+
+
+def _same_size(path: Path, image: Tensor, source: Tensor) -> None:
+    if image.shape[-2:] != source.shape[-2:]:
+        (height, width), (got_height, got_width) = source.shape[-2:], image.shape[-2:]
+        raise ValueError(f"{path}: expected the source's size, {width}×{height}, got {got_width}×{got_height}")
+
+
+def _scaled(image: Tensor, short_side: int | None) -> Tensor:
+    height, width = image.shape[-2:]
+    if short_side is None or min(height, width) <= short_side:
+        return image
+    factor = short_side / min(height, width)
+    size = (round(height * factor), round(width * factor))
+    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _rounded(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round() / 255
