@@ -75,9 +75,10 @@ def write(path: Path, image: np.ndarray, scale: int) -> None:
     kind = "uint8" if scale == 255 else "uint16"
     file = oiio.ImageOutput.create(str(path))
     height, width, channels = image.shape
-    opened = file is not None and file.open(str(path), oiio.ImageSpec(width, height, channels, kind))
-    if not opened or not file.write_image((image * scale).round().astype(kind)) or not file.close():
-        raise OSError(f"{path}: could not be written ({oiio.geterror() if file is None else file.geterror()})")
+    if file is None or not file.open(str(path), oiio.ImageSpec(width, height, channels, kind)):
+        raise OSError(f"{path}: could not be opened ({oiio.geterror()})")
+    if not file.write_image((image * scale).round().astype(kind)) or not file.close():
+        raise OSError(f"{path}: could not be written ({file.geterror()})")
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ class Pairs:
     def sample(self, position: int) -> dict[str, Tensor]:
         """input and target (K, 3, S, S) in [0, 1], K windows; corners (K, 2), top and left of each in the crop.
 
-        With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,) as `group_style` takes
-        them.
+        With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,), as they go into
+        `group_style`.
         """
         epoch, place = divmod(position, len(self.photos))
         order = epoch_order(self.seed, epoch, len(self.photos))

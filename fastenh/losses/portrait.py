@@ -1,7 +1,7 @@
 """What portrait retouching adds to the error: people first, and photos of one group alike.
 
-Liang, Zeng, Cui, Xie, Zhang: "PPR10K", CVPR 2021 (human-region priority, group-level consistency of two crops); Wang, Lu,
-Yan, Zhao: "Learning Pixel-Adaptive Weights for Portrait Photo Retouching" (edge supervision, group-style aware loss).
+Liang, Zeng, Cui, Xie, Zhang: "PPR10K", CVPR 2021 (human-region priority, group-level consistency of two crops).
+Wang, Lu, Yan, Zhao: "Learning Pixel-Adaptive Weights for Portrait Photo Retouching" (edge supervision, GAM).
 
 All are means over the photos of a batch, in float32, so that the mean over the parts of a batch is that of the whole.
 """

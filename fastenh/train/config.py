@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 
@@ -48,7 +48,15 @@ class Settings:
     checkpoint_every: int = 500
 
     # What may change when a run is resumed: it does not change the steps already done.
-    FREE = ("epochs", "steps", "device", "workers", "log_every", "picture_every", "checkpoint_every")
+    FREE: ClassVar[tuple[str, ...]] = (
+        "epochs",
+        "steps",
+        "device",
+        "workers",
+        "log_every",
+        "picture_every",
+        "checkpoint_every",
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "workers", "log_every", "picture_every", "checkpoint_every"):
@@ -99,8 +107,9 @@ def configure(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
 
 def _converted(key: str, value: Any, kind: Any) -> Any:
     wanted = {int: "a whole number", float: "a number", str: "a text"}.get(kind, "whole numbers such as 64,128")
+    accepted: Any = {int: (int, str), float: (int, float, str), str: (str,)}.get(kind, (list, tuple, str))
     try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float)) or (kind is str) > isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, accepted):
             raise ValueError
         if kind in (int, float, str):
             return kind(value)

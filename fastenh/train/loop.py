@@ -91,12 +91,12 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
 
     With `resume` it goes on from the checkpoint in `folder`, if one is there.
 
-    Raises FileExistsError where `folder` holds a run and `resume` is false; ValueError for a checkpoint of other settings
-    or what is no checkpoint; FloatingPointError once a loss is no finite number: the checkpoint is then from before. Each
-    is one line.
+    Raises FileExistsError where `folder` holds a run and `resume` is false; ValueError for a checkpoint of other
+    settings or what is no checkpoint; FloatingPointError once a loss is no finite number: the checkpoint is then from
+    before. Each is one line.
     """
     if not resume and (folder / CHECKPOINT).exists():
-        raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resuming goes on with that")
+        raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resume goes on with that")
     settings = replace(settings, steps=settings.steps or math.ceil(settings.epochs * task.epoch / settings.batch))
     ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun says it
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -117,9 +117,11 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     averages = {name: copy.deepcopy(network).eval() for name, network in task.networks.items() if settings.ema}
     optimisers = task.optimisers()
     schedules = task.schedules(optimisers)
-    stepped = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
+    stepped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
     state = State(task.networks, averages, optimisers, schedules, fabric)
     start = state.read(folder / CHECKPOINT, settings) if resume else 0
+    if len(starts := set(torch.as_tensor(fabric.all_gather(torch.tensor(start))).flatten().tolist())) > 1:
+        raise ValueError(f"{folder}: expected a folder that all machines share, got checkpoints of steps {starts}")
 
     writer = None
     if fabric.is_global_zero:
@@ -153,13 +155,14 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
                 follow(average, task.networks[name], settings.ema)
 
             # One wait for the device in each step, so that the step whose loss is no number is the one that is named.
-            means = fabric.all_reduce(torch.stack([value.float() for value in terms.values()])).tolist()
+            means = mean_over_ranks(fabric, torch.stack([value.float() for value in terms.values()])).tolist()
             done, values = step + 1, dict(zip(terms, means, strict=True))
             if not np.isfinite(means).all():
                 wrong = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
                 kept = f"{folder / CHECKPOINT} is from before" if (folder / CHECKPOINT).exists() else "nothing was kept"
                 raise FloatingPointError(f"step {done}: expected a finite loss, got {wrong}; {kept}")
-            meter.update(done, values, {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()})
+            rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
+            meter.update(done, values, rates)
             shown = averages or task.networks
             if writer and (done % settings.picture_every == 0 or done in (1, settings.steps)):
                 with torch.no_grad(), evaluating(shown):
@@ -180,7 +183,9 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
 # ---- batches
 
 
-def batches(task: Task, settings: Settings, start: int, rank: int, ranks: int) -> Generator[tuple[int, Any], None, None]:
+def batches(
+    task: Task, settings: Settings, start: int, rank: int, ranks: int
+) -> Generator[tuple[int, Any], None, None]:
     """Each step to do with this rank's part of its batch, prepared ahead in threads."""
     share = settings.batch // ranks
     ahead: deque[Future[Any]] = deque()
@@ -209,9 +214,15 @@ def average_gradients(fabric: Fabric, optimiser: Optimizer) -> None:
     if fabric.world_size == 1:
         return
     gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    means = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    means = mean_over_ranks(fabric, torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
+    mean = fabric.all_reduce(tensor, reduce_op="mean")
+    assert isinstance(mean, Tensor)  # of a tensor comes a tensor
+    return mean
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -250,8 +261,8 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 − decay) · network; counts and statistics of batch norm are taken over."""
     for mean, value in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(value)
+    for old, new in zip(average.buffers(), network.buffers(), strict=True):
+        old.copy_(new)
 
 
 @contextlib.contextmanager
@@ -291,7 +302,7 @@ class State:
         for name, network in self.networks.items():
             for key, tensor in network.state_dict().items():
                 if not tensor.isfinite().all():
-                    raise FloatingPointError(f"step {step}: expected finite weights, got NaN or infinity in {name} {key}")
+                    raise FloatingPointError(f"step {step}: expected finite weights, got others in {name} {key}")
         if not self.fabric.is_global_zero:
             return
         content: dict[str, Any] = {
@@ -357,7 +368,7 @@ class Meter:
     def __enter__(self) -> Meter:
         self.line = self.bar.add_task("", total=self.settings.steps, completed=self.start, loss="–", rate=0.0)
         self.bar.start()
-        self.began = self.logged = time.monotonic()
+        self.began = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:

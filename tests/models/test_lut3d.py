@@ -187,5 +187,3 @@ def test_integers_are_full_scale(classifier, dtype, full):
 def test_a_wrong_constructor_argument_is_one_line(arguments):
     with pytest.raises(ValueError, match="got"):
         ImageAdaptiveLUT(*arguments)
-
-
