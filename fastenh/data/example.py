@@ -30,7 +30,7 @@ def make_portraits(
     Sources are 16-bit TIFFs, targets 8-bit TIFFs, masks 8-bit PNGs, all (height, width) = `size`.
     """
     folder = root / split
-    for name in ("source", "source_aug", "target_a", "target_b", "target_c", "masks"):
+    for name in ("source", "target_a", "target_b", "target_c", "masks", *["source_aug"] * (augmentations > 0)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[0 : size[0], 0 : size[1]] / min(size)
     middle = size[1] / min(size) / 2

@@ -8,6 +8,9 @@ import OpenImageIO as oiio
 import torch
 from torch import Tensor
 
+_AS_STORED = oiio.ImageSpec()
+_AS_STORED.attribute("oiio:UnassociatedAlpha", 1)  # else colours come multiplied by alpha
+
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
@@ -49,7 +52,7 @@ def find_photos(folder: Path) -> dict[str, Path]:
 
 
 def _open(path: Path) -> oiio.ImageInput:
-    file = oiio.ImageInput.open(str(path))
+    file = oiio.ImageInput.open(str(path), _AS_STORED)
     if file is None:
         raise UnreadablePhoto(f"{path}: expected a photo, got none that can be read ({_first_line(oiio.geterror())})")
     return file

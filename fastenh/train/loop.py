@@ -133,7 +133,9 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
         for step, batch in prepared:
             words = np.random.SeedSequence([settings.seed, step, fabric.global_rank]).generate_state(1, np.uint64)
-            torch.manual_seed(int(words[0]))
+            torch.default_generator.manual_seed(int(words[0]))
+            if fabric.device.type == "cuda":
+                torch.cuda.manual_seed(int(words[0]))
             terms: dict[str, Tensor] = {}
             updates = task.losses(fabric.to_device(batch))
             while True:
@@ -225,32 +227,36 @@ def mean_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     return mean
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the photos of all ranks, equally many on each; torch's own works on GPUs alone."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         assert self.momentum is not None
+        ranks, axes = torch.distributed.get_world_size(), tuple(range(x.ndim - 1))
         with torch.autocast(x.device.type, enabled=False):
-            x, dtype, ranks = x.float(), x.dtype, torch.distributed.get_world_size()
-            mean = differentiable.all_reduce(x.mean((0, 2, 3))) / ranks
-            centred = x - mean[:, None, None]
-            variance = differentiable.all_reduce(centred.square().mean((0, 2, 3))) / ranks
-            scale = self.weight * (variance + self.eps).rsqrt()
+            floats = x.float().movedim(1, -1)  # channels last, so that vectors of them broadcast
+            mean = differentiable.all_reduce(floats.mean(axes)) / ranks
+            centred = floats - mean
+            variance = differentiable.all_reduce(centred.square().mean(axes)) / ranks
             with torch.no_grad():
                 count = ranks * x.numel() / x.shape[1]
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
+            normalised = centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
+            return normalised.movedim(-1, 1).to(x.dtype)
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SynchronisedBatchNorm2d  # the same tensors under the same names, another forward
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SynchronisedBatchNorm  # the same tensors under the same names, another forward
 
 
 # ---- averaged weights

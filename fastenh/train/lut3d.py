@@ -3,8 +3,8 @@
     critic:     mean D(fake) − mean D(real) + 10 · gradient penalty
     generator:  −mean D(fake) + 1000 · MSE(fake, input) + 1e-4 · (Σ TV + mean(w²)) + 10 · Σ MN
 
-A step updates both once, each by Adam at 1e-4. The critic is the paper's unpaired classifier with one output. On pairs the
-same model is trained by `lam.py`: context none, classifier paired, three LUTs.
+A step updates both once, each by Adam at 1e-4. The critic is the paper's unpaired classifier with one output. On pairs
+the same model is trained by `lam.py`: context none, classifier paired, three LUTs.
 """
 
 from __future__ import annotations
