@@ -74,8 +74,9 @@ def attention_supervision(attention: Tensor, mask: Tensor, edge: bool = True, no
     target, on_edge = affinity(mask, round(attention.shape[1] ** 0.5))
     if normalised:
         target = target / target.sum(1, keepdim=True)  # each pixel is of its own kind: never 0
-    with torch.autocast(attention.device.type, enabled=False):
-        losses = F.binary_cross_entropy(attention.float(), target, reduction="none").mean(1, keepdim=True)
+    a = attention.float()
+    tiny = 1e-12  # keeps gradients finite; torch's own cross-entropy refuses NaN, on GPUs by an assertion
+    losses = -(target * (a + tiny).log() + (1 - target) * (1 - a + tiny).log()).mean(1, keepdim=True)
     if not edge:
         return losses.mean()
     return ((losses * on_edge).sum((1, 2, 3)) / on_edge.sum((1, 2, 3)).clamp_min(1)).mean()

@@ -104,6 +104,8 @@ def test_supervision_has_finite_gradients_where_softmax_saturates():
     losses.attention_supervision(scores.softmax(1), random_mask(1, 1, 4, 5)).backward()
     assert scores.grad.isfinite().all()
     assert scores.grad.abs().max() > 0
+    nothing = torch.full((1, 9, 4, 5), torch.nan)
+    assert losses.attention_supervision(nothing, random_mask(1, 1, 4, 5)).isnan()
 
 
 def test_group_style_is_the_variance_of_mean_colours():

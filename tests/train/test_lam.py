@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -105,11 +104,11 @@ def test_the_first_steps_bring_the_error_down(portraits, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"context": "unet", "supervision": "none"}, {"attention": "sigmoid-sum"}])
 def test_peers_of_the_paper_train_too(changes, portraits, tmp_path):
-    train(small("lam", **changes), portraits, tmp_path)
+    train(small("lam", steps=1, **changes), portraits, tmp_path)
     model = load(tmp_path / "model.safetensors")
     assert all(model.arguments[key] == value for key, value in changes.items() if key != "supervision")
     assert model(torch.rand(1, 3, 9, 7)).isfinite().all()
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 1
 
 
 def test_the_backbone_comes_from_a_file(portraits, tmp_path):
@@ -179,26 +178,3 @@ def test_a_killed_run_resumes_to_the_same_bits(portraits, tmp_path):
     whole, resumed = (load(tmp_path / name / "model.safetensors").state_dict() for name in ("whole", "killed"))
     for key in whole:
         assert torch.equal(whole[key], resumed[key]), key
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
-def test_two_processes_equal_one(portraits, tmp_path):
-    # ResNet-18 and the UNet normalise over batches; GAM is a loss per photo.
-    changes = {"classifier": "resnet18", "context": "unet", "supervision": "none", "batch": 4, "log_every": 1}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    two = [*torchrun, *command(portraits, tmp_path / "two", "--preset=lam-gam", **changes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(two, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 3/3: ") == 1  # the first rank alone speaks
-    config = small("lam-gam", **changes)
-    task = Retouching(config, portraits)
-    start = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
-    train(config, portraits, tmp_path / "one")
-    one, two_ranks = (load(tmp_path / name / "model.safetensors").state_dict() for name in ("one", "two"))
-    for key in one:
-        if one[key].is_floating_point():
-            moved, apart = (one[key] - start[key]).norm(), (one[key] - two_ranks[key]).norm()
-            assert apart <= 0.02 * moved, (key, apart, moved)  # Adam makes whole steps of rounding errors
-        else:
-            assert torch.equal(one[key], two_ranks[key])

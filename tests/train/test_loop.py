@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +38,8 @@ class Line(Task):
         return {"line": torch.optim.lr_scheduler.ExponentialLR(optimisers["line"], 0.9)}
 
     def batch(self, positions):
-        x = np.random.default_rng(positions.start).normal(size=(len(positions), 4)).astype(np.float32)
         self.seen.append(positions)
-        return torch.from_numpy(x)
+        return torch.tensor(np.array([np.random.default_rng(p).normal(size=4) for p in positions]), dtype=torch.float32)
 
     def losses(self, batch):
         self.batches.append(batch)
@@ -307,8 +309,43 @@ def test_settings_that_cannot_be_are_one_line(key, value, words):
         Settings(**{key: value})
 
 
+# ---- several processes
+
+
+class Image(Line):
+    """A line again, seen as an image of 2×2 pixels, so that what is normalised has a height and a width."""
+
+    def __init__(self) -> None:
+        super().__init__(SGD)
+        layers = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()]
+        self.networks = {"line": nn.Sequential(*layers, nn.Linear(27, 1))}
+
+
+def test_two_processes_equal_one(tmp_path):
+    # Each has half of the batch. This file is the program that they run.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, __file__, tmp_path / "two"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 12/12: ") == 1  # one rank speaks for both
+    task = Image()
+    start = {key: tensor.clone() for key, tensor in task.networks["line"].state_dict().items()}
+    run(task, settings(), tmp_path / "one")
+    one, two = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["networks"]["line"] for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
+    for key in ("1.weight", "2.weight", "2.running_var", "5.weight"):
+        assert not torch.allclose(one[key], start[key], rtol=1e-3), key
+
+
 def test_a_batch_must_divide_among_the_ranks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert Settings(batch=16).batch == 16
     with pytest.raises(ValueError, match="batch: expected a multiple of the 4 processes that share it, got 6"):
         Settings(batch=6)
+
+
+if __name__ == "__main__":
+    run(Image(), settings(), Path(sys.argv[1]))
