@@ -36,8 +36,8 @@ class Photo:
 
     @property
     def group(self) -> str:
-        """Which photos were taken together: names are group_index."""
-        return self.name.rpartition("_")[0]
+        """Which photos were taken together: names are group_index; one named otherwise is alone."""
+        return self.name.rpartition("_")[0] or self.name
 
 
 def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:

@@ -120,8 +120,8 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     stepped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
     state = State(task.networks, averages, optimisers, schedules, fabric)
     start = state.read(folder / CHECKPOINT, settings) if resume else 0
-    if len(starts := set(torch.as_tensor(fabric.all_gather(torch.tensor(start))).flatten().tolist())) > 1:
-        raise ValueError(f"{folder}: expected a folder that all machines share, got checkpoints of steps {starts}")
+    if mean_over_ranks(fabric, torch.tensor(float(start), device=fabric.device)) != start:
+        raise ValueError(f"{folder}: expected a folder that all machines share, got different checkpoints in it")
 
     writer = None
     if fabric.is_global_zero:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastenh.data import Pairs, Unpaired, UnreadablePhoto, find_pairs, read_size, read_tensor
+from fastenh.data import Pairs, Photo, Unpaired, UnreadablePhoto, find_pairs, read_size, read_tensor
 from fastenh.data.example import make_portraits, write
 from fastenh.losses import mean_colour
 
@@ -80,6 +80,9 @@ def test_paired_folders_need_no_groups_and_masks(portraits, tmp_path):
     photos = find_pairs(tmp_path)
     assert [len(photo.sources) for photo in photos] == [1] * 9
     assert Pairs(photos, 16).batch(range(3))["input"].shape == (3, 1, 3, 16, 16)
+    nameless = [Photo(f"a{n:04}", photo.sources, photo.target) for n, photo in enumerate(photos)]
+    with pytest.raises(ValueError, match="group 'a0000': expected at least two photos"):
+        Pairs(nameless, groups=True)
 
 
 def gradient_photos(root, height=50, width=80):
