@@ -36,7 +36,7 @@ class Line(Task):
         return {"line": self.kind(self.networks["line"].parameters(), 0.01)}
 
     def schedules(self, optimisers):
-        return {"line": torch.optim.lr_scheduler.ExponentialLR(optimisers["line"], 0.9)}
+        return {"line": torch.optim.lr_scheduler.LambdaLR(optimisers["line"], lambda step: 0.9**step)}
 
     def batch(self, positions):
         self.seen.append(positions)
