@@ -97,6 +97,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     """
     if not resume and (folder / CHECKPOINT).exists():
         raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resume goes on with that")
+    told = asdict(settings)
     settings = replace(settings, steps=settings.steps or math.ceil(settings.epochs * task.epoch / settings.batch))
     ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun says it
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -127,7 +128,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CONFIG, overwrite=True) as part:
-            part.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+            part.write_text(json.dumps(told, indent=1) + "\n")
         writer = SummaryWriter(folder / "tensorboard", purge_step=start or None)
     prepared = batches(task, settings, start, fabric.global_rank, ranks)
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:

@@ -72,6 +72,11 @@ def test_a_run_goes_on_for_longer_with_its_own_settings(portraits, tmp_path):
     code, output = train(portraits, run, "--resume", settings=["steps=5"])
     assert code == 0, output
     assert output.startswith("step 5/5")
+    code, output = train(portraits, run, "--resume", settings=["steps=0", "epochs=2"])
+    assert code == 0, output
+    code, output = train(portraits, run, "--resume", settings=["epochs=3"])  # of 9 photos, 2 at a time
+    assert code == 0, output
+    assert output.startswith("step 14/14")
     assert load(run / "model.safetensors").arguments["context"] == "none"
 
 
