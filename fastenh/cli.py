@@ -7,6 +7,7 @@ Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a 
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -185,7 +186,7 @@ def train_lam(
         chosen = lam.PRESETS[preset or "lam"] | ({"expert": expert} if expert else {})
         settings = _configure(lam.Config, chosen, config, assignments, out if resume else None)
         lam.train(settings, data, out, resume)
-    _say(f"Wrote {out / 'model.safetensors'}")
+    _say_trained(out)
 
 
 @train.command("unpaired")
@@ -206,7 +207,12 @@ def train_unpaired(
 
         settings = _configure(lut3d.Config, {}, config, assignments, out if resume else None)
         lut3d.train(settings, data, out, resume)
-    _say(f"Wrote {out / 'model.safetensors'}")
+    _say_trained(out)
+
+
+def _say_trained(run: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes; one of them has written
+        _say(f"Wrote {run / 'model.safetensors'}")
 
 
 def _configure(

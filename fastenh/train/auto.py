@@ -282,6 +282,7 @@ class Config(Settings):
     batch: int = 32
     learning_rate: float = 4e-3  # the highest of the cycle
     seed: int = SEED
+    log_every: int = 500
 
     FREE: ClassVar = (
         "device",

@@ -8,8 +8,8 @@ import torch
 
 from fastenh.models import WEIGHTS, load
 
-for package in ("skimage", "sklearn", "matplotlib"):
-    pytest.importorskip(package, reason=f"{package} carries held-out photographs: pip install fastenh[train]")
+for package in ("skimage", "sklearn", "matplotlib", "lightning"):
+    pytest.importorskip(package, reason=f"{package} carries photographs or the training: pip install fastenh[train]")
 
 from fastenh.train import auto  # noqa: E402
 
