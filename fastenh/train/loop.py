@@ -129,7 +129,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CONFIG, overwrite=True) as part:
             part.write_text(json.dumps(told, indent=1) + "\n")
-        writer = SummaryWriter(folder / "tensorboard", purge_step=start or None)
+        writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
     prepared = batches(task, settings, start, fabric.global_rank, ranks)
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
         for step, batch in prepared:

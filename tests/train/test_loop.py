@@ -267,6 +267,15 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["batch"] == 6
 
 
+def test_tensorboard_loses_nothing_and_repeats_nothing_where_a_run_resumes(tmp_path):
+    with pytest.raises(Stopped):
+        run(StopsIn(8), settings(log_every=1), tmp_path)  # with a checkpoint of step 5
+    run(Line(), settings(log_every=1), tmp_path, resume=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/line")] == list(range(1, 13))
+
+
 @pytest.mark.parametrize("terminal", ["0", "1"])
 def test_progress_says_loss_rate_and_time_left(terminal, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TTY_COMPATIBLE", terminal)
