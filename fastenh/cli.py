@@ -1,4 +1,4 @@
-"""The command line: `fastenh enhance`, `fastenh evaluate`, `fastenh convert`, `fastenh info`.
+"""The command line: `fastenh enhance`, `fastenh train`, `fastenh evaluate`, `fastenh convert`, `fastenh info`.
 
 Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
 2 where nothing was begun. What is slow to import is imported by the commands that need it.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 convert = typer.Typer(help="Turn published weights into files of fastenh.", no_args_is_help=True)
 app.add_typer(convert, name="convert")
+train = typer.Typer(help="Train models.", no_args_is_help=True)
+app.add_typer(train, name="train")
 
 Model = Annotated[
     str,
@@ -232,6 +235,92 @@ def convert_lut3d(
     _say(f"Wrote {output}")
 
 
+Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoint, model.safetensors, TensorBoard's events.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML or JSON file of settings.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given again.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")]
+
+
+@train.command("lam")
+def train_lam(
+    data: Data,
+    out: Out,
+    preset: Annotated[
+        str | None, typer.Option(help="3dlut, liang, liang-glc, lam or lam-gam.", show_default="lam")
+    ] = None,
+    expert: Annotated[str | None, typer.Option(help="Whose targets: a, b or c.", show_default="a")] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Portrait retouching with local context (LAM, GAM), and what it is compared with.
+
+    DATA is in PPR10K's layout, or holds train/input and train/target. On two GPUs:
+    torchrun --nproc-per-node 2 --no-python fastenh train lam ...
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import lam
+
+        if preset is not None and preset not in lam.PRESETS:
+            raise ValueError(f"--preset: expected one of {', '.join(lam.PRESETS)}, got {preset!r}")
+        if resume and (preset or expert):
+            raise ValueError("expected --resume, or --preset and --expert for a new run, got both")
+        chosen = lam.PRESETS[preset or "lam"] | ({"expert": expert} if expert else {})
+        settings = _configure(lam.Config, chosen, config, assignments, out if resume else None)
+        lam.train(settings, data, out, resume)
+    _say_trained(out)
+
+
+@train.command("unpaired")
+def train_unpaired(
+    data: Data,
+    out: Out,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Image-adaptive 3D LUTs from photos without targets (Zeng et al., WGAN-GP).
+
+    DATA holds train/input, photos as they are, and train/target, photos as they should look.
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import lut3d
+
+        settings = _configure(lut3d.Config, {}, config, assignments, out if resume else None)
+        lut3d.train(settings, data, out, resume)
+    _say_trained(out)
+
+
+def _say_trained(run: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes; one of them has written
+        _say(f"Wrote {run / 'model.safetensors'}")
+
+
+def _configure(
+    kind: Any, chosen: dict[str, Any], file: Path | None, assignments: list[str] | None, run: Path | None
+) -> Any:
+    """What is chosen, or what the run to resume was told; over that the file's settings; over that single ones."""
+    from fastenh.train.config import CONFIG, configure, parse_assignments, read_config
+
+    if run and not (run / CONFIG).is_file():
+        raise ValueError(f"--resume: expected a run in {run}, got none there")
+    first = read_config(run / CONFIG) if run else chosen
+    return configure(kind, first, read_config(file) if file else {}, parse_assignments(assignments or []))
+
+
+@contextlib.contextmanager
+def _needing_extra(extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected the package {error.name}, got none: pip install 'fastenh[{extra}]'") from None
+
+
 @app.command()
 def info() -> None:
     """Say what is installed and what would run here: paste this into bug reports."""
@@ -332,7 +421,7 @@ def _one_line(debug: bool) -> Iterator[None]:
 def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    known = isinstance(error, (ValueError, OSError)) and str(error)
+    known = isinstance(error, (ValueError, OSError, FloatingPointError)) and str(error)
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 

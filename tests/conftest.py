@@ -15,3 +15,13 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no published assets at {folder} (FASTENH_ASSETS says where they are)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in PPR10K's layout, three groups of three photos. Tests only read it."""
+    from fastenh.data.example import make_portraits
+
+    root = tmp_path_factory.mktemp("portraits")
+    make_portraits(root, groups=3, photos=3, augmentations=1, size=(40, 56))
+    return root

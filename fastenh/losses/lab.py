@@ -9,7 +9,7 @@ WHITE = (0.95047, 1.0, 1.08883)
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
-    """(B, 3, H, W) sRGB in [0, 1] → L*a*b* of the same shape and dtype: L* in [0, 100], a* and b* about ±100.
+    """(B, 3, H, W) sRGB in [0, 1] → L*a*b* of the same shape, float32 at least: L* in [0, 100], a* and b* about ±100.
 
         linear = v / 12.92 where v ≤ 0.04045, else ((v + 0.055) / 1.055)^2.4        (IEC 61966-2-1)
         L* = 116·f(Y/Yw) − 16        a* = 500·(f(X/Xw) − f(Y/Yw))        b* = 200·(f(Y/Yw) − f(Z/Zw))
@@ -22,11 +22,12 @@ def rgb_to_lab(image: Tensor) -> Tensor:
         raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
     if not image.is_floating_point():
         raise TypeError(f"image: expected floats in [0, 1], got {image.dtype}")
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
     # Each power is clamped to where it is used: the gradient of a branch not taken would be NaN, and stay so.
     linear = torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor(RGB_TO_XYZ, dtype=image.dtype, device=image.device)
     matrix = matrix / torch.tensor(WHITE, dtype=image.dtype, device=image.device)[:, None]
-    t = torch.einsum("ic,bchw->bihw", matrix, linear)
+    t = (matrix[:, :, None, None] * linear[:, None]).sum(2)  # a matrix product autocast would take to half precision
     edge = (6 / 29) ** 3
     x, y, z = torch.where(t > edge, t.clamp_min(edge) ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29).unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)

@@ -94,7 +94,9 @@ class LocalContextLUT(nn.Module):
         default in one pass where no gradient is asked for and there is one: with LAM and its softmax."""
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
-            raise ValueError("fused=True: expected a model with context='lam' and attention='softmax', the only one pass")
+            raise ValueError(
+                "fused=True: expected a model with context='lam' and attention='softmax', the only one pass"
+            )
         if fused is None:
             fused = possible and not gradient_wanted([image, *self.parameters()])
         if not fused or self.lam is None:

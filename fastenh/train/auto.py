@@ -1,23 +1,25 @@
 """Trains `auto`, the model that ships with fastenh: bring exposure, white balance and contrast back to normal.
 
-    python -m fastenh.train.auto --out auto.safetensors     # five minutes on one CPU core
-    python -m fastenh.train.auto --evaluate                 # measures the shipped model, rewrites its card
+    python -m fastenh.train.auto --out RUN      # makes targets, then trains: some minutes on one CPU core
+    python -m fastenh.train.auto --evaluate     # measures the shipped model, rewrites its card
 
 The photographs are those that come inside scikit-image, scikit-learn and matplotlib (`pip install fastenh[train]`),
 so anyone can train it again; procedural scenes make up for how few they are. A target is a crop, a collage or a scene;
 the input is the target after a random change of exposure and white balance (in linear light), contrast, gamma and
 saturation; three inputs in ten are left as they are. The model learns to undo the change, and to leave good photos be.
+
+The shipped file is from before this training had the common loop, with the same losses, optimiser and schedule: what a
+run makes today saw other random draws, so its bytes differ from the shipped ones, and its figures a little.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,16 +27,19 @@ import torch.nn.functional as F
 from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
+from fastenh.losses import monotonicity, total_variation
 from fastenh.models import load, save
-from fastenh.models.lut3d import ImageAdaptiveLUT, monotonicity, total_variation
+from fastenh.models.lut3d import ImageAdaptiveLUT
+from fastenh.train.config import Settings
+from fastenh.train.loop import Networks, Task, run
 
 SEED = 1
 SIDE = 32  # targets are SIDE×SIDE pixels, picked from the crop as the classifier picks them
 TARGETS = 10000
-STEPS = 12000
-BATCH = 32
 CARD = Path(__file__).parents[1] / "weights" / "auto.md"
 
 
@@ -261,48 +266,89 @@ def make_targets(count: int, photos: list[Tensor], rng: np.random.Generator) -> 
     return torch.stack([pick(scene(rng)) if rng.random() < 0.6 else photo_target(photos, rng) for _ in range(count)])
 
 
-def draw(targets: Tensor, rng: np.random.Generator) -> Tensor:
-    """A batch of them, four in ten cut together from two, so that no distribution of colours comes twice."""
-    one, other = (targets[torch.from_numpy(rng.integers(len(targets), size=BATCH))] for _ in range(2))
-    cut = np.where(rng.random(BATCH) < 0.4, rng.uniform(0.2, 0.8, BATCH), 1) * SIDE
+def draw(targets: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """As many of them, four in ten cut together from two, so that no distribution of colours comes twice."""
+    one, other = (targets[torch.from_numpy(rng.integers(len(targets), size=count))] for _ in range(2))
+    cut = np.where(rng.random(count) < 0.4, rng.uniform(0.2, 0.8, count), 1) * SIDE
     return torch.where(torch.arange(SIDE) < torch.from_numpy(cut).view(-1, 1, 1, 1), one, other)
 
 
 # ---- training
 
 
-def train(targets: Tensor, steps: int, rng: np.random.Generator) -> ImageAdaptiveLUT:
+@dataclass(frozen=True)
+class Config(Settings):
+    steps: int = 12000
+    batch: int = 32
+    learning_rate: float = 4e-3  # the highest of the cycle
+    seed: int = SEED
+    log_every: int = 500
+
+    FREE: ClassVar = (
+        "device",
+        "workers",
+        "log_every",
+        "picture_every",
+        "checkpoint_every",
+    )  # the cycle depends on the steps
+
+
+class Restoration(Task):
     """Minimises the mean over photos of √MSE, so that a photo recognised as good is worth leaving exactly as it is.
 
     Added are the total variation of what the fused LUTs change, which spreads to colours no target has, and 10 × their
-    monotonicity. Everything random comes from `rng` and torch's default generator.
+    monotonicity.
     """
-    model = ImageAdaptiveLUT(n_luts=20, size=9, classifier="statistics")
-    identity = model.luts[:1].detach().clone()
-    with torch.no_grad():
-        model.luts[1:].normal_(0, 0.02)
-        model.classifier.head.weight.mul_(0.1)
-        model.classifier.head.bias.copy_(F.one_hot(torch.tensor(0), len(model.luts)))
-    model.classifier.calibrate(degrade_at_random(targets, rng))
 
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps)
-    started = time.monotonic()
-    for step in range(1, steps + 1):
-        target = draw(targets, rng)
-        image = degrade_at_random(target, rng)
-        luts = model.fused_lut(image)
+    def __init__(self, config: Config, targets: Tensor) -> None:
+        self.config, self.targets = config, targets
+        torch.manual_seed(config.seed)
+        self.model = model = ImageAdaptiveLUT(n_luts=20, size=9, classifier="statistics")
+        self.identity = model.luts[:1].detach().clone()
+        with torch.no_grad():
+            model.luts[1:].normal_(0, 0.02)
+            model.classifier.head.weight.mul_(0.1)
+            model.classifier.head.bias.copy_(F.one_hot(torch.tensor(0), len(model.luts)))
+        model.classifier.calibrate(degrade_at_random(targets, np.random.default_rng(config.seed)))
+        self.networks = {"model": model}
+
+    def optimisers(self) -> dict[str, Optimizer]:
+        return {"model": torch.optim.AdamW(self.model.parameters(), weight_decay=0.05)}
+
+    def schedules(self, optimisers: dict[str, Optimizer]) -> dict[str, LRScheduler]:
+        highest, steps = self.config.learning_rate, self.config.steps
+        return {"model": torch.optim.lr_scheduler.OneCycleLR(optimisers["model"], highest, total_steps=steps)}
+
+    def batch(self, positions: range) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.config.seed, positions.start])
+        target = draw(self.targets, len(positions), rng)
+        return degrade_at_random(target, rng), target
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        image, target = batch
+        luts = self.model.fused_lut(image)
         output = ops.lut_transform(image, luts[:, None])
-        error = ((output - target).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
-        some = luts[: BATCH // 4]  # enough to keep them smooth, and a quarter of the work
-        loss = error + total_variation(some - identity).mean() + 10 * monotonicity(some).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 500 == 0 or step == steps:
-            print(f"step {step}/{steps}: error {error:.4f}, {time.monotonic() - started:.0f} s", flush=True)
-    return model.eval()
+        some = luts[: max(1, len(luts) // 4)]  # enough to keep them smooth, and a quarter of the work
+        yield (
+            "model",
+            {
+                "error": ((output - target).square().mean((1, 2, 3)) + 1e-6).sqrt().mean(),
+                "smoothness": total_variation(some - self.identity.to(some.device)).mean(),
+                "monotonicity": 10 * monotonicity(some).mean(),
+            },
+        )
+
+    def finish(self, networks: Networks, folder: Path) -> None:
+        model = networks["model"]
+        assert isinstance(model, ImageAdaptiveLUT)
+        config = self.config
+        budget = f"seed {config.seed}, {len(self.targets)} targets, {config.steps} steps of {config.batch}"
+        model.about |= {
+            "licence": "Apache-2.0",
+            "note": "auto: brings exposure, white balance and contrast back to normal",
+            "training": f"{budget}, threads: {torch.get_num_threads()}",
+        }
+        save(model, folder / "model.safetensors")
 
 
 # ---- evaluation
@@ -416,7 +462,7 @@ The rest of the training set is procedural scenes, drawn by the training script.
 ## Training it again
 
     pip install fastenh[train]
-    python -m fastenh.train.auto --out auto.safetensors
+    python -m fastenh.train.auto --out RUN
 
 The shipped file: {model.about["training"]}.
 
@@ -433,28 +479,19 @@ The shipped file: {model.about["training"]}.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="train, and write the model here")
+    parser.add_argument("--out", type=Path, help="train, and leave model.safetensors and more in this folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped model and rewrite its card")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=Config.steps)
     options = parser.parse_args()
     if options.out is None and not options.evaluate:
-        parser.error("nothing to do: give --out FILE, --evaluate, or both")
+        parser.error("nothing to do: give --out FOLDER, --evaluate, or both")
 
     if options.out:
-        started = time.monotonic()
-        budget = f"seed {SEED}, {TARGETS} targets, {options.steps} steps of {BATCH}, threads: {torch.get_num_threads()}"
-        print(budget, flush=True)
-        torch.manual_seed(SEED)
-        rng = np.random.default_rng(SEED)
-        targets = make_targets(TARGETS, [photo.read() for photo in PHOTOS if not photo.held_out], rng)
-        print(f"targets made, {time.monotonic() - started:.0f} s", flush=True)
-        model = train(targets, options.steps, rng)
-        model.about |= {
-            "licence": "Apache-2.0",
-            "note": "auto: brings exposure, white balance and contrast back to normal",
-            "training": f"{budget}; {time.process_time() / 60:.0f} minutes of processor time",
-        }
-        save(model, options.out)
+        config = Config(steps=options.steps)
+        photos = [photo.read() for photo in PHOTOS if not photo.held_out]
+        targets = make_targets(TARGETS, photos, np.random.default_rng(SEED))
+        run(Restoration(config, targets), config, options.out, options.resume)
     if options.evaluate:
         shipped = load("auto")
         assert isinstance(shipped, ImageAdaptiveLUT)

@@ -19,6 +19,9 @@ def test_agrees_with_scikit_image():
     single = rgb_to_lab(image.float())
     assert single.dtype == torch.float32
     assert (single - lab).abs().max() < 1e-3
+    half = rgb_to_lab(image.half())
+    assert half.dtype == torch.float32
+    assert (half - lab).abs().max() < 0.2
 
 
 def test_known_colours():

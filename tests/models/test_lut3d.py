@@ -9,14 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fastenh.models.lut3d import (
-    CLASSIFIERS,
-    ImageAdaptiveLUT,
-    convert,
-    identity_lut,
-    monotonicity,
-    total_variation,
-)
+from fastenh.models.lut3d import CLASSIFIERS, ImageAdaptiveLUT, convert, identity_lut
 
 
 def published_classifier(variant: str, n_luts: int) -> nn.Sequential:
@@ -194,23 +187,3 @@ def test_integers_are_full_scale(classifier, dtype, full):
 def test_a_wrong_constructor_argument_is_one_line(arguments):
     with pytest.raises(ValueError, match="got"):
         ImageAdaptiveLUT(*arguments)
-
-
-def test_total_variation_and_monotonicity_follow_their_formulas():
-    size = 4
-    luts = torch.randn(2, 3, size, size, size, dtype=torch.float64)
-    for n, lut in enumerate(luts.numpy()):
-        variation = fall = 0.0
-        for axis in range(3):
-            steps = np.moveaxis(lut, axis + 1, 0)
-            squares = falls = count = 0.0
-            for i in range(size - 1):
-                d = steps[i] - steps[i + 1]
-                squares += (2 if i in (0, size - 2) else 1) * (d**2).sum()
-                falls += np.maximum(d, 0).sum()
-                count += d.size
-            variation += squares / count
-            fall += falls / count
-        assert total_variation(luts)[n].item() == pytest.approx(variation)
-        assert monotonicity(luts)[n].item() == pytest.approx(fall)
-    assert monotonicity(identity_lut(5)[None]).item() == 0

@@ -1,0 +1,266 @@
+"""Photos with what experts made of them: the layouts they come in, and the crops that training sees.
+
+Which crop a position in training gets follows from the seed and the position alone, so that ranks and resumed runs
+agree: every epoch goes once through all photos in an order of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from fastenh.data.photos import UnreadablePhoto, find_photos, read_size, read_tensor
+from fastenh.losses import mean_colour
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, what it should become, and where its people are."""
+
+    name: str
+    sources: tuple[Path, ...]  # the photo, then its augmentations, such as other exposures of one raw file
+    target: Path
+    mask: Path | None = None
+
+    @property
+    def group(self) -> str:
+        """Which photos were taken together: names are group_index; one named otherwise is alone."""
+        return self.name.rpartition("_")[0] or self.name
+
+
+def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
+    """PPR10K: `split/{source, source_aug, target_a|b|c, masks}`, names group_index, augmented group_index_aug.
+
+    Sources have 16 bits, targets 8; masks are light on people. `source_aug` and `masks` may be missing. ValueError, in
+    one line, where a photo lacks its target or the folders are not these.
+    """
+    folder = root / split
+    sources = find_photos(folder / "source")
+    versions = {name: [path] for name, path in sources.items()}
+    if (folder / "source_aug").is_dir():
+        for name, path in find_photos(folder / "source_aug").items():
+            photo = name.rpartition("_")[0]
+            if photo not in versions:
+                raise ValueError(f"{path}: expected {photo} in {folder / 'source'}, got no such photo")
+            versions[photo].append(path)
+    for name, path in sources.items():
+        if name.count("_") < 1:
+            raise ValueError(f"{path}: expected a name group_index, got {name}")
+    return _pair(versions, folder / f"target_{expert}", folder / "masks")
+
+
+def paired_folders(root: Path, split: str = "train") -> list[Photo]:
+    """FiveK and its like: `split/{input, target, masks}`, equal names; `masks` may be missing. Errors as `ppr10k`."""
+    folder = root / split
+    inputs = find_photos(folder / "input")
+    return _pair({name: [path] for name, path in inputs.items()}, folder / "target", folder / "masks")
+
+
+def find_pairs(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
+    """Whichever of the two layouts is there. ValueError, in one line, if neither is."""
+    if (root / split / "source").is_dir():
+        return ppr10k(root, split, expert)
+    if (root / split / "input").is_dir():
+        return paired_folders(root, split)
+    raise ValueError(
+        f"{root}: expected {split}/source and {split}/target_{expert} (as PPR10K) or {split}/input and {split}/target, "
+        f"got {'neither' if root.is_dir() else 'no such folder'}"
+    )
+
+
+def _pair(versions: dict[str, list[Path]], target_folder: Path, mask_folder: Path) -> list[Photo]:
+    targets = find_photos(target_folder)
+    masks = find_photos(mask_folder) if mask_folder.is_dir() else {}
+    for name in versions:
+        if name not in targets:
+            raise ValueError(f"{target_folder}: expected a target for each photo, got none for {name}")
+    return [Photo(name, tuple(paths), targets[name], masks.get(name)) for name, paths in versions.items()]
+
+
+class Pairs:
+    """Random crops of photos and targets, for training.
+
+    A crop takes 0.6 to 1 of the photo's height and, independently, of its width, is resized to side×side, and half of
+    them are flipped. The source is the photo or one of its augmentations, at random. With `windows=2` come two windows
+    of 3/4 of the crop's sides, each from a source of its own, for group-level consistency.
+
+    A photo that cannot be read is named once on stderr, and the next in the epoch's order takes its place; more than
+    1 % of them raise ValueError. At once and in one line it is raised for a photo without mask where `masks` are asked
+    for, a target or mask of another size than its photo, and with `groups` for a group of one.
+
+    Args:
+        photos: from `find_pairs`.
+        side: of the crops, in pixels.
+        seed: of order and crops.
+        masks: whether to read them.
+        groups: whether samples say which colours the other targets of their group have.
+        windows: 1 or 2.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        side: int = 448,
+        seed: int = 0,
+        masks: bool = False,
+        groups: bool = False,
+        windows: int = 1,
+    ) -> None:
+        self.photos, self.side, self.seed, self.masks, self.windows = list(photos), side, seed, masks, windows
+        self.unreadable: dict[str, str] = {}
+        self.lock = threading.Lock()
+        if masks:
+            for photo in self.photos:
+                if photo.mask is None:
+                    raise ValueError(f"{photo.name}: expected a mask of its people, got none in the masks folder")
+        if groups:
+            for group, count in Counter(photo.group for photo in self.photos).items():
+                if count == 1:
+                    raise ValueError(f"group {group!r}: expected at least two photos for a common style, got one")
+        for photo in self.photos:
+            self._check_sizes(photo)
+        self.others = self._colours_of_others() if groups else None
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def batch(self, positions: Iterable[int]) -> dict[str, Tensor]:
+        """Samples stacked, see `sample`."""
+        return default_collate([self.sample(position) for position in positions])
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """input and target (K, 3, S, S) in [0, 1], K windows; corners (K, 2), top and left of each in the crop.
+
+        With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,), as they go into
+        `group_style`.
+        """
+        epoch, place = divmod(position, len(self.photos))
+        order = epoch_order(self.seed, epoch, len(self.photos))
+        for attempt in range(len(order)):
+            photo = self.photos[order[(place + attempt) % len(order)]]
+            if photo.name in self.unreadable:
+                continue
+            try:
+                return self._crop(photo, np.random.default_rng([self.seed, 1, position, attempt]))
+            except UnreadablePhoto as error:
+                self._pass_over(photo, error)
+        raise AssertionError("more than 1 % unreadable")
+
+    def _crop(self, photo: Photo, rng: np.random.Generator) -> dict[str, Tensor]:
+        chosen = rng.choice(len(photo.sources), self.windows, replace=len(photo.sources) < self.windows)
+        layers = [read_tensor(photo.sources[index]) for index in chosen] + [read_tensor(photo.target)]
+        if self.masks and photo.mask:
+            layers.append(read_tensor(photo.mask)[:1])
+        image = torch.cat(layers)
+        height, width = (round(side * rng.uniform(0.6, 1.0)) for side in image.shape[1:])
+        top, left = rng.integers(image.shape[1] - height + 1), rng.integers(image.shape[2] - width + 1)
+        crop = image[None, :, top : top + height, left : left + width]
+        crop = F.interpolate(crop, (self.side, self.side), mode="bilinear", antialias=True)[0].clamp(0, 1)
+        if rng.random() < 0.5:
+            crop = crop.flip(2)
+
+        size = self.side if self.windows == 1 else round(self.side * 0.75)
+        corners = rng.integers(self.side - size + 1, size=(self.windows, 2))
+        windows = [crop[:, y : y + size, x : x + size] for y, x in corners]
+        channels = 3 * self.windows
+        sample = {
+            "input": torch.stack([window[3 * k : 3 * k + 3] for k, window in enumerate(windows)]),
+            "target": torch.stack([window[channels : channels + 3] for window in windows]),
+            "corners": torch.from_numpy(corners),
+        }
+        if self.masks:
+            sample["mask"] = torch.stack([(window[channels + 3 :] > 0.5).float() for window in windows])
+        if self.others is not None:
+            if photo.name not in self.others:
+                raise UnreadablePhoto(f"{photo.name}: expected another target of its group, got none that can be read")
+            sample |= self.others[photo.name]
+        return sample
+
+    def _check_sizes(self, photo: Photo) -> None:
+        try:
+            height, width = read_size(photo.sources[0])
+            for path in (*photo.sources[1:], photo.target, photo.mask if self.masks else None):
+                if path and read_size(path) != (height, width):
+                    got = "×".join(map(str, reversed(read_size(path))))
+                    raise ValueError(f"{path}: expected the size of {photo.sources[0]}, {width}×{height}, got {got}")
+        except UnreadablePhoto as error:
+            self._pass_over(photo, error)
+
+    def _colours_of_others(self) -> dict[str, dict[str, Tensor]]:
+        """Of each photo: count, mean and spread of the mean a*, b* of the other targets of its group."""
+
+        def colour(photo: Photo) -> Tensor | None:
+            if photo.name in self.unreadable:
+                return None
+            try:
+                return mean_colour(read_tensor(photo.target)[None])[0]
+            except UnreadablePhoto as error:
+                self._pass_over(photo, error)
+                return None
+
+        groups: dict[str, dict[str, Tensor]] = {}
+        with ThreadPoolExecutor() as pool:
+            for photo, mean in zip(self.photos, pool.map(colour, self.photos), strict=True):
+                if mean is not None:
+                    groups.setdefault(photo.group, {})[photo.name] = mean
+        result = {}
+        for means in groups.values():
+            for name in means:
+                others = [mean for other, mean in means.items() if other != name]
+                if others:
+                    values = torch.stack(others)
+                    mean = values.mean(0)
+                    spread = (values - mean).square().sum(0)
+                    result[name] = {"count": torch.tensor(len(others)), "mean": mean, "spread": spread}
+        return result
+
+    def _pass_over(self, photo: Photo, error: UnreadablePhoto) -> None:
+        with self.lock:
+            if photo.name in self.unreadable:
+                return
+            self.unreadable[photo.name] = str(error)
+            print(f"Passing over {error}", file=sys.stderr, flush=True)
+            if len(self.unreadable) > len(self.photos) / 100:
+                raise ValueError(
+                    f"expected at most 1 % of the photos to be unreadable, got {len(self.unreadable)} of "
+                    f"{len(self.photos)}; the last: {error}"
+                )
+
+
+class Unpaired:
+    """Random crops of photos and, independently, of photos as they should look: `split/{input, target}`, any names.
+
+    Crops, order and unreadable photos as with `Pairs`; a sample is input and target, (3, S, S) each.
+    """
+
+    def __init__(self, root: Path, split: str = "train", side: int = 448, seed: int = 0) -> None:
+        def alone(kind: str, seed: int) -> Pairs:
+            photos = find_photos(root / split / kind).items()
+            return Pairs([Photo(name, (path,), path) for name, path in photos], side, seed)
+
+        self.inputs, self.targets = alone("input", seed), alone("target", seed + 1)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        inputs, targets = self.inputs.batch(positions), self.targets.batch(positions)
+        return {"input": inputs["input"][:, 0], "target": targets["input"][:, 0]}
+
+
+@functools.lru_cache(4)
+def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
+    """The order of an epoch, a permutation of range(count)."""
+    return np.random.default_rng([seed, 0, epoch]).permutation(count).tolist()

@@ -1,0 +1,400 @@
+"""The training loop, for every system: devices, precision, progress, logs, checkpoints, averaged weights.
+
+A system says what is particular to it in a `Task`; `run` trains it. On several GPUs or machines the same program is
+started by `torchrun`, once for each GPU.
+
+Nothing random has a state to keep. The samples of a step follow from their positions in training, and before each step
+torch's generators are seeded from (seed, step, rank). So a run that was stopped and resumed ends with the same bits as
+one that never was, and every rank knows without a word which samples are its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.nn.functional as differentiable
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
+
+from fastenh.io import replacing
+from fastenh.train.config import CONFIG, Settings
+
+CHECKPOINT = "checkpoint.pt"
+
+Networks = Mapping[str, nn.Module]
+
+
+class Task:
+    """What is particular to the training of one system.
+
+    `networks` names all that is trained or has a state; checkpoints hold each. They are built on the CPU; `run` moves
+    them to where they are trained, before it asks for the optimisers. `epoch` is how many samples make an epoch, for
+    settings that say epochs.
+    """
+
+    networks: dict[str, nn.Module]
+    epoch: int = 0
+
+    def optimisers(self) -> dict[str, Optimizer]:
+        """One for each name that `losses` yields."""
+        raise NotImplementedError
+
+    def schedules(self, optimisers: dict[str, Optimizer]) -> dict[str, LRScheduler]:
+        """Of learning rates, by the names of their optimisers; each advances after each step."""
+        return {}
+
+    def batch(self, positions: range) -> Any:
+        """The samples at these positions in training, which count on through all steps: dicts, lists or tensors.
+
+        It runs in a thread beside training, so it must draw from generators of its own, seeded from the positions.
+        """
+        raise NotImplementedError
+
+    def losses(self, batch: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """One step: yields the name of an optimiser and the terms of its loss, once for each update.
+
+        Where it goes on after a yield, that update is done: a GAN yields the discriminator's loss, then computes the
+        generator's against the new discriminator. Each term is a mean over the photos of the batch, or does not depend
+        on them, so that the mean over ranks is the loss of the whole batch.
+        """
+        raise NotImplementedError
+
+    def pictures(self, networks: Networks) -> dict[str, Tensor]:
+        """(3, H, W) in [0, 1] for TensorBoard, such as before/after pairs; `networks` are in eval mode."""
+        return {}
+
+    def finish(self, networks: Networks, folder: Path) -> None:
+        """Writes what the run was for; `networks` are in eval mode, with averaged weights if those were asked for."""
+        raise NotImplementedError
+
+
+def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> None:
+    """Trains, and leaves in `folder` the last checkpoint, TensorBoard's events and what the task writes.
+
+    With `resume` it goes on from the checkpoint in `folder`, if one is there.
+
+    Raises FileExistsError where `folder` holds a run and `resume` is false; ValueError for a checkpoint of other
+    settings or what is no checkpoint; FloatingPointError once a loss is no finite number: the checkpoint is then from
+    before. Each is one line.
+    """
+    if not resume and (folder / CHECKPOINT).exists():
+        raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resume goes on with that")
+    told = asdict(settings)
+    settings = replace(settings, steps=settings.steps or math.ceil(settings.epochs * task.epoch / settings.batch))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun says it
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator=settings.device,
+        devices=here,
+        num_nodes=ranks // here,
+        strategy="ddp" if ranks > 1 else "auto",
+        precision="32-true" if settings.precision == "32" else f"{settings.precision}-mixed",  # type: ignore[arg-type]
+    )
+    fabric.launch()
+
+    for network in task.networks.values():
+        if ranks > 1:
+            synchronise_batch_norm(network)
+        fabric.to_device(network)
+        network.train()
+    averages = {name: copy.deepcopy(network).eval() for name, network in task.networks.items() if settings.ema}
+    optimisers = task.optimisers()
+    schedules = task.schedules(optimisers)
+    stepped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
+    state = State(task.networks, averages, optimisers, schedules, fabric)
+    start = state.read(folder / CHECKPOINT, settings) if resume else 0
+    if mean_over_ranks(fabric, torch.tensor(float(start), device=fabric.device)) != start:
+        raise ValueError(f"{folder}: expected a folder that all machines share, got different checkpoints in it")
+
+    writer = None
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / CONFIG, overwrite=True) as part:
+            part.write_text(json.dumps(told, indent=1) + "\n")
+        writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
+    prepared = batches(task, settings, start, fabric.global_rank, ranks)
+    with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
+        for step, batch in prepared:
+            words = np.random.SeedSequence([settings.seed, step, fabric.global_rank]).generate_state(1, np.uint64)
+            torch.default_generator.manual_seed(int(words[0]))
+            if fabric.device.type == "cuda":
+                torch.cuda.manual_seed(int(words[0]))
+            terms: dict[str, Tensor] = {}
+            updates = task.losses(fabric.to_device(batch))
+            while True:
+                with fabric.autocast():
+                    update = next(updates, None)
+                if update is None:
+                    break
+                name, loss = update
+                terms |= {f"{name}/{term}": value.detach() for term, value in loss.items()}
+                terms[name] = torch.stack([value.float() for value in loss.values()]).sum()
+                optimisers[name].zero_grad()
+                fabric.backward(terms[name])
+                average_gradients(fabric, optimisers[name])
+                stepped[name].step()
+                terms[name] = terms[name].detach()
+            for schedule in schedules.values():
+                schedule.step()
+            for name, average in averages.items():
+                follow(average, task.networks[name], settings.ema)
+
+            # One wait for the device in each step, so that the step whose loss is no number is the one that is named.
+            means = mean_over_ranks(fabric, torch.stack([value.float() for value in terms.values()])).tolist()
+            done, values = step + 1, dict(zip(terms, means, strict=True))
+            if not np.isfinite(means).all():
+                wrong = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
+                kept = f"{folder / CHECKPOINT} is from before" if (folder / CHECKPOINT).exists() else "nothing was kept"
+                raise FloatingPointError(f"step {done}: expected a finite loss, got {wrong}; {kept}")
+            rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
+            meter.update(done, values, rates)
+            shown = averages or task.networks
+            if writer and (done % settings.picture_every == 0 or done in (1, settings.steps)):
+                with torch.no_grad(), evaluating(shown):
+                    for name, picture in task.pictures(shown).items():
+                        writer.add_image(name, picture.float().clamp(0, 1).cpu(), done)
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                state.write(folder / CHECKPOINT, done, settings)
+
+    if writer:
+        writer.close()
+        with evaluating(averages or task.networks):
+            task.finish(averages or task.networks, folder)
+    fabric.barrier()
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+# ---- batches
+
+
+def batches(
+    task: Task, settings: Settings, start: int, rank: int, ranks: int
+) -> Generator[tuple[int, Any], None, None]:
+    """Each step to do with this rank's part of its batch, prepared ahead in threads."""
+    share = settings.batch // ranks
+    ahead: deque[Future[Any]] = deque()
+    pool = ThreadPoolExecutor(settings.workers, "batches")
+    try:
+        asked = start
+        for step in range(start, settings.steps):
+            while asked < settings.steps and len(ahead) <= settings.workers:
+                first = asked * settings.batch + rank * share
+                ahead.append(pool.submit(task.batch, range(first, first + share)))
+                asked += 1
+            yield step, ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- what ranks share
+
+
+def average_gradients(fabric: Fabric, optimiser: Optimizer) -> None:
+    """Means over ranks, in one message after backward.
+
+    Not by hooks of DDP: a GAN's many passes, its gradient penalty, and parameters that a step leaves out then need no
+    care, and the networks here are small.
+    """
+    if fabric.world_size == 1:
+        return
+    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    means = mean_over_ranks(fabric, torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
+    mean = fabric.all_reduce(tensor, reduce_op="mean")
+    assert isinstance(mean, Tensor)  # of a tensor comes a tensor
+    return mean
+
+
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the photos of all ranks, equally many on each; torch's own works on GPUs alone."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        ranks, axes = torch.distributed.get_world_size(), tuple(range(x.ndim - 1))
+        with torch.autocast(x.device.type, enabled=False):
+            floats = x.float().movedim(1, -1)  # channels last, so that vectors of them broadcast
+            mean = differentiable.all_reduce(floats.mean(axes)) / ranks
+            centred = floats - mean
+            variance = differentiable.all_reduce(centred.square().mean(axes)) / ranks
+            with torch.no_grad():
+                count = ranks * x.numel() / x.shape[1]
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+            normalised = centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
+            return normalised.movedim(-1, 1).to(x.dtype)
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    for module in network.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SynchronisedBatchNorm  # the same tensors under the same names, another forward
+
+
+# ---- averaged weights
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 − decay) · network; counts and statistics of batch norm are taken over."""
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for old, new in zip(average.buffers(), network.buffers(), strict=True):
+        old.copy_(new)
+
+
+@contextlib.contextmanager
+def evaluating(networks: Networks) -> Iterator[None]:
+    """Networks in eval mode for a while."""
+    before = {name: network.training for name, network in networks.items()}
+    for network in networks.values():
+        network.eval()
+    yield
+    for name, network in networks.items():
+        network.train(before[name])
+
+
+# ---- checkpoints
+
+
+@dataclass
+class State:
+    """All that a run needs to go on: tensors and plain numbers, so that reading one unpickles nothing else."""
+
+    networks: Networks
+    averages: Networks
+    optimisers: dict[str, Optimizer]
+    schedules: dict[str, LRScheduler]
+    fabric: Fabric
+
+    def parts(self) -> dict[str, Mapping[str, Any]]:
+        return {
+            "networks": self.networks,
+            "averages": self.averages,
+            "optimisers": self.optimisers,
+            "schedules": self.schedules,
+        }
+
+    def write(self, path: Path, step: int, settings: Settings) -> None:
+        """Whoever reads `path`, even after the machine went down, finds the old checkpoint or the whole new one."""
+        for name, network in self.networks.items():
+            for key, tensor in network.state_dict().items():
+                if not tensor.isfinite().all():
+                    raise FloatingPointError(f"step {step}: expected finite weights, got others in {name} {key}")
+        if not self.fabric.is_global_zero:
+            return
+        content: dict[str, Any] = {
+            kind: {name: item.state_dict() for name, item in items.items()} for kind, items in self.parts().items()
+        }
+        content |= {"step": step, "settings": asdict(settings)}
+        content["precision"] = self.fabric.strategy.precision.state_dict()
+        with replacing(path, overwrite=True) as part, open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, path: Path, settings: Settings) -> int:
+        """Restores what `path` holds, if it is there, and returns the number of steps done."""
+        if not path.exists():
+            return 0
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            before, now = content["settings"], asdict(settings)
+        except Exception as error:  # torch meets damaged bytes with errors of many kinds
+            raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(error).__name__})") from None
+        for name in now:
+            if name not in settings.FREE and before.get(name) != now[name]:
+                raise ValueError(f"{name}: expected {before.get(name)!r}, as in the run to resume, got {now[name]!r}")
+        if content["step"] > settings.steps:
+            raise ValueError(f"steps: expected at least the {content['step']} already done, got {settings.steps}")
+        try:
+            for kind, items in self.parts().items():
+                if content[kind].keys() != items.keys():
+                    raise KeyError(f"{kind} {', '.join(content[kind])}")
+                for name, item in items.items():
+                    item.load_state_dict(content[kind][name])
+            self.fabric.strategy.precision.load_state_dict(content["precision"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())
+            raise ValueError(f"{path}: expected a checkpoint of this training, got another's ({line:.160})") from None
+        return content["step"]
+
+
+# ---- progress and logs
+
+
+class Meter:
+    """A bar with loss, rate and time left where a person looks on, else a line now and then; scalars for TensorBoard.
+
+    Ranks without a writer are silent.
+    """
+
+    def __init__(self, settings: Settings, start: int, writer: SummaryWriter | None) -> None:
+        self.settings, self.start, self.writer = settings, start, writer
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]:.1f} photos/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=writer is None or not console.is_terminal,
+        )
+
+    def __enter__(self) -> Meter:
+        self.line = self.bar.add_task("", total=self.settings.steps, completed=self.start, loss="–", rate=0.0)
+        self.bar.start()
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: int, values: dict[str, float], rates: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        now, steps = time.monotonic(), self.settings.steps
+        rate = (done - self.start) * self.settings.batch / (now - self.began)
+        losses = ", ".join(f"{values[name]:.5f}" for name in rates)
+        self.bar.update(self.line, completed=done, loss=losses, rate=rate)
+        if done % self.settings.log_every and done != steps:
+            return
+        for name, value in values.items():
+            self.writer.add_scalar(f"loss/{name}", value, done)
+        for name, learning_rate in rates.items():
+            self.writer.add_scalar(f"learning_rate/{name}", learning_rate, done)
+        self.writer.add_scalar("photos_per_second", rate, done)
+        if self.bar.disable:
+            left = (steps - done) * self.settings.batch / rate
+            print(f"step {done}/{steps}: loss {losses}, {rate:.1f} photos/s, {left:.0f} s left", flush=True)
