@@ -46,7 +46,12 @@ def _matrices(values, TILE: tl.constexpr, DTYPE: tl.constexpr):
                 parts += (values[q].to(DTYPE),)
             else:
                 parts += (tl.full([TILE], 1.0 if q == len(values) else 0.0, DTYPE),)
-        matrices += (from_columns(parts, DEPTH).reshape(TILE, DEPTH),)
+        for bit in tl.static_range(4):
+            pairs = ()
+            for i in tl.static_range(DEPTH >> (bit + 1)):
+                pairs += (tl.join(parts[i], parts[i + (DEPTH >> (bit + 1))]),)
+            parts = pairs
+        matrices += (parts[0].reshape(TILE, DEPTH),)
     return matrices
 
 
@@ -116,9 +121,10 @@ def _retouch(
     for i in tl.static_range(FEATURES):
         to_scores += (_layers(features_weight, features_bias, attention_weight, 3 * k * k, features, k * k, i * C,
                               LOG2E, j, C, dtype),)  # fmt: skip
-    for i in tl.static_range(HIDDEN):
-        to_factors += (_layers(hidden_weight, hidden_bias, head_weight, 3 * k * k, hidden, count, i * C, 1.0, n, C,
-                               dtype),)  # fmt: skip
+    for panel in tl.static_range(PANELS):
+        for i in tl.static_range(HIDDEN):
+            to_factors += (_layers(hidden_weight, hidden_bias, head_weight, 3 * k * k, hidden, count, i * C, 1.0,
+                                   panel * 5 + n, C, dtype),)  # fmt: skip
     for y in range(top, tl.minimum(top + ROWS, height)):
         neighbours = ()
         for q in tl.static_range(3 * k * k):
@@ -147,7 +153,7 @@ def _retouch(
         for panel in tl.static_range(PANELS):
             factors = tl.zeros([TILE, 8], tl.float32)
             for i in tl.static_range(HIDDEN):
-                factors = _through(factors, matrices, to_factors[i], C, PRECISION)
+                factors = _through(factors, matrices, to_factors[panel * HIDDEN + i], C, PRECISION)
             m = panel * 5 + n
             factors += tl.load(head_bias + m, m < count, 0.0)[None, :]
             if weights is not None:
