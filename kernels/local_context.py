@@ -1,26 +1,26 @@
 """local_context_retouch in Triton: LUTs that every pixel weights by its local context, from picture to picture.
 
-Layers are matrix products, rows of pixels times weights, which tensor cores compute: neighbours -> features -> scores of
-the neighbours, and voxels -> hidden channels -> factors of the tables. Of features and hidden channels no more are there
-at once than CHANNELS: what the next layer makes of them is summed up. Between the products, for softmax, voxels and the
-tables, every thread has one pixel. The weights stay in shared memory while a program goes down a few rows.
+Layers are matrix products, rows of pixels times weights, which tensor cores compute: neighbours -> features -> scores
+of the neighbours, and voxels -> hidden channels -> factors of the tables. Of features and hidden channels only a few
+are there at a time: what the next layer makes of them is summed up. Between the products, for softmax, voxels and
+tables, every thread has one pixel. The weights stay in shared memory while a program goes down its rows.
 """
-# ruff: noqa: RUF005 (Triton does not unpack tuples)
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .lut import _cell, _corners, _look_up, lut_pack
-from .pixels import at, columns, end_of_row, from_columns, launch, load, split_program, store, with_strides
+from .pixels import at, columns, end_of_row, launch, load, split_program, store, with_strides
 
 __all__ = ["local_context_retouch", "lut_pack"]
 
 TILE = 128  # pixels of a row that one program works on at a time
 ROWS = 8  # so often, one below the other
-CHANNELS = 64  # of a layer that are computed at a time
+CHANNELS = {torch.float16: 64, torch.float32: 32}  # of a layer that are computed at a time, by the tables' dtype
 DEPTH = tl.constexpr(16)  # columns of a matrix, the least that tensor cores take
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -104,8 +104,8 @@ def _softmax(scores, count: tl.constexpr):
 @triton.jit(do_not_specialize_on_alignment=["out", "image"])
 def _retouch(
     out, out_strides, image, image_strides, packed, packed_stride, weights,
-    features_weight, features_bias, attention_weight, attention_bias, hidden_weight, hidden_bias, head_weight, head_bias,
-    size, height, width, features, hidden, count,
+    features_weight, features_bias, attention_weight, attention_bias,
+    hidden_weight, hidden_bias, head_weight, head_bias, size, height, width, features, hidden, count,
     k: tl.constexpr, J: tl.constexpr, C: tl.constexpr, FEATURES: tl.constexpr, HIDDEN: tl.constexpr,
     PANELS: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -178,6 +178,7 @@ def local_context_retouch(
     head_weight: Tensor,
     head_bias: Tensor,
 ) -> None:
+    channels = CHANNELS[packed.dtype]
     own, panels, size, *_ = packed.shape
     batch, _, height, width = image.shape
     k, features, hidden = features_weight.shape[-1], features_weight.shape[0], hidden_weight.shape[0]
@@ -187,6 +188,6 @@ def local_context_retouch(
         packed, panels * size**3 if own > 1 else 0, weights,
         features_weight, features_bias, attention_weight, attention_bias, hidden_weight, hidden_bias, head_weight,
         head_bias, size, height, width, features, hidden, head_bias.shape[0],
-        k, triton.next_power_of_2(k * k), CHANNELS, triton.cdiv(features, CHANNELS), triton.cdiv(hidden, CHANNELS),
+        k, triton.next_power_of_2(k * k), channels, triton.cdiv(features, channels), triton.cdiv(hidden, channels),
         panels, "tf32x3", TILE, ROWS,
     )  # fmt: skip

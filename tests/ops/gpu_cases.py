@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -27,11 +27,14 @@ def lut(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
 
 
 def local_context(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
-    """local_context_retouch with or without weights, and parameters that neither blow values up nor put them out. No
-    gradients: those are the reference's."""
-    params = [(p - 0.5) * (12 / p[0].numel()) ** 0.5 for p in others[-8:]]
+    """local_context_retouch with or without weights. No gradients: those are the reference's."""
     with torch.no_grad():
-        return ops.local_context_retouch(image, luts, others[0] if len(others) > 8 else None, params)
+        return ops.local_context_retouch(image, luts, others[0] if len(others) > 8 else None, of_layers(others[-8:]))
+
+
+def of_layers(params: Sequence[Tensor]) -> list[Tensor]:
+    """From values in [0, 1], parameters that let no layer blow values up or put them out."""
+    return [(p - 0.5) * (12 / p[0].numel()) ** 0.5 for p in params]
 
 
 def layers(k: int, features: int, hidden: int, count: int) -> list[tuple[int, ...]]:
@@ -92,7 +95,8 @@ def every_case(test: Callable[..., None]) -> Callable[..., None]:
         (torch.float32, "every other"),
     ]
     whole = [(torch.uint8, "contiguous"), (torch.uint16, "channels_last")]
-    calls = [(case, *way) for case in CASES for way in (ways + whole if case.startswith(("lut", "curve", "local context")) else ways)]
+    floats = ("split", "voxels")
+    calls = [(case, *way) for case in CASES for way in (ways if case.startswith(floats) else ways + whole)]
     names = [f"{case}, {str(dtype).removeprefix('torch.')}, {layout}" for case, dtype, layout in calls]
     return pytest.mark.parametrize(("case", "dtype", "layout"), calls, ids=names)(test)
 
