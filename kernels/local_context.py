@@ -189,5 +189,5 @@ def local_context_retouch(
         features_weight, features_bias, attention_weight, attention_bias, hidden_weight, hidden_bias, head_weight,
         head_bias, size, height, width, features, hidden, head_bias.shape[0],
         k, triton.next_power_of_2(k * k), channels, triton.cdiv(features, channels), triton.cdiv(hidden, channels),
-        panels, "tf32x3", TILE, ROWS,
+        panels, "tf32x3", TILE, ROWS, num_stages=1,
     )  # fmt: skip
