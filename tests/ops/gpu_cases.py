@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a f
     "local context, k = 5": (local_context, [(1, 3, 3, 4), (3, 3, 9, 9, 9), (1, 3), *layers(5, 32, 64, 3)]),
     "local context, k = 7": (local_context, [(1, 3, 2, 6), (1, 3, 5, 5, 5), *layers(7, 16, 16, 1)]),
     "local context, odd widths": (local_context, [(1, 3, 10, 5), (2, 3, 2, 2, 2), *layers(3, 5, 70, 2)]),
+    "local context, too wide to keep": (local_context, [(1, 3, 1, 2), (2, 3, 2, 2, 2), *layers(3, 16, 1700, 2)]),
     "local context, two panels": (local_context, [(2, 3, 1, 5), (2, 7, 3, 4, 4, 4), (2, 7), *layers(3, 16, 16, 7)]),
 }  # fmt: skip
 
