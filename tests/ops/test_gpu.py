@@ -246,7 +246,10 @@ class TestChannelSplitByTriton(OnGpuByTriton, ChannelSplitLaws):
 
 
 class TestLocalContextByTriton(OnGpuByTriton, LocalContextLaws):
-    pass
+    """Without k = 7, which Triton compiles for minutes."""
+
+    calls = LocalContextLaws.calls.filter(lambda call: call.tensors[3].shape[-1] < 7)
+    test_widths_of_the_paper = None
 
 
 LARGE = (1776, 1792)  # pixels enough for whatever a kernel does on large pictures alone

@@ -71,8 +71,9 @@ class Card:
 
 
 SOME = ("split", "voxels, aligned rows", "lut", "lut, pixel weights", "curve", "curve, larger")
+SLOW = ("local context, k = 7",)  # Triton compiles it for minutes
 COMPILED = [
-    *((case, torch.float16, "contiguous", 90) for case in CASES if case != "local context, k = 7"),  # takes minutes
+    *((case, torch.float16, "contiguous", 90) for case in CASES if case not in SLOW),
     *((case, torch.float16, "channels_last", 90) for case in ("split", "voxels", "curve")),
     *((case, torch.float16, "every other", 90) for case in ("lut", "lut, vertices")),
     *((case, dtype, "contiguous", 90) for case in SOME for dtype in (torch.float32, torch.bfloat16)),
@@ -117,6 +118,8 @@ def test_compiles_ahead_of_time(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @every_case
 def test_agrees_with_the_reference_on_the_gpu(case: str, dtype: torch.dtype, layout: str) -> None:
+    if case in SLOW:
+        pytest.skip("takes Triton minutes to compile")
     with fastenh.backend("reference"):
         expected = run(case, dtype, layout, "cpu")
     with fastenh.backend("triton"):
