@@ -10,7 +10,13 @@ import peers
 import torch
 from torch import Tensor
 
-from fastenh.ops import channel_split_transform, context_voxels, curve_iterate, lut_transform
+from fastenh.ops import (
+    channel_split_transform,
+    context_voxels,
+    curve_iterate,
+    local_context_retouch,
+    lut_transform,
+)
 
 
 def as_float(t: Tensor) -> Tensor:
@@ -32,7 +38,7 @@ class OneLUT:
     """LUTs stay float32, as learned parameters are; grid_sample computes in float32 then, as under autocast."""
 
     name = "lut_transform, one LUT"
-    integers, looks_up = True, True
+    integers, looks_up, gradients = True, True, True
 
     def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
         return [as_dtype(picture, dtype), inputs.luts(1).to(picture.device)]
@@ -89,7 +95,7 @@ class FiveLUTs(OneLUT):
 
 class CurveMaps:
     name = "curve_iterate, 8 iterations, 24 maps"
-    integers, looks_up = True, False
+    integers, looks_up, gradients = True, False, True
 
     def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
         curves = inputs.maps(24, 0.02, picture.shape[-2:], picture.device)
@@ -139,7 +145,7 @@ class CurveLowResolution(CurveMaps):
 
 class ContextVoxels:
     name = "context_voxels, 3 x 3"
-    integers, looks_up = False, False
+    integers, looks_up, gradients = False, False, True
 
     def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
         attention = inputs.maps(9, 0.1, picture.shape[-2:], picture.device).mul_(2).softmax(1)
@@ -165,11 +171,54 @@ class ContextVoxels:
         return 2 * sum(t.nbytes for t in tensors)
 
 
+class LocalContext:
+    """The layers in the image's dtype, as under autocast; LUTs as those of OneLUT."""
+
+    name = "local_context_retouch, 5 LUTs, 3 x 3"
+    integers, looks_up, gradients = True, True, False
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        weights = torch.tensor([[0.3, 0.1, 0.2, 0.15, 0.25]])
+        return [
+            as_dtype(picture, dtype),
+            *(t.to(picture.device) for t in (inputs.luts(5), weights, *inputs.layers(64, 128, 5))),
+        ]
+
+    def ours(self, image: Tensor, luts: Tensor, weights: Tensor, *params: Tensor, out: Tensor | None = None) -> Tensor:
+        return local_context_retouch(image, luts, weights, params, out=out)
+
+    def written(self, image: Tensor, luts: Tensor, weights: Tensor, *params: Tensor) -> Tensor:
+        x = as_float(image)
+        pixel_weights = peers.local_context(x.to(float_of(image.dtype)), *params) * weights[..., None, None]
+        return as_dtype(peers.weighted_sum(x, luts, pixel_weights), image.dtype)
+
+    def reusing(self, image: Tensor, luts: Tensor, weights: Tensor, *params: Tensor) -> Callable[[], Tensor]:
+        dtype, full = float_of(image.dtype), 255 if image.dtype is torch.uint8 else 1
+        tables = (luts * weights[0][:, None, None, None, None] * full).to(dtype)
+        out, total = torch.empty_like(image), torch.empty_like(image, dtype=dtype)
+        shifts = peers.shifts(torch.empty_like(total))
+        layers = peers.LocalContextInStrips(total, list(params))
+        grid = torch.empty_like(image.permute(0, 2, 3, 1)[:, None], dtype=dtype, memory_format=torch.contiguous_format)
+
+        def call() -> Tensor:
+            shifts[4].copy_(image)
+            if full != 1:
+                shifts[4].div_(full)
+            torch.mul(image.permute(0, 2, 3, 1)[:, None], 2 / full, out=grid).sub_(1)
+            for top in range(0, image.shape[2], layers.ROWS):
+                rows = slice(top, top + layers.ROWS)
+                pixel_weights = layers([shift[:, :, rows] for shift in shifts])
+                peers.blend_into(total[:, :, rows], grid[:, :, rows], tables, pixel_weights)
+            return total if full == 1 else out.copy_(total.round_().clamp_(0, 255))
+
+        return call
+
+
 class ChannelSplit:
     """64 channels at a quarter of the picture's height and width, which is twice the bytes of one LUT."""
 
     name = "channel_split_transform, 64 channels at 1/4"
-    integers, looks_up = False, False
+    integers, looks_up, gradients = False, False, True
 
     def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
         size = [side // 4 for side in picture.shape[-2:]]
@@ -191,5 +240,6 @@ class ChannelSplit:
         return features.nbytes // 2 + features.nbytes + 2 * scale.nbytes
 
 
-OPS = {op.name: op for op in (OneLUT(), FiveLUTs(), CurveMaps(), CurveLowResolution(), ContextVoxels(), ChannelSplit())}
-ONE_LUT, FIVE_LUTS, CURVE_MAPS, CURVE_LOW, VOXELS, SPLIT = OPS
+ALL = (OneLUT(), FiveLUTs(), CurveMaps(), CurveLowResolution(), ContextVoxels(), ChannelSplit(), LocalContext())
+OPS = {op.name: op for op in ALL}
+ONE_LUT, FIVE_LUTS, CURVE_MAPS, CURVE_LOW, VOXELS, SPLIT, LOCAL = OPS

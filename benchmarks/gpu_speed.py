@@ -77,11 +77,11 @@ class Unit(NamedTuple):
 def plan() -> list[Unit]:
     def of(op: str, size: str, dtype: str) -> list[Unit]:
         units = [Unit(op, size, dtype, "photo", "forward", code) for code in (*OURS, EAGER, REUSED)]
-        if dtype != "uint8":
+        if dtype != "uint8" and OPS[op].gradients:
             units += [Unit(op, size, dtype, "photo", "backward", code) for code in (*OURS, EAGER)]
         if OPS[op].looks_up:
             units += [Unit(op, size, dtype, "noise", "forward", code) for code in OURS]
-        if OPS[op].looks_up and dtype == "float16":
+        if OPS[op].looks_up and OPS[op].gradients and dtype == "float16":
             units += [Unit(op, size, dtype, "flat", "backward", code) for code in OURS]
         return units
 
@@ -112,7 +112,7 @@ class Case:
 
     @cached_property
     def truth(self) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return as_dtype(self.op.written(*map(as_float, self.first)), self.dtype)
 
     @cached_property

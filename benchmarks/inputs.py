@@ -51,3 +51,15 @@ def luts(count: int) -> Tensor:
     identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
     bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
     return identity + 0.1 * F.interpolate(bends, identity.shape[1:], mode="trilinear", align_corners=True)
+
+
+def layers(features: int, hidden: int, count: int) -> list[Tensor]:
+    """The convolutions of local context, 3 x 3, with weights as training starts from; the last gives about 1."""
+    random = torch.Generator().manual_seed(0)
+    params = []
+    for shape in ((features, 3, 3, 3), (9, features, 1, 1), (hidden, 27, 1, 1), (count, hidden, 1, 1)):
+        params += [
+            (torch.rand(s, generator=random) * 2 - 1) / (shape[1] * shape[2] ** 2) ** 0.5 for s in (shape, shape[:1])
+        ]
+    params[-1] += 1
+    return params

@@ -97,6 +97,63 @@ def layer_after_layer(image: Tensor, luts: Tensor, weights: Tensor, params: Sequ
     return weighted_sum(image, luts, weights[..., None, None] * pixel_weights)
 
 
+STRIP = 1080  # rows at a time: all hidden channels of an 8K frame would be more than 2^31 numbers
+
+
+def local_context(image: Tensor, *params: Tensor) -> Tensor:
+    """The weights of every pixel, in the image's dtype."""
+    weights, biases = ([p.to(image.dtype) for p in params[i::2]] for i in (0, 1))
+    padded, strips = F.pad(image, [1] * 4), []
+    for top in range(0, image.shape[2], STRIP):
+        strip = padded[:, :, top : top + STRIP + 2]
+        attention = F.conv2d(F.relu(F.conv2d(strip, weights[0], biases[0])), weights[1], biases[1]).softmax(1)
+        neighbours = F.unfold(strip, 3).view(*image.shape[:2], 9, *attention.shape[2:])
+        hidden = F.relu(F.conv2d((neighbours * attention[:, None]).flatten(1, 2), weights[2], biases[2]))
+        strips.append(F.conv2d(hidden, weights[3], biases[3]))
+    return torch.cat(strips, 2)
+
+
+class LocalContextInStrips:
+    """The same of one image for a few rows at a time, in buffers that are used again. Layers are products with matrices
+    that hold a column for the bias and as many more as make full steps of a tensor core."""
+
+    ROWS = 128
+
+    def __init__(self, image: Tensor, params: list[Tensor]) -> None:
+        def full(channels: int) -> int:
+            return -(-(channels + 1) // 8) * 8
+
+        self.width, dtype = image.shape[3], image.dtype
+        self.layers, self.buffers = [], []
+        for weight, bias in zip(params[::2], params[1::2], strict=True):
+            inputs = weight[0].numel()
+            layer = weight.new_zeros(len(weight), full(inputs), dtype=dtype)
+            layer[:, :inputs], layer[:, inputs] = weight.flatten(1), bias
+            self.layers.append(layer)
+            if len(self.buffers) != 2:  # the third layer's are the first one's, in place
+                self.buffers.append(layer.new_zeros(full(inputs), self.ROWS * self.width))
+                self.buffers[-1][inputs] = 1
+            else:
+                self.buffers.append(self.buffers[0])
+        self.attention = self.layers[0].new_empty(9, self.ROWS * self.width)
+        self.pixel_weights = self.layers[0].new_empty(len(self.layers[3]), self.ROWS * self.width)
+
+    def __call__(self, shifts: list[Tensor]) -> Tensor:
+        """(1, N, rows, W) from the nine shifted views of these rows."""
+        rows = shifts[0].shape[2]
+        pixels = rows * self.width
+        neighbours, features, _, hidden = (buffer[:, :pixels] for buffer in self.buffers)
+        attention, pixel_weights = self.attention[:, :pixels], self.pixel_weights[:, :pixels]
+        by_colour = neighbours[:27].view(3, 9, rows, self.width)
+        for j, shift in enumerate(shifts):
+            by_colour[:, j].copy_(shift[0])
+        torch.mm(self.layers[0], neighbours, out=features[: len(self.layers[0])]).relu_()
+        torch.softmax(torch.mm(self.layers[1], features, out=attention), 0, out=attention)
+        by_colour.mul_(attention.view(9, rows, self.width))
+        torch.mm(self.layers[2], neighbours, out=hidden[: len(self.layers[2])]).relu_()
+        return torch.mm(self.layers[3], hidden, out=pixel_weights).view(1, -1, rows, self.width)
+
+
 # ---- channel_split_transform ----
 
 

@@ -1,26 +1,28 @@
 """local_context_retouch in Triton: LUTs that every pixel weights by its local context, from picture to picture.
 
-Layers are matrix products, rows of pixels times weights, which tensor cores compute: neighbours -> features -> scores of
-the neighbours, and voxels -> hidden channels -> factors of the tables. Of features and hidden channels no more are there
-at once than CHANNELS: what the next layer makes of them is summed up. Between the products, for softmax, voxels and the
-tables, every thread has one pixel. The weights stay in shared memory while a program goes down a few rows.
+Layers are matrix products, rows of pixels times weights, which tensor cores compute: neighbours -> features -> scores
+of the neighbours, and voxels -> hidden channels -> factors of the tables. Of features and hidden channels only a few
+are there at a time: what the next layer makes of them is summed up. Between the products, for softmax, voxels and
+tables, every thread has one pixel. The weights stay in shared memory while a program goes down its rows.
 """
-# ruff: noqa: RUF005 (Triton does not unpack tuples)
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .lut import _cell, _corners, _look_up, lut_pack
-from .pixels import at, columns, end_of_row, from_columns, launch, load, split_program, store, with_strides
+from .pixels import at, columns, end_of_row, launch, load, split_program, store, with_strides
 
 __all__ = ["local_context_retouch", "lut_pack"]
 
-TILE = 128  # pixels of a row that one program works on at a time
-ROWS = 8  # so often, one below the other
-CHANNELS = 64  # of a layer that are computed at a time
+# By the tables' dtype: pixels of a row that one program works on at a time; channels of a layer that are computed at a
+# time; warps. For float16 as Hopper's tensor cores like it, for float32 what leaves everything in registers.
+SIZES = {torch.float16: (128, 64, 4), torch.float32: (64, 16, 2)}
+ROWS = 8  # that one program works on, one below the other
+KEPT = 80 << 10  # bytes of weights that it keeps in shared memory
 DEPTH = tl.constexpr(16)  # columns of a matrix, the least that tensor cores take
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -46,7 +48,12 @@ def _matrices(values, TILE: tl.constexpr, DTYPE: tl.constexpr):
                 parts += (values[q].to(DTYPE),)
             else:
                 parts += (tl.full([TILE], 1.0 if q == len(values) else 0.0, DTYPE),)
-        matrices += (from_columns(parts, DEPTH).reshape(TILE, DEPTH),)
+        for bit in tl.static_range(4):
+            pairs = ()
+            for i in tl.static_range(DEPTH >> (bit + 1)):
+                pairs += (tl.join(parts[i], parts[i + (DEPTH >> (bit + 1))]),)
+            parts = pairs
+        matrices += (parts[0].reshape(TILE, DEPTH),)
     return matrices
 
 
@@ -81,6 +88,24 @@ def _through(total, matrices, layers, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _both(
+    total, matrices, kept, first, first_bias, second, inputs: tl.constexpr, channels, outputs, scale, output,
+    C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what a layer and the next one give, with weights that are kept, or that have yet to be loaded."""
+    if len(kept) > 0:
+        for i in tl.static_range(len(kept)):
+            total = _through(total, matrices, kept[i], C, PRECISION)
+    else:
+        for start in range(0, channels, C):
+            layers = _layers(
+                first, first_bias, second, inputs, channels, outputs, start, scale, output, C, matrices[0].dtype
+            )
+            total = _through(total, matrices, layers, C, PRECISION)
+    return total
+
+
+@triton.jit
 def _softmax(scores, count: tl.constexpr):
     """Of logarithms to base 2."""
     largest = scores[0]
@@ -99,8 +124,8 @@ def _softmax(scores, count: tl.constexpr):
 @triton.jit(do_not_specialize_on_alignment=["out", "image"])
 def _retouch(
     out, out_strides, image, image_strides, packed, packed_stride, weights,
-    features_weight, features_bias, attention_weight, attention_bias, hidden_weight, hidden_bias, head_weight, head_bias,
-    size, height, width, features, hidden, count,
+    features_weight, features_bias, attention_weight, attention_bias,
+    hidden_weight, hidden_bias, head_weight, head_bias, size, height, width, features, hidden, count,
     k: tl.constexpr, J: tl.constexpr, C: tl.constexpr, FEATURES: tl.constexpr, HIDDEN: tl.constexpr,
     PANELS: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -116,9 +141,12 @@ def _retouch(
     for i in tl.static_range(FEATURES):
         to_scores += (_layers(features_weight, features_bias, attention_weight, 3 * k * k, features, k * k, i * C,
                               LOG2E, j, C, dtype),)  # fmt: skip
-    for i in tl.static_range(HIDDEN):
-        to_factors += (_layers(hidden_weight, hidden_bias, head_weight, 3 * k * k, hidden, count, i * C, 1.0, n, C,
-                               dtype),)  # fmt: skip
+    for panel in tl.static_range(PANELS):
+        layers = ()
+        for i in tl.static_range(HIDDEN):
+            layers += (_layers(hidden_weight, hidden_bias, head_weight, 3 * k * k, hidden, count, i * C, 1.0,
+                               panel * 5 + n, C, dtype),)  # fmt: skip
+        to_factors += (layers,)
     for y in range(top, tl.minimum(top + ROWS, height)):
         neighbours = ()
         for q in tl.static_range(3 * k * k):
@@ -126,8 +154,8 @@ def _retouch(
 
         scores = tl.zeros([TILE, J], tl.float32)
         matrices = _matrices(neighbours, TILE, dtype)
-        for i in tl.static_range(FEATURES):
-            scores = _through(scores, matrices, to_scores[i], C, PRECISION)
+        scores = _both(scores, matrices, to_scores, features_weight, features_bias, attention_weight, 3 * k * k,
+                       features, k * k, LOG2E, j, C, PRECISION)  # fmt: skip
         scores += tl.load(attention_bias + j, j < k * k, 0.0)[None, :] * LOG2E
         attention = _softmax(columns(scores.reshape(TILE * J), J), k * k)
         voxels = ()
@@ -146,9 +174,9 @@ def _retouch(
         totals = (tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32))
         for panel in tl.static_range(PANELS):
             factors = tl.zeros([TILE, 8], tl.float32)
-            for i in tl.static_range(HIDDEN):
-                factors = _through(factors, matrices, to_factors[i], C, PRECISION)
             m = panel * 5 + n
+            factors = _both(factors, matrices, to_factors[panel], hidden_weight, hidden_bias, head_weight, 3 * k * k,
+                            hidden, count, 1.0, m, C, PRECISION)  # fmt: skip
             factors += tl.load(head_bias + m, m < count, 0.0)[None, :]
             if weights is not None:
                 factors *= tl.load(weights + batch * count + m, m < count, 0.0)[None, :]
@@ -172,15 +200,20 @@ def local_context_retouch(
     head_weight: Tensor,
     head_bias: Tensor,
 ) -> None:
+    tile, channels, warps = SIZES[packed.dtype]
     own, panels, size, *_ = packed.shape
     batch, _, height, width = image.shape
     k, features, hidden = features_weight.shape[-1], features_weight.shape[0], hidden_weight.shape[0]
-    programs = batch * triton.cdiv(height, ROWS) * triton.cdiv(width, TILE)
+    programs = batch * triton.cdiv(height, ROWS) * triton.cdiv(width, tile)
+    inputs, scores = 3 * k * k, triton.next_power_of_2(k * k)
+    weight_bytes = (inputs * (features + hidden) + scores * features + 8 * panels * hidden) * (
+        2 if packed.dtype == torch.float16 else 8  # float32 in two parts
+    )
+    kept = weight_bytes <= KEPT
     launch(
-        _retouch, programs, out, *with_strides(out, image),
-        packed, panels * size**3 if own > 1 else 0, weights,
-        features_weight, features_bias, attention_weight, attention_bias, hidden_weight, hidden_bias, head_weight,
-        head_bias, size, height, width, features, hidden, head_bias.shape[0],
-        k, triton.next_power_of_2(k * k), CHANNELS, triton.cdiv(features, CHANNELS), triton.cdiv(hidden, CHANNELS),
-        panels, "tf32x3", TILE, ROWS,
+        _retouch, programs, out, *with_strides(out, image), packed, panels * size**3 if own > 1 else 0, weights,
+        features_weight, features_bias, attention_weight, attention_bias,
+        hidden_weight, hidden_bias, head_weight, head_bias, size, height, width, features, hidden, head_bias.shape[0],
+        k, scores, channels, triton.cdiv(features, channels) * kept, triton.cdiv(hidden, channels) * kept, panels,
+        "tf32x3", tile, ROWS, num_warps=warps, num_stages=1,  # loads are too narrow for a pipeline
     )  # fmt: skip

@@ -83,7 +83,7 @@ class OnCpu(gpu_speed.Card):
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
-    monkeypatch.setattr(gpu_speed, "SIZES", {"8K": (24, 36), "1080p": (12, 24)})
+    monkeypatch.setattr(gpu_speed, "SIZES", {"8K": (24, 36), "4K": (12, 24), "1080p": (12, 24)})
     return Journal(tmp_path / "journal.jsonl")
 
 

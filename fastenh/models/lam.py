@@ -90,8 +90,8 @@ class LocalContextLUT(nn.Module):
         self.unet = UNet(n_luts) if context == "unet" else None
 
     def forward(self, image: Tensor, fused: bool | None = None) -> Tensor:
-        """`fused`: in one pass over the frame, or layer after layer, which needs some 250 floats per pixel in memory. By
-        default in one pass where no gradient is asked for and there is one: with LAM and its softmax."""
+        """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats per pixel in memory. By
+        default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
             raise ValueError(
@@ -143,7 +143,7 @@ class LocalContext(nn.Module):
 
     def params(self) -> ops.LocalContextParams:
         layers = (self.features, self.attention, self.hidden, self.head)
-        return ops.LocalContextParams(*(t for layer in layers for t in (layer.weight, layer.bias)))
+        return ops.LocalContextParams(*(t for layer in layers for t in layer.parameters()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores = self.attention(F.relu_(self.features(x)))

@@ -156,8 +156,9 @@ def thumbnail(image: Tensor, size: int) -> Tensor:
         ends.append(torch.cat([low, (low + 1).clamp(max=length - 1)]))
         fractions.append(place.clamp(min=0) - low)
     pixels = to_float(image[..., ends[0], :][..., ends[1]])
-    rows = torch.lerp(*pixels.chunk(2, dim=2), fractions[0][:, None].to(pixels.dtype))
-    return torch.lerp(*rows.chunk(2, dim=3), fractions[1].to(pixels.dtype))
+    above, below = pixels.chunk(2, dim=2)
+    left, right = torch.lerp(above, below, fractions[0][:, None].to(pixels.dtype)).chunk(2, dim=3)
+    return torch.lerp(left, right, fractions[1].to(pixels.dtype))
 
 
 def identity_lut(size: int) -> Tensor:

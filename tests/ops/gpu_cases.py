@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -24,6 +24,23 @@ def lut(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
         return ops.lut_transform(image, luts, interpolation=interpolation, **given)
 
     return function
+
+
+def local_context(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
+    """local_context_retouch with or without weights. No gradients: those are the reference's."""
+    with torch.no_grad():
+        return ops.local_context_retouch(image, luts, others[0] if len(others) > 8 else None, of_layers(others[-8:]))
+
+
+def of_layers(params: Sequence[Tensor]) -> list[Tensor]:
+    """From values in [0, 1], parameters that let no layer blow values up or put them out."""
+    return [(p - 0.5) * (12 / p[0].numel()) ** 0.5 for p in params]
+
+
+def layers(k: int, features: int, hidden: int, count: int) -> list[tuple[int, ...]]:
+    """The shapes of `LocalContextParams`."""
+    weights = [(features, 3, k, k), (k * k, features, 1, 1), (hidden, 3 * k * k, 1, 1), (count, hidden, 1, 1)]
+    return [shape for weight in weights for shape in (weight, weight[:1])]
 
 
 INTEGERS = (torch.uint8, torch.uint16)
@@ -61,6 +78,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a f
     "curve, smaller": (lambda *t: ops.curve_iterate(*t, 2), [(1, 3, 3, 5), (1, 3, 5, 13)]),
     "curve, of one value": (lambda *t: ops.curve_iterate(*t, 1), [(1, 3, 18, 260), (1, 3, 1, 1)]),
     "curve, of one pixel": (lambda *t: ops.curve_iterate(*t, 1), [(1, 3, 1, 1), (1, 3, 3, 2)]),
+    "local context": (local_context, [(1, 3, 2, 131), (5, 3, 9, 9, 9), (1, 5), *layers(3, 64, 128, 5)]),
+    "local context, k = 5": (local_context, [(1, 3, 3, 4), (3, 3, 9, 9, 9), (1, 3), *layers(5, 32, 64, 3)]),
+    "local context, k = 7": (local_context, [(1, 3, 2, 6), (1, 3, 5, 5, 5), *layers(7, 16, 16, 1)]),
+    "local context, odd widths": (local_context, [(1, 3, 10, 5), (2, 3, 2, 2, 2), *layers(3, 5, 70, 2)]),
+    "local context, too wide to keep": (local_context, [(1, 3, 1, 2), (2, 3, 2, 2, 2), *layers(3, 16, 1700, 2)]),
+    "local context, two panels": (local_context, [(2, 3, 1, 5), (2, 7, 3, 4, 4, 4), (2, 7), *layers(3, 16, 16, 7)]),
 }  # fmt: skip
 
 
@@ -73,7 +96,8 @@ def every_case(test: Callable[..., None]) -> Callable[..., None]:
         (torch.float32, "every other"),
     ]
     whole = [(torch.uint8, "contiguous"), (torch.uint16, "channels_last")]
-    calls = [(case, *way) for case in CASES for way in (ways + whole if case.startswith(("lut", "curve")) else ways)]
+    floats = ("split", "voxels")
+    calls = [(case, *way) for case in CASES for way in (ways if case.startswith(floats) else ways + whole)]
     names = [f"{case}, {str(dtype).removeprefix('torch.')}, {layout}" for case, dtype, layout in calls]
     return pytest.mark.parametrize(("case", "dtype", "layout"), calls, ids=names)(test)
 
@@ -85,7 +109,7 @@ def onto(t: Tensor, device: str | torch.device) -> Tensor:
 
 
 def run(case: str, dtype: torch.dtype, layout: str, device: str) -> list[Tensor]:
-    """The op's output and its gradients; whole numbers have none."""
+    """The op's output and its gradients, where it has some: whole numbers have none."""
     function, shapes = CASES[case]
     generator = torch.Generator().manual_seed(0)
     tensors = [to_dtype(torch.rand(shapes[0], generator=generator) * 1.2 - 0.1, dtype)]
@@ -94,8 +118,8 @@ def run(case: str, dtype: torch.dtype, layout: str, device: str) -> list[Tensor]
     tensors = [onto(lay_out(t, layout), device) for t in tensors]
     learned = [t.requires_grad_() for t in tensors if t.is_floating_point()]
     output = function(*tensors)
-    if not output.is_floating_point():
-        return [output.cpu().int()]
+    if not output.requires_grad:
+        return [output.cpu() if output.is_floating_point() else output.cpu().int()]
     grad = torch.rand(output.shape, generator=generator).to(dtype).to(device)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(layout == "every other", warn_only=True)  # kernels sum in another way then

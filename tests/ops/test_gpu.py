@@ -13,19 +13,26 @@ from typing import Any, NamedTuple
 import laws
 import pytest
 import torch
-from gpu_cases import onto
+from gpu_cases import layers, of_layers, onto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import Laws
 from test_channel_split import TestLaws as ChannelSplitLaws
 from test_context import TestLaws as ContextLaws
 from test_curve import TestLaws as CurveLaws
+from test_local_context import TestLaws as LocalContextLaws
 from test_lut import TestLaws as LUTLaws
 from torch import Tensor
 
 import fastenh
 from fastenh import backends
-from fastenh.ops import channel_split_transform, context_voxels, curve_iterate, lut_transform
+from fastenh.ops import (
+    channel_split_transform,
+    context_voxels,
+    curve_iterate,
+    local_context_retouch,
+    lut_transform,
+)
 
 GPU = torch.device("cuda", 0)
 CODES = ("cuda", "triton")
@@ -55,6 +62,8 @@ class Call(NamedTuple):
     function: Callable[..., Tensor]
     shapes: Callable[[int, int], list[tuple[int, ...]]]  # of its tensors, for pictures of this height and width
     integers: bool = False
+    pointwise: bool = True
+    gradients: bool = True  # whether kernels make them; the reference's are not looked at here
 
 
 CALLS = {
@@ -77,8 +86,17 @@ CALLS = {
     ),
     "curves": Call(curve_iterate, lambda h, w: [(1, 3, h, w), (1, 24, h, w)], True),
     "low-resolution curves": Call(curve_iterate, lambda h, w: [(2, 3, h, w), (2, 3, h // 12, w // 12)], True),
-    "voxels": Call(context_voxels, lambda h, w: [(1, 3, h, w), (1, 9, h, w)]),
+    "voxels": Call(context_voxels, lambda h, w: [(1, 3, h, w), (1, 9, h, w)], pointwise=False),
     "split": Call(channel_split_transform, lambda h, w: [(1, 8, h, w), (1, 4, h, w), (1, 4, h, w)]),
+    "local context": Call(
+        lambda image, luts, weights, *params, **out: local_context_retouch(
+            image, luts, weights, of_layers(params), **out
+        ),
+        lambda h, w: [(1, 3, h, w), (5, 3, 33, 33, 33), (1, 5), *layers(3, 64, 128, 5)],
+        True,
+        pointwise=False,
+        gradients=False,
+    ),
 }
 
 
@@ -93,6 +111,8 @@ def tensors_for(call: str, seed: int, size: tuple[int, int], dtype: torch.dtype 
 
 
 def result_and_gradients(call: str, tensors: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    if not CALLS[call].gradients:
+        return (CALLS[call].function(*tensors),)
     leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     result = CALLS[call].function(*leaves)
     return (result.detach(), *torch.autograd.grad(result, [t for t in leaves if t.requires_grad], grad))
@@ -130,7 +150,8 @@ def enough_memory(gib: float) -> None:
 each_call = pytest.mark.parametrize("call", CALLS)
 
 
-OPS = ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transform")
+FORWARD_ALONE = ("local_context_retouch",)
+OPS = ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transform", *FORWARD_ALONE)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -138,7 +159,7 @@ def test_every_op_has_kernels(op: str, code: str) -> None:
     """Where one had none, the reference would pass all that follows."""
     kernels = backends.kernels(op, GPU)
     assert kernels is not None and kernels.gpu
-    assert {op, f"{op}_backward"} <= kernels.keys()
+    assert {op, *(() if op in FORWARD_ALONE else (f"{op}_backward",))} <= kernels.keys()
     assert ("__name__" in kernels) == (code == "triton")  # a module's functions
 
 
@@ -204,6 +225,10 @@ class TestChannelSplit(OnGpu, ChannelSplitLaws):
     pass
 
 
+class TestLocalContext(OnGpu, LocalContextLaws):
+    pass
+
+
 class TestLUTByTriton(OnGpuByTriton, LUTLaws):
     pass
 
@@ -218,6 +243,13 @@ class TestContextByTriton(OnGpuByTriton, ContextLaws):
 
 class TestChannelSplitByTriton(OnGpuByTriton, ChannelSplitLaws):
     pass
+
+
+class TestLocalContextByTriton(OnGpuByTriton, LocalContextLaws):
+    """Without k = 7, which Triton compiles for minutes."""
+
+    calls = LocalContextLaws.calls.filter(lambda call: call.tensors[3].shape[-1] < 7)
+    test_widths_of_the_paper = None
 
 
 LARGE = (1776, 1792)  # pixels enough for whatever a kernel does on large pictures alone
@@ -250,7 +282,7 @@ def test_integers(call: str, code: str) -> None:
 def test_out_may_be_the_image(call: str, code: str) -> None:
     tensors = tensors_for(call, 1, (120, 240))
     expected = CALLS[call].function(*tensors)
-    if call == "voxels":
+    if not CALLS[call].pointwise:
         out = torch.full_like(expected, 77)
         assert CALLS[call].function(*tensors, out=out) is out
         assert torch.equal(out, expected)
@@ -264,13 +296,13 @@ def test_out_may_be_the_image(call: str, code: str) -> None:
 
 def first_call_is_captured(call: str) -> None:
     """In a process of its own: nothing of fastenh has run before the capture; then replays with other inputs."""
-    tensors = [t.requires_grad_() for t in tensors_for(call, 1, (36, 60))]
+    tensors = [t.requires_grad_(CALLS[call].gradients) for t in tensors_for(call, 1, (36, 60))]
     shape = {"voxels": (1, 27, 36, 60)}.get(call, tensors[0].shape)
     grad = torch.ones(shape, device=GPU)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = CALLS[call].function(*tensors)
-        gradients = torch.autograd.grad(result, tensors, grad)
+        gradients = torch.autograd.grad(result, tensors, grad) if CALLS[call].gradients else ()
     for seed in (1, 2, 3):
         with torch.no_grad():
             for t, other in zip(tensors, tensors_for(call, seed, (36, 60)), strict=True):
@@ -429,6 +461,8 @@ def test_takes_no_memory_but_for_results_and_tables(call: str, layout: str, code
     assert min(t.nbytes for t in (out, *tensors) if t.shape[-2:] == (2160, 3840)) > 2 * small
     assert taken(lambda: CALLS[call].function(*tensors, out=out)) <= small
     assert taken(lambda: CALLS[call].function(*tensors)) <= out.nbytes + small
+    if not CALLS[call].gradients:
+        return
     leaves = [t.requires_grad_() for t in tensors]
     result, grad = CALLS[call].function(*leaves), torch.ones_like(out)
     gradients = sum(t.nbytes for t in leaves)
@@ -490,6 +524,16 @@ def test_voxels_of_more_than_two_to_the_31_elements(code: str) -> None:
         (grad_of_band,) = torch.autograd.grad(of_band, band, grad[:, :, : band.shape[2]])
         if 0 < y < height - 1:  # a band's edge is no edge of the picture
             torch.testing.assert_close(grad_image[:, :, y], grad_of_band[:, :, y - low])
+
+
+def test_context_of_more_than_two_to_the_31_elements(code: str) -> None:
+    enough_memory(5)
+    image, tensors = bytes_of_rows(HEIGHT, WIDTH), tensors_for("local context", 1, (1, 1))[1:]
+    result = CALLS["local context"].function(image, *tensors)
+    for y in some_rows(HEIGHT):
+        low = max(0, y - 1)
+        band = image[:, :, low : y + 2].contiguous()
+        assert torch.equal(result[:, :, y], CALLS["local context"].function(band, *tensors)[:, :, y - low])
 
 
 def test_features_of_more_than_two_to_the_31_elements(code: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import laws
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class TestLaws(Laws):
         tensors = [box.tensor(i) for i, box in enumerate(boxes)]
         image = tensors[0] = lay_out(to_dtype(tensors[0], dtype), layout)
         truth = self.truth([to_values(image), *tensors[1:]], ())
-        with fastenh.backend(VARIANTS[-1]):
+        with fastenh.backend(laws.VARIANTS[-1]):
             assert_close(call(*tensors), truth, "result", self.arithmetic(image))
 
 
