@@ -90,8 +90,8 @@ class LocalContextLUT(nn.Module):
         self.unet = UNet(n_luts) if context == "unet" else None
 
     def forward(self, image: Tensor, fused: bool | None = None) -> Tensor:
-        """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats per pixel in memory. By
-        default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
+        """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats per pixel in memory.
+        By default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
             raise ValueError(
