@@ -134,9 +134,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
         for step, batch in prepared:
             words = np.random.SeedSequence([settings.seed, step, fabric.global_rank]).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(words[0]))
-            if fabric.device.type == "cuda":
-                torch.cuda.manual_seed(int(words[0]))
+            torch.manual_seed(int(words[0]))
             terms: dict[str, Tensor] = {}
             updates = task.losses(fabric.to_device(batch))
             while True:

@@ -1,7 +1,10 @@
 """`fastenh train`: from photos to a file that `fastenh enhance` takes, and every way to ask for nonsense."""
 
+import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ pytest.importorskip("lightning", reason="training runs on Lightning Fabric: pip 
 from fastenh.cli import app
 from fastenh.data.example import write
 from fastenh.models import load
+from fastenh.train import lam
+from fastenh.train.config import configure
 
 SMALL = ["classifier=statistics", "size=5", "side=24", "batch=2", "steps=3", "device=cpu", "workers=1"]
 
@@ -175,3 +180,19 @@ def test_unpaired_photos_train_an_image_adaptive_lut(portraits, tmp_path):
     code, output = train(tmp_path / "data", tmp_path / "other", kind="unpaired", settings=settings)
     assert code == 2
     assert "target: expected a folder of photos, got none there" in output
+
+
+def test_the_page_on_training_names_every_preset_and_setting_and_no_other():
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    presets, settings = (
+        re.findall(rf"(?m)^\| {head}.*\n\| ---.*\n((?:\|.*\n)+)", page)[0] for head in ("`--preset`", "key")
+    )
+    assert re.findall(r"(?m)^\| `([\w-]+)`", presets) == list(lam.PRESETS)
+    fields = {field.name: field.default for field in dataclasses.fields(lam.Config)}
+    defaults: dict[str, str] = {}
+    for keys, values in (row.split(" | ")[:2] for row in settings.splitlines()):
+        defaults |= dict(zip(re.findall(r"`(\w+)`", keys), values.replace("`", "").split(", "), strict=True))
+    assert defaults.keys() == fields.keys()
+    for key, default in defaults.items():
+        assert getattr(configure(lam.Config, {key: "" if default == "none" else default}), key) == fields[key], key
+    assert set(re.findall(r"--set (\w+)=", page)) <= {"key", *fields}
