@@ -1,10 +1,9 @@
 """Data sets: their layouts, and the samples that training and measuring take from them."""
 
 from fastenh.data.pairs import Pairs, Photo, Unpaired, find_pairs, paired_folders, ppr10k
-from fastenh.data.photos import SUFFIXES, UnreadablePhoto, find_photos, read_size, read_tensor
+from fastenh.data.photos import UnreadablePhoto, find_photos, read_size, read_tensor
 
 __all__ = [
-    "SUFFIXES",
     "Pairs",
     "Photo",
     "Unpaired",

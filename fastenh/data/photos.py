@@ -1,17 +1,15 @@
-"""Reading what training and measuring read: photos of 8 or 16 bits, at full scale, as tensors."""
+"""Photos as training reads them: tensors, from files of 8 or 16 bits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import OpenImageIO as oiio
+import numpy as np
 import torch
 from torch import Tensor
 
-_AS_STORED = oiio.ImageSpec()
-_AS_STORED.attribute("oiio:UnassociatedAlpha", 1)  # else colours come multiplied by alpha
-
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+from fastenh import io
+from fastenh.io import PIXEL_SUFFIXES
 
 
 class UnreadablePhoto(ValueError):
@@ -19,44 +17,36 @@ class UnreadablePhoto(ValueError):
 
 
 def read_tensor(path: Path) -> Tensor:
-    """(3, H, W) float32 in [0, 1], colours as they are stored, from a TIFF, PNG or JPEG of 8 or 16 bits per channel.
+    """(3, H, W) float32 in [0, 1], colours as they are stored, from what `fastenh.io.read_pixels` reads.
 
-    Gray is repeated, alpha left out. UnreadablePhoto, in one line, where the file is missing, damaged or no photo.
+    UnreadablePhoto, in one line, where the file is missing, damaged or no photo.
     """
-    file = _open(path)
-    pixels = file.read_image("uint16")  # exact for 8 bits too: times 257
-    problem = file.geterror()
-    file.close()
-    if pixels is None:
-        raise UnreadablePhoto(f"{path}: expected a whole photo, got a damaged one ({_first_line(problem)})")
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 65535
-    return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    try:
+        pixels = io.read_pixels(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).permute(2, 0, 1)
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) by the file's header. Raises as `read_tensor` does, if that is damaged."""
-    file = _open(path)
-    spec = file.spec()
-    file.close()
-    return spec.height, spec.width
+    try:
+        return io.read_size(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadablePhoto:
+    if isinstance(error, OSError):
+        return UnreadablePhoto(f"{path}: expected a photo, got none that can be read ({error.strerror})")
+    return UnreadablePhoto(str(error))
 
 
 def find_photos(folder: Path) -> dict[str, Path]:
     """The photos in a folder by their names without suffix. ValueError, in one line, where there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of photos, got {'a file' if folder.exists() else 'none there'}")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PIXEL_SUFFIXES and file.name[0] != ".")
     if not files:
-        raise ValueError(f"{folder}: expected photos ({', '.join(SUFFIXES)}), got none in it")
+        raise ValueError(f"{folder}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none in it")
     return {file.stem: file for file in files}
-
-
-def _open(path: Path) -> oiio.ImageInput:
-    file = oiio.ImageInput.open(str(path), _AS_STORED)
-    if file is None:
-        raise UnreadablePhoto(f"{path}: expected a photo, got none that can be read ({_first_line(oiio.geterror())})")
-    return file
-
-
-def _first_line(problem: str) -> str:
-    return problem.strip().partition("\n")[0] or "no reason given"

@@ -5,6 +5,15 @@ Data sets are read through OpenImageIO, as bare pixels: 16 bit and TIFF too.
 
 from fastenh.io.files import check_free, replacing
 from fastenh.io.photos import SUFFIXES, read_photo, write_photo
-from fastenh.io.pixels import PIXEL_SUFFIXES, read_pixels
+from fastenh.io.pixels import PIXEL_SUFFIXES, read_pixels, read_size
 
-__all__ = ["PIXEL_SUFFIXES", "SUFFIXES", "check_free", "read_photo", "read_pixels", "replacing", "write_photo"]
+__all__ = [
+    "PIXEL_SUFFIXES",
+    "SUFFIXES",
+    "check_free",
+    "read_photo",
+    "read_pixels",
+    "read_size",
+    "replacing",
+    "write_photo",
+]

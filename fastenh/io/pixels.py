@@ -3,10 +3,14 @@
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastenh.io.photos import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from OpenImageIO import ImageInput, ImageSpec
 
 PIXEL_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -19,9 +23,31 @@ def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
     Raises OSError where the file cannot be read, and ValueError, before any pixel is decoded, for other depths and for
     more than 2²⁸ pixels; ValueError too where the file is damaged.
     """
+    file = _open(Path(path))
+    spec = file.spec()
+    pixels = file.read_image(0, 0, 0, 3 if spec.nchannels > 2 else 1, spec.format)
+    problem = file.geterror()  # of a JPEG cut short too, whose missing part comes back gray
+    if pixels is None or problem:
+        raise ValueError(f"{path}: expected a whole photo, got a damaged one ({_first_line(problem)})")
+    orientation = _orientation(spec)
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.repeat(pixels, 3 // pixels.shape[2], axis=2)
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of what `read_pixels` would give, by the file's header. Raises as it does before decoding."""
+    spec = _open(Path(path)).spec()
+    return (spec.width, spec.height) if _orientation(spec) >= 5 else (spec.height, spec.width)
+
+
+def _open(path: Path) -> "ImageInput":
     import OpenImageIO as oiio
 
-    path = Path(path)
     if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer for ever
         raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
     open(path, "rb").close()  # so that a file that may not be read says so itself
@@ -37,18 +63,11 @@ def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(
             f"{path}: expected RGB or gray of 8 or 16 bits, got {spec.nchannels} channels of {spec.format}"
         )
-    pixels = file.read_image(0, 0, 0, 3 if spec.nchannels > 2 else 1, spec.format)
-    problem = file.geterror()  # of a JPEG cut short too, whose missing part comes back gray
-    if pixels is None or problem:
-        raise ValueError(f"{path}: expected a whole photo, got a damaged one ({_first_line(problem)})")
-    orientation = spec.get_int_attribute("Orientation", 1)  # as EXIF counts them
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.repeat(pixels, 3 // pixels.shape[2], axis=2)
+    return file
+
+
+def _orientation(spec: "ImageSpec") -> int:
+    return spec.get_int_attribute("Orientation", 1)  # as EXIF counts them
 
 
 def _first_line(text: str) -> str:
