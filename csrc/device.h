@@ -159,15 +159,9 @@ __device__ inline float exp2_fast(float x) {
 #endif
 }
 
-// Two numbers, those below 0 as 0, in float16, the first in the low half; NaN stays NaN.
-__device__ inline uint32_t rectified(float low, float high) {
-#if __CUDA_ARCH__ >= 800
-  uint32_t pair;
-  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-#else
-  return as_bits(__floats2half2_rn(low < 0.f ? 0.f : low, high < 0.f ? 0.f : high));
-#endif
+// Of two numbers in float16, those below 0 as 0; NaN stays NaN.
+__device__ inline uint32_t rectified(uint32_t pair) {
+  return as_bits(__hmax2_nan(as_half2(pair), __float2half2_rn(0.f)));
 }
 
 // ---- tensor cores ----
@@ -188,6 +182,25 @@ __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint3
                  : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(i ? b1 : b0));
 #elif !defined(__CUDACC__)  // the stand-in's
   product_of_warp(d, a, b0, b1);
+#endif
+}
+
+// The same with d in float16: d[0] of row r, d[1] of row r + 8.
+__device__ inline void multiply_add(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+               : "+r"(d[0]), "+r"(d[1])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif defined(__CUDA_ARCH__)
+  for (int i = 0; i < 2; ++i)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};"
+                 : "+r"(d[0]), "+r"(d[1])
+                 : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(i ? b1 : b0));
+#elif !defined(__CUDACC__)
+  float sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = i % 2 ? __high2float(as_half2(d[i / 2])) : __low2float(as_half2(d[i / 2]));
+  product_of_warp(sums, a, b0, b1);
+  for (int i = 0; i < 2; ++i) d[i] = as_bits(__floats2half2_rn(sums[2 * i], sums[2 * i + 1]));
 #endif
 }
 

@@ -25,13 +25,13 @@ struct Window {
   __host__ __device__ static constexpr int neighbour(int i) { return i < area / 2 ? i : i + 1; }
 };
 
-// The sizes of the layers, channels in groups of 16, and where their numbers stand among the packed words. A fragment is
+// The sizes of the layers, channels in an even number of groups of 16, and where their numbers stand among the packed words. A fragment is
 // what a product takes as b, 64 words; of two fragments of one step and 16 channels, a lane's four words lie together.
 struct Layers {
   int steps, scores, features, hidden, panels;
   Layers(int64_t k, int64_t features, int64_t hidden, int64_t count)
-      : steps(int(k * k - 1) / 4), scores(steps / 2 + 1), features(int(features + 15) / 16),
-        hidden(int(hidden + 15) / 16), panels(int(count + tables_per_panel - 1) / tables_per_panel) {}
+      : steps(int(k * k - 1) / 4), scores(steps / 2 + 1), features(int(features + 31) / 32 * 2),
+        hidden(int(hidden + 31) / 32 * 2), panels(int(count + tables_per_panel - 1) / tables_per_panel) {}
   __host__ __device__ int words_a_feature() const { return 64 * (2 * steps + scores); }
   __host__ __device__ int words_a_hidden() const { return 64 * (2 * steps + panels); }
   __host__ __device__ int first_hidden() const { return features * words_a_feature(); }
@@ -199,8 +199,9 @@ struct Row {
     }
   }
 
-  // ReLU of a layer over neighbours: body(a) for every group of 16 of its channels. `fragment(i, s, a)` gives the
-  // neighbours; the words of a group are `apart`.
+  // ReLU of a layer over neighbours: body(a) for every group of 16 of its channels, of which there is an even number.
+  // `fragment(i, s, a)` gives the neighbours; the words of a group are `apart`. Sums are in float16, as the next layer
+  // takes them. While one group's products are on their way, those of the group before are passed on.
   template <class Fragment, class Body>
   __device__ void layer(const uint32_t* words, int groups, int apart, const Fragment& fragment, const Body& body) const {
     const int lane = int(threadIdx.x) % 32;
@@ -211,32 +212,43 @@ struct Row {
 #pragma unroll
         for (int s = 0; s < W::steps; ++s) fragment(i, s, held[i][s]);
     }
-#pragma unroll 1
-    for (int group = 0; group < groups; ++group, words += apart) {
-      float sums[m][2][4] = {};
+    const auto products = [&](const uint32_t* words, uint32_t(&sums)[m][2][2]) {
+#pragma unroll
+      for (int i = 0; i < m; ++i) sums[i][0][0] = sums[i][0][1] = sums[i][1][0] = sums[i][1][1] = 0;
 #pragma unroll
       for (int s = 0; s < W::steps; ++s) {
         const uint4 w = reinterpret_cast<const uint4*>(words)[s * 32 + lane];
+        uint32_t a[m][4];
 #pragma unroll
         for (int i = 0; i < m; ++i) {
-          if constexpr (kept) {
-            multiply_add(sums[i][0], held[i][s], w.x, w.y);
-            multiply_add(sums[i][1], held[i][s], w.z, w.w);
-          } else {
-            uint32_t a[4];
-            fragment(i, s, a);
-            multiply_add(sums[i][0], a, w.x, w.y);
-            multiply_add(sums[i][1], a, w.z, w.w);
-          }
+          if constexpr (kept) memcpy(a[i], held[i][s], sizeof a[i]);
+          else fragment(i, s, a[i]);
         }
+#pragma unroll
+        for (int i = 0; i < m; ++i) multiply_add(sums[i][0], a[i], w.x, w.y);
+#pragma unroll
+        for (int i = 0; i < m; ++i) multiply_add(sums[i][1], a[i], w.z, w.w);
       }
+    };
+    const auto pass_on = [&](const uint32_t* words, const uint32_t(&sums)[m][2][2]) {
       uint32_t a[m][4];
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) a[i][j] = rectified(sums[i][j / 2][j % 2 * 2], sums[i][j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < 4; ++j) a[i][j] = rectified(sums[i][j / 2][j % 2]);
       body(reinterpret_cast<const uint2*>(words + 128 * W::steps) + lane, a);
+    };
+    uint32_t even[m][2][2], odd[m][2][2];
+    products(words, even);
+#pragma unroll 1
+    for (int group = 2;; group += 2, words += 2 * apart) {
+      products(words + apart, odd);
+      pass_on(words, even);
+      if (group == groups) break;
+      products(words + 2 * apart, even);
+      pass_on(words + apart, odd);
     }
+    pass_on(words + apart, odd);
   }
 
   // The attention of either pixel to the neighbour that a lane has in step s: [i][s / 2][s % 2], and of the second

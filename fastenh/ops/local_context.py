@@ -13,6 +13,10 @@ from fastenh.backends import Kernels
 from fastenh.ops import context, lut
 from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, from_float, to_float
 
+MOST_WORDS = (
+    21_000  # of packed layers: 84 KB, which fit the shared memory of every GPU since 2020 beside a tile of pixels
+)
+
 
 class LocalContextParams(NamedTuple):
     """The four convolutions of LAM: weights as `nn.Conv2d` holds them, of any float dtype."""
@@ -51,7 +55,8 @@ def local_context_retouch(
         out: where to write, shape and dtype of `image`, memory of its own.
 
     Arithmetic is in float32. Only on a GPU, float16, bfloat16 and uint8 images are computed with layers and LUT entries
-    rounded to float16 (so none may exceed 65504).
+    in float16, where none may exceed 65504; compiled CUDA takes layers much wider than the paper's in float32, which is
+    slower.
 
     Returns:
         Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
@@ -120,17 +125,23 @@ def _reference(image: Tensor, luts: Tensor, weights: Tensor | None, *params: Ten
 
 
 def _run(kernels: Kernels, out: Tensor, image: Tensor, luts: Tensor, weights: Tensor | None, *params: Tensor) -> None:
-    half = kernels.gpu and image.dtype in (torch.float16, torch.bfloat16, torch.uint8)
-    tables = lut._pack(kernels, luts, None, True, torch.float16 if half else torch.float32)
-    factors = None if weights is None else weights.float().contiguous()
     p = LocalContextParams(*(t.float().contiguous() for t in params))
-    if half and "local_context_retouch_half" in kernels:
-        packed = torch.empty((image.shape[0], _packed_words(p)), dtype=torch.float32, device=image.device)
+    k, cuda = p.features_weight.shape[-1], "local_context_pack" in kernels
+    if kernels.gpu and not cuda and k == 7:  # Triton would compile for minutes
+        out.copy_(_reference(image, luts, weights, *params))
+        return
+    half = kernels.gpu and image.dtype in (torch.float16, torch.bfloat16, torch.uint8)
+    words = _packed_words(p)
+    tensor_cores = half and cuda and words <= MOST_WORDS
+    tables = lut._pack(
+        kernels, luts, None, True, torch.float16 if tensor_cores or (half and not cuda) else torch.float32
+    )
+    factors = None if weights is None else weights.float().contiguous()
+    if tensor_cores:
+        packed = torch.empty((image.shape[0], words), dtype=torch.float32, device=image.device)
         kernels["local_context_pack"](packed, factors, *p)
-        kernels["local_context_retouch_half"](
-            out, image, tables, packed, p.features_weight.shape[-1], p.features_bias.shape[0], p.hidden_bias.shape[0],
-            p.head_bias.shape[0],
-        )  # fmt: skip
+        widths = (p.features_bias.shape[0], p.hidden_bias.shape[0], p.head_bias.shape[0])
+        kernels["local_context_retouch_half"](out, image, tables, packed, k, *widths)
     else:
         kernels["local_context_retouch"](out, image, tables, factors, *p)
 
@@ -138,7 +149,7 @@ def _run(kernels: Kernels, out: Tensor, image: Tensor, luts: Tensor, weights: Te
 def _packed_words(p: LocalContextParams) -> int:
     """How many words of 4 bytes csrc/local_context.cu packs the layers into, for tensor cores."""
     steps = (p.features_weight.shape[-1] ** 2 - 1) // 4
-    features, hidden = (-(-bias.shape[0] // 16) for bias in (p.features_bias, p.hidden_bias))
+    features, hidden = (-(-bias.shape[0] // 32) * 2 for bias in (p.features_bias, p.hidden_bias))
     scores, panels = steps // 2 + 1, -(-p.head_bias.shape[0] // lut.LUTS_PER_PANEL)
     fragments = features * (2 * steps + scores) + hidden * (2 * steps + panels)
     return 64 * fragments + 8 * (scores + panels)

@@ -44,6 +44,9 @@ inline __half2 __hmin2(__half2 a, __half2 b) {  // a number, where one of both i
 inline __half2 __hmax2(__half2 a, __half2 b) {
   return for_both([](double a, double b) { return fmax(a, b); }, a, b);
 }
+inline __half2 __hmax2_nan(__half2 a, __half2 b) {
+  return for_both([](double a, double b) { return std::isnan(a) ? a : std::isnan(b) ? b : fmax(a, b); }, a, b);
+}
 
 // ---- tensor cores ----
 
