@@ -94,9 +94,7 @@ class LocalContextLUT(nn.Module):
         By default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
-            raise ValueError(
-                "fused=True: expected a model with context='lam' and attention='softmax', the only one pass"
-            )
+            raise ValueError("fused=True: expected a model with context 'lam' and attention 'softmax', got another")
         if fused is None:
             fused = possible and not gradient_wanted([image, *self.parameters()])
         if not fused or self.lam is None:

@@ -146,6 +146,29 @@ def test_a_batch_is_its_images_one_by_one_at_any_size(arguments, shape):
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+def test_without_gradients_it_retouches_in_one_pass(kernel_size, dtype, monkeypatch):
+    model = small(kernel_size=kernel_size, widths=(8, 6))
+    image = torch.rand(2, 3, 19, 33)
+    image = (image * 255).round().to(dtype) if dtype is torch.uint8 else image.to(dtype)
+    with torch.no_grad():
+        composed = model(image, fused=False)
+        monkeypatch.setattr(model.lam, "forward", None)  # layers cannot run one after the other any more
+        fused = model(image)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.uint8: 1}[dtype]
+    assert fused.dtype == dtype
+    torch.testing.assert_close(fused.float(), composed.float(), rtol=0, atol=tolerance)
+    with pytest.raises(TypeError):
+        model(image)  # parameters want gradients
+
+
+@pytest.mark.parametrize("arguments", [{"context": "none"}, {"context": "unet"}, {"attention": "sigmoid-sum"}])
+def test_what_has_no_single_pass_says_so(arguments):
+    with pytest.raises(ValueError, match="fused=True: expected a model with context 'lam' and attention 'softmax'"):
+        small(**arguments)(torch.rand(1, 3, 4, 4), fused=True)
+
+
 @pytest.mark.parametrize("arguments", VARIANTS)
 def test_a_fresh_model_is_near_the_identity_and_every_parameter_learns(arguments):
     model = LocalContextLUT(**{"n_luts": 5, "size": 5, "classifier": "statistics"} | arguments)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fastenh.models.lut3d import CLASSIFIERS, ImageAdaptiveLUT, convert, identity_lut
+from fastenh.models.lut3d import CLASSIFIERS, ImageAdaptiveLUT, convert, identity_lut, thumbnail
 
 
 def published_classifier(variant: str, n_luts: int) -> nn.Sequential:
@@ -187,3 +187,16 @@ def test_integers_are_full_scale(classifier, dtype, full):
 def test_a_wrong_constructor_argument_is_one_line(arguments):
     with pytest.raises(ValueError, match="got"):
         ImageAdaptiveLUT(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.uint16])
+@pytest.mark.parametrize("shape", [(1, 3, 401, 77), (2, 3, 9, 1000), (1, 3, 1, 1), (1, 3, 64, 64)])
+def test_thumbnail_is_interpolate(shape, dtype):
+    full = {torch.uint8: 255, torch.uint16: 65535}.get(dtype)
+    values = torch.rand(shape, dtype=torch.float64)
+    image = values.to(dtype) if full is None else (values * full).round().to(dtype)
+    exact = image.double() if full is None else image.double() / full
+    expected = F.interpolate(exact, (64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(thumbnail(image, 64).double(), expected, rtol=0, atol=2e-5)
+    if full is None and dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda x: thumbnail(x, 5), torch.rand(1, 3, 4, 13).double().requires_grad_())
