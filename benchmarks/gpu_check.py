@@ -121,15 +121,18 @@ class Check:
         return self.ended("build without CUDA", code == 0, problem_in(code, log) or "for Triton")
 
     def test(self) -> None:
-        """The tests on the GPU, and beside them every kernel under compute-sanitizer: on small pictures; those of LUTs,
-        of which some are for large pictures alone, on these as well."""
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k"]
+        """The tests on the GPU, and beside them every CUDA kernel under compute-sanitizer: on small pictures; those of
+        LUTs, of which some are for large pictures alone, on these as well."""
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
-        commands = {"tests": ["env", "OMP_NUM_THREADS=2", *pytest, "gpu", *workers, "--durations=10"]}
+        # Each test is named as it ends, so that what failed is known where time runs out.
+        tests = [*pytest, "-v", "tests/ops", "-k", "gpu", *workers, "--durations=10"]
+        commands = {"tests": ["env", "OMP_NUM_THREADS=2", *tests]}
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
         # Every tensor gets memory of its own, so that what reaches over its end is seen.
         alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
-        small = [*pytest, "on_the_gpu or large_pictures and LUT and float16"]
+        small = [*pytest, "-q", "tests/ops/test_cuda.py", "tests/ops/test_gpu.py"]
+        small += ["-k", "agrees_with_the_reference_on_the_gpu or large_pictures and LUT and float16 and cuda"]
         for tool, options in {"memcheck": ["--report-api-errors", "no"], "racecheck": []}.items():
             if sanitizer:
                 commands[tool] = [*alone, sanitizer, "--tool", tool, *options, *small]
@@ -148,7 +151,8 @@ class Check:
             else:
                 self.ended(name, True, f"does not work here: {last_line(log)}")
             if name == "tests":
-                for line in re.findall("(?m)^(?:FAILED|ERROR) .*", log)[:20]:
+                summary_lines = re.findall("(?m)^(?:FAILED|ERROR) .*", log)
+                for line in (summary_lines or re.findall("(?:FAILED|ERROR) tests/.*", log))[:20]:
                     print(line)
 
     def measure(self) -> None:
