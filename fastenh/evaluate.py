@@ -45,7 +45,7 @@ class Example(NamedTuple):
     @property
     def group(self) -> str:
         """`12` of `12_3`: photos of one group show the same people in the same place."""
-        return self.name.partition("_")[0]
+        return self.name.rpartition("_")[0] or self.name
 
 
 class Row(NamedTuple):
@@ -77,9 +77,8 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
         root = folder
     source = next((root / name for name in SOURCES if (root / name).is_dir()), None)
     if source is None:
-        raise ValueError(
-            f"{root}: expected a folder with {' or '.join(f'{name}/' for name in SOURCES)}, got none in it"
-        )
+        got = "none in it" if root.is_dir() else "no such folder"
+        raise ValueError(f"{root}: expected a folder with {' or '.join(f'{name}/' for name in SOURCES)}, got {got}")
     plain = root / "target"
     target = plain if expert is None and plain.is_dir() else root / f"target_{expert or 'a'}"
     if not target.is_dir():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
-from fastenh.models import ImageAdaptiveLUT, save
+from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, save
 
 RNG = np.random.default_rng(3)
 PHOTO = RNG.integers(0, 256, (24, 36, 3), np.uint8)
@@ -86,6 +86,25 @@ def test_tensors_keep_shape_dtype_and_values(lut_model, shape, dtype, fast):
         expected = (0.4 * x + 0.6 * lut_model(x.reshape(-1, *shape[-3:])).reshape(shape)).clamp(0, 1)
     error = (result.float() / full - expected).abs().max().item()
     assert error <= {torch.uint8: 0.502 / 255, torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_local_context_takes_integers_without_a_frame_of_floats(dtype):
+    torch.manual_seed(0)
+    model = LocalContextLUT(2, 5, "statistics").eval()
+    with torch.no_grad():
+        model.luts[1] = torch.rand(3, 5, 5, 5)
+    seen = []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    full = 255 if dtype == torch.uint8 else 65535
+    image = (torch.rand(3, 24, 36) * full).to(dtype)
+    result = Enhancer(model, "cpu")(image)
+    assert seen == [dtype]
+    with torch.no_grad():
+        expected = model(image[None].float() / full, fused=False)[0].clamp(0, 1)
+    assert (result.float() / full - expected).abs().max() <= 0.502 / full + 1e-4 * (full == 65535)
+    part = Enhancer(model, "cpu")(image, 0.5).float()  # blends before it rounds
+    assert (part / full - (image.float() / full + expected) / 2).abs().max() <= 0.502 / full + 1e-4 * (full == 65535)
 
 
 def test_strength_0_is_the_image_itself(lut_model):

@@ -1,38 +1,70 @@
-"""What the README tells people to type works as it stands there."""
+"""What README and docs/portrait.md tell people to type works as it stands there."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from fastenh.cli import app
+from fastenh.data.example import make_portraits
+from fastenh.models import LocalContextLUT, save
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-COMMANDS = [line.split("#")[0] for line in README.splitlines() if line.startswith("fastenh ")]
+ROOT = Path(__file__).resolve().parent.parent
+README, PORTRAIT = ((ROOT / name).read_text().replace("\\\n", "") for name in ("README.md", "docs/portrait.md"))
+
+
+def commands(page: str) -> list[str]:
+    return [line.split("#")[0] for line in page.splitlines() if line.startswith("fastenh ")]
+
+
+COMMANDS = commands(README)
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("holiday").mkdir()
-    for name in ("photo.jpg", "holiday/1.jpg", "holiday/2.png"):
+    for folder in ("holiday", "shoot", "run", "portraits/shoot"):
+        Path(folder).mkdir(parents=True)
+    photos = "photo.jpg holiday/1.jpg holiday/2.png shoot/1.jpg portraits/shoot/8.jpg portraits/8k.jpg"
+    for name in photos.split():
         Image.linear_gradient("L").convert("RGB").save(name)
+    make_portraits(Path("portraits"), groups=2, photos=2, augmentations=0, size=(32, 40))
+    make_portraits(Path("portraits"), "val", groups=1, photos=2, augmentations=0, size=(32, 40))
+    Path("PPR10K").symlink_to("portraits")
+    save(LocalContextLUT(2, 5, "statistics"), "run/model.safetensors")  # as training left it
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def arguments(command: str) -> list[str]:
+    words = shlex.split(command)[1:]
+    if words[0] == "train":  # for a second, not for days
+        words += [f"--set={item}" for item in ("classifier=statistics", "size=5", "side=24", "batch=2", "steps=1")]
+    return words
+
+
+@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT))
 def test_commands(command: str) -> None:
-    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    result = CliRunner().invoke(app, arguments(command))
     assert result.exit_code == 0, result.output
 
 
 def test_results_of_the_commands_lie_where_it_says() -> None:
     for command in COMMANDS:
-        CliRunner().invoke(app, shlex.split(command)[1:])
+        CliRunner().invoke(app, arguments(command))
     assert Path("photo_enhanced.jpg").is_file()
     assert {path.name for path in Path("better").iterdir()} == {"1.jpg", "2.png", "1_compare.jpg", "2_compare.jpg"}
+    assert Path("run/checkpoint.pt").is_file() and Path("retouched/1.jpg").is_file()
+
+
+def test_python_of_portraits() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", PORTRAIT, re.S)
+    exec(code, names)
+    assert torch.equal(names["pass_alone"], names["after"])  # type: ignore[arg-type]
+    assert names["photo"].size == (256, 256)  # type: ignore[attr-defined]
 
 
 def test_python() -> None:

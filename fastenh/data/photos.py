@@ -43,10 +43,17 @@ def _unreadable(path: Path, error: Exception) -> UnreadablePhoto:
 
 
 def find_photos(folder: Path) -> dict[str, Path]:
-    """The photos in a folder by their names without suffix. ValueError, in one line, where there are none."""
+    """The photos in a folder by their names without suffix.
+
+    ValueError, in one line, where there are none, or two of one name.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of photos, got {'a file' if folder.exists() else 'none there'}")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PIXEL_SUFFIXES and file.name[0] != ".")
     if not files:
         raise ValueError(f"{folder}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none in it")
-    return {file.stem: file for file in files}
+    photos: dict[str, Path] = {}
+    for file in files:
+        if (other := photos.setdefault(file.stem, file)) is not file:
+            raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {file.name}")
+    return photos

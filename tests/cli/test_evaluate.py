@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fastenh import evaluate
 from fastenh.cli import app
+from fastenh.data.pairs import Photo
 from fastenh.enhance import Enhancer
 from fastenh.metrics import psnr
 from fastenh.models import ImageAdaptiveLUT, save
@@ -211,6 +212,13 @@ def test_split_and_expert(run, portraits):
     assert f"{portraits / 'val'}: expected a folder with source/ or input/" in run(portraits, "--split", "val", code=2)
 
 
+def test_a_group_is_all_before_the_last_underscore_as_in_training():
+    names = {"12_3": "12", "mei_li_3": "mei_li", "alone": "alone"}
+    for name, group in names.items():
+        path = Path(f"{name}.png")
+        assert evaluate.Example(name, path, path, None).group == Photo(name, (path,), path).group == group
+
+
 def test_groups_of_one_alone_have_no_column(run, portraits):
     for name in NAMES[1:]:
         if name not in ("2_0", "10_0"):
@@ -268,7 +276,8 @@ def test_files_are_overwritten_only_when_told(run, portraits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing"], "missing: expected a folder with source/ or input/, got none in it"),
+        (["missing"], "missing: expected a folder with source/ or input/, got no such folder"),
+        (["."], ".: expected a folder with source/ or input/, got none in it"),
         (["portraits", "--expert", "c"], "target_c: expected a folder with the expert's photos, got no such folder"),
         (["empty"], "source: expected photos (.png, .tif, .tiff, .jpg, .jpeg), got none"),
         (["twice"], "source: expected one file for each photo, got 0_0.png and 0_0.tif"),

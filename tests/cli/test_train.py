@@ -134,6 +134,10 @@ def spoil_photos(data):
     (data / "train/target_a/0_0.tif").write_bytes(b"rubbish")
 
 
+def spoil_names(data):
+    shutil.copy(data / "train/source/0_0.tif", data / "train/source/0_0.png")
+
+
 def spoil_all(data):
     shutil.rmtree(data)
 
@@ -145,6 +149,7 @@ def spoil_all(data):
         (spoil_mask_size, "expected the size of"),
         (spoil_group, "group '2': expected at least two photos for a common style, got one"),
         (spoil_photos, "expected at most 1 % of the photos to be unreadable, got 1 of 9"),
+        (spoil_names, "source: expected one file for each photo, got 0_0.png and 0_0.tif"),
         (spoil_all, "got no such folder"),
     ],
 )
