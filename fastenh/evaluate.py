@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh import metrics
+from fastenh.data import find_photos, group_of
 from fastenh.enhance import FULL_SCALE, Enhancer
-from fastenh.io import PIXEL_SUFFIXES, read_pixels, replacing
+from fastenh.io import read_pixels, replacing
 
 SIZES = {"360p": 360, "full": None}  # pixels of the short side
 SOURCES = ("source", "input")
@@ -44,8 +45,7 @@ class Example(NamedTuple):
 
     @property
     def group(self) -> str:
-        """`12` of `12_3`: photos of one group show the same people in the same place."""
-        return self.name.rpartition("_")[0] or self.name
+        return group_of(self.name)
 
 
 class Row(NamedTuple):
@@ -83,10 +83,8 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
     target = plain if expert is None and plain.is_dir() else root / f"target_{expert or 'a'}"
     if not target.is_dir():
         raise ValueError(f"{target}: expected a folder with the expert's photos, got no such folder")
-    sources, targets = _by_stem(source), _by_stem(target)
-    masks = _by_stem(root / "masks") if (root / "masks").is_dir() else {}
-    if not sources:
-        raise ValueError(f"{source}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none")
+    sources, targets = find_photos(source), find_photos(target)
+    masks = find_photos(root / "masks") if any((root / "masks").glob("*")) else {}
 
     notes = []
     if not masks:
@@ -207,17 +205,6 @@ def _by_size_and_image(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
     return {name: float(np.mean([row.measures[name] for row in rows])) for name in rows[0].measures}
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The photos in a folder by their name without suffix."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PIXEL_SUFFIXES and not path.name.startswith("."):
-            if other := found.get(path.stem):
-                raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {path.name}")
-            found[path.stem] = path
-    return found
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fastenh.data.photos import UnreadablePhoto, find_photos, read_size, read_tensor
+from fastenh.data.photos import UnreadablePhoto, find_photos, group_of, read_size, read_tensor
 from fastenh.losses import mean_colour
 
 
@@ -36,8 +36,7 @@ class Photo:
 
     @property
     def group(self) -> str:
-        """Which photos were taken together: names are group_index; one named otherwise is alone."""
-        return self.name.rpartition("_")[0] or self.name
+        return group_of(self.name)
 
 
 def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
@@ -69,10 +68,15 @@ def paired_folders(root: Path, split: str = "train") -> list[Photo]:
 
 
 def find_pairs(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
-    """Whichever of the two layouts is there. ValueError, in one line, if neither is."""
+    """Whichever of the two layouts is there. ValueError, in one line, if neither is, or none of that expert."""
     if (root / split / "source").is_dir():
         return ppr10k(root, split, expert)
     if (root / split / "input").is_dir():
+        if expert != "a":
+            raise ValueError(
+                f"{root}: expected {split}/source and {split}/target_{expert} for expert {expert}, got {split}/input, "
+                "whose targets are of one expert"
+            )
         return paired_folders(root, split)
     raise ValueError(
         f"{root}: expected {split}/source and {split}/target_{expert} (as PPR10K) or {split}/input and {split}/target, "
@@ -82,7 +86,7 @@ def find_pairs(root: Path, split: str = "train", expert: str = "a") -> list[Phot
 
 def _pair(versions: dict[str, list[Path]], target_folder: Path, mask_folder: Path) -> list[Photo]:
     targets = find_photos(target_folder)
-    masks = find_photos(mask_folder) if mask_folder.is_dir() else {}
+    masks = find_photos(mask_folder) if any(mask_folder.glob("*")) else {}
     for name in versions:
         if name not in targets:
             raise ValueError(f"{target_folder}: expected a target for each photo, got none for {name}")

@@ -43,17 +43,20 @@ def _unreadable(path: Path, error: Exception) -> UnreadablePhoto:
 
 
 def find_photos(folder: Path) -> dict[str, Path]:
-    """The photos in a folder by their names without suffix.
-
-    ValueError, in one line, where there are none, or two of one name.
-    """
+    """The photos in a folder by their names without suffix. ValueError, in one line, if none or two of a name."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of photos, got {'a file' if folder.exists() else 'none there'}")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PIXEL_SUFFIXES and file.name[0] != ".")
-    if not files:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in PIXEL_SUFFIXES and not file.name.startswith("."):
+            if other := found.get(file.stem):
+                raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {file.name}")
+            found[file.stem] = file
+    if not found:
         raise ValueError(f"{folder}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none in it")
-    photos: dict[str, Path] = {}
-    for file in files:
-        if (other := photos.setdefault(file.stem, file)) is not file:
-            raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {file.name}")
-    return photos
+    return found
+
+
+def group_of(name: str) -> str:
+    """Which photos were taken together, by their names group_index: `12` of `12_3`; one named otherwise is alone."""
+    return name.rpartition("_")[0] or name

@@ -74,6 +74,23 @@ def test_folders_that_are_no_data_set_are_one_line(copied, tmp_path):
         find_pairs(copied)
 
 
+def test_what_could_be_taken_for_another_photo_is_one_line(copied):
+    shutil.copy(copied / "train/target_a/1_1.tif", copied / "train/target_a/1_1.png")
+    with pytest.raises(ValueError, match=r"target_a: expected one file for each photo, got 1_1\.png and 1_1\.tif"):
+        find_pairs(copied)
+    (copied / "train/source").rename(copied / "train/input")
+    (copied / "train/target_b").rename(copied / "train/target")
+    assert len(find_pairs(copied)) == 9
+    with pytest.raises(ValueError, match=r"expected train/source and train/target_b for expert b, got train/input"):
+        find_pairs(copied, expert="b")
+
+
+def test_a_folder_of_no_masks_is_as_none(copied):
+    for mask in (copied / "train/masks").iterdir():
+        mask.unlink()
+    assert {photo.mask for photo in find_pairs(copied)} == {None}
+
+
 def test_paired_folders_need_no_groups_and_masks(portraits, tmp_path):
     shutil.copytree(portraits / "train/source", tmp_path / "train/input")
     shutil.copytree(portraits / "train/target_a", tmp_path / "train/target")
