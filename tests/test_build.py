@@ -61,7 +61,8 @@ def test_source_archive_builds_the_same_wheel(without_tools: tuple[object, Path]
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    for source in [*(ROOT / "csrc").iterdir(), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile"]:
+    folders = (ROOT / "csrc", ROOT / "docs")
+    for source in [*(p for f in folders for p in f.iterdir()), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile"]:
         assert (unpacked / source.relative_to(ROOT)).is_file(), source
     done = build(unpacked, "wheel", tmp_path / "dist", PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
