@@ -92,6 +92,7 @@ class LocalContextLUT(nn.Module):
     def forward(self, image: Tensor, fused: bool | None = None) -> Tensor:
         """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats per pixel in memory.
         By default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
+        check_image("LocalContextLUT", image)
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
             raise ValueError("fused=True: expected a model with context 'lam' and attention 'softmax', got another")
