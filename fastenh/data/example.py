@@ -27,9 +27,12 @@ def make_portraits(
 ) -> None:
     """Writes `split/{source, source_aug, target_a, target_b, target_c, masks}` under `root`.
 
-    Sources are 16-bit TIFFs, targets 8-bit TIFFs, masks 8-bit PNGs, all (height, width) = `size`.
+    Sources are 16-bit TIFFs, targets 8-bit TIFFs, masks 8-bit PNGs, all (height, width) = `size`. FileExistsError where
+    `split` is there: PPR10K's own photos have the same names.
     """
     folder = root / split
+    if folder.exists():
+        raise FileExistsError(f"{folder}: expected nothing there, got what may be photos of yours")
     for name in ("source", "target_a", "target_b", "target_c", "masks", *["source_aug"] * (augmentations > 0)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[0 : size[0], 0 : size[1]] / min(size)
@@ -85,6 +88,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder to write to")
     root = parser.parse_args().root
-    make_portraits(root)
-    make_portraits(root, "val", groups=2, seed=1)
+    try:
+        make_portraits(root)
+        make_portraits(root, "val", groups=2, seed=1)
+    except OSError as error:
+        parser.error(str(error))
     print(f"wrote {root}")

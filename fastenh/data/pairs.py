@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fastenh.data.photos import UnreadablePhoto, find_photos, group_of, read_size, read_tensor
-from fastenh.losses import mean_colour
+from fastenh.metrics import mean_ab
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Pairs:
             if photo.name in self.unreadable:
                 return None
             try:
-                return mean_colour(read_tensor(photo.target)[None])[0]
+                return mean_ab(read_tensor(photo.target)[None])[0]  # in bands: a photo of full size would take GBs
             except UnreadablePhoto as error:
                 self._pass_over(photo, error)
                 return None

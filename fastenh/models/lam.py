@@ -63,8 +63,8 @@ class LocalContextLUT(nn.Module):
         attention: str = "softmax",
     ) -> None:
         super().__init__()
-        if n_luts < 1 or size < 2:
-            raise ValueError(f"need at least one LUT of at least 2 vertices per axis, got n_luts={n_luts}, size={size}")
+        if n_luts < 1 or not 2 <= size <= 256:
+            raise ValueError(f"need at least one LUT of 2 to 256 vertices per axis, got n_luts={n_luts}, size={size}")
         if kernel_size not in (3, 5, 7):
             raise ValueError(f"kernel_size must be 3, 5 or 7, got {kernel_size!r}")
         if len(widths) != 2 or min(widths) < 1:

@@ -31,8 +31,8 @@ class ImageAdaptiveLUT(nn.Module):
 
     def __init__(self, n_luts: int = 3, size: int = 33, classifier: str = "paired") -> None:
         super().__init__()
-        if n_luts < 1 or size < 2:
-            raise ValueError(f"need at least one LUT of at least 2 vertices per axis, got n_luts={n_luts}, size={size}")
+        if n_luts < 1 or not 2 <= size <= 256:
+            raise ValueError(f"need at least one LUT of 2 to 256 vertices per axis, got n_luts={n_luts}, size={size}")
         if classifier not in CLASSIFIERS:
             raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
         self.arguments: dict[str, Any] = {"n_luts": n_luts, "size": size, "classifier": classifier}

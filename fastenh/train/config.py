@@ -120,8 +120,9 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A table of keys from a .toml or .json file; OSError or, in one line, ValueError if that is not what it holds."""
-    content = path.read_text()
+    file = path.read_bytes()
     try:
+        content = file.decode()
         if path.suffix == ".toml":
             if sys.version_info < (3, 11):
                 raise ValueError("TOML needs Python 3.11; JSON does not")

@@ -98,6 +98,8 @@ def test_a_run_goes_on_for_longer_with_its_own_settings(portraits, tmp_path):
         (["--config=none.toml"], "none.toml: No such file or directory"),
         (["--config=setup.cfg"], "setup.cfg: expected a .toml or .json file of settings, got a file .cfg"),
         (["--config=bad.toml"], "bad.toml: expected a .toml or .json file of settings, got "),
+        (["--config=latin.toml"], "latin.toml: expected a .toml or .json file of settings, got "),
+        (["--set=size=257"], "need at least one LUT of 2 to 256 vertices per axis, got n_luts=5, size=257"),
         (["--config=list.json"], "list.json: expected a table of keys and values, got list"),
         (["--resume"], "--resume: expected a run in run, got none there"),
         (["--resume", "--preset=lam"], "expected --resume, or --preset and --expert for a new run, got both"),
@@ -107,8 +109,9 @@ def test_a_run_goes_on_for_longer_with_its_own_settings(portraits, tmp_path):
 )
 def test_nonsense_is_one_line_before_anything_is_written(more, words, portraits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, content in {"setup.cfg": "", "bad.toml": "a = = 1", "list.json": "[1]"}.items():
-        (tmp_path / name).write_text(content)
+    files = {"setup.cfg": b"", "bad.toml": b"a = = 1", "latin.toml": b'expert = "\xe9"', "list.json": b"[1]"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     code, output = train(portraits, "run", *more)
     assert code == 2
     assert output.startswith(f"fastenh: {words}"), output

@@ -74,6 +74,13 @@ def test_folders_that_are_no_data_set_are_one_line(copied, tmp_path):
         find_pairs(copied)
 
 
+def test_the_example_writes_over_nothing(portraits):
+    before = (portraits / "train/source/0_0.tif").read_bytes()
+    with pytest.raises(FileExistsError, match="train: expected nothing there, got what may be photos of yours"):
+        make_portraits(portraits, seed=1)
+    assert (portraits / "train/source/0_0.tif").read_bytes() == before
+
+
 def test_what_could_be_taken_for_another_photo_is_one_line(copied):
     shutil.copy(copied / "train/target_a/1_1.tif", copied / "train/target_a/1_1.png")
     with pytest.raises(ValueError, match=r"target_a: expected one file for each photo, got 1_1\.png and 1_1\.tif"):

@@ -390,7 +390,8 @@ def test_it_retouches_photos_of_any_size_from_the_command_line(tmp_path, argumen
     ("arguments", "message"),
     [
         ({"n_luts": 0}, "at least one LUT .* got n_luts=0"),
-        ({"size": 1}, "at least 2 vertices .* size=1"),
+        ({"size": 1}, "2 to 256 vertices .* size=1"),
+        ({"size": 257}, "2 to 256 vertices .* size=257"),
         ({"kernel_size": 1}, "kernel_size must be 3, 5 or 7, got 1"),
         ({"widths": (64,)}, r"widths must be two positive numbers, got \(64,\)"),
         ({"widths": (64, 0)}, r"widths must be two positive numbers, got \(64, 0\)"),
