@@ -107,8 +107,8 @@ def test_the_network_sees_a_tile_at_a_time(map_scale):
     model.e_conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
     with torch.no_grad():
         model(torch.rand(1, 3, 1100, 20))
-    assert len(seen) == (3 if map_scale == 1 else 2)
-    assert max(max(size) for size in seen) <= 512 + 2 * HALO
+    assert len(seen) == (5 if map_scale == 1 else 3)
+    assert max(max(size) for size in seen) <= 256 + 2 * HALO
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
