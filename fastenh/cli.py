@@ -11,7 +11,7 @@ import importlib.util
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -215,15 +215,44 @@ def evaluate(
         raise typer.Exit(1)
 
 
+Weights = Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published weights.")]
+Converted = Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")]
+
+
 @convert.command("lut3d")
 def convert_lut3d(
     luts: Annotated[Path, typer.Argument(help="The published basis LUTs, LUTs.pth.")],
     classifier: Annotated[Path, typer.Argument(help="The published classifier, classifier.pth.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    output: Converted,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Image-adaptive 3D LUT (Zeng et al.), paired or unpaired variant."""
+    _convert(lambda models: models.lut3d.convert(luts, classifier), output, overwrite, debug)
+
+
+@convert.command("zero-dce")
+def convert_zero_dce(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """Zero-DCE (Guo et al.) for low light. Its published weights are CC BY-NC 4.0."""
+    _convert(lambda models: models.zero_dce.convert(weights, "zero-dce"), output, overwrite, debug)
+
+
+@convert.command("zero-dce++")
+def convert_zero_dce_pp(
+    weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False
+) -> None:
+    """Zero-DCE++ (Li et al.) for low light, at map scale 12. Its published weights are CC BY-NC 4.0."""
+    _convert(lambda models: models.zero_dce.convert(weights, "zero-dce++"), output, overwrite, debug)
+
+
+@convert.command("scl-lle")
+def convert_scl_lle(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """SCL-LLE (Liang et al.) for low light. Its published weights come without a licence."""
+    _convert(lambda models: models.zero_dce.convert(weights, "scl-lle"), output, overwrite, debug)
+
+
+def _convert(read: Callable[[Any], Any], output: Path, overwrite: bool, debug: bool) -> None:
+    """`read` makes a model, given the package that is slow to import."""
     with _one_line(debug):
         if output.suffix != ".safetensors":
             raise ValueError(f"-o: expected a name that ends in .safetensors, got {output}")
@@ -231,7 +260,7 @@ def convert_lut3d(
         from fastenh.io import check_free
 
         check_free(output, overwrite)
-        models.save(models.lut3d.convert(luts, classifier), output)
+        models.save(read(models), output)
     _say(f"Wrote {output}")
 
 

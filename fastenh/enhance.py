@@ -109,7 +109,7 @@ class Enhancer:
             luts = identity_lut(luts.shape[-1]).to(luts).lerp(luts, strength)
             result = ops.lut_transform(image, luts[:, None])
             return result if scale else result.clamp_(0, 1)
-        if scale and strength == 1 and isinstance(self.model, models.LocalContextLUT):
+        if scale and strength == 1 and type(self.model) in models.SYSTEMS.values():
             return self.model(image)  # takes integers as they are, without frames of floats, four times as large
         real = image.float()
         if scale:

@@ -18,12 +18,27 @@ from torch import nn
 import fastenh
 from fastenh.models.lam import LocalContextLUT
 from fastenh.models.lut3d import ImageAdaptiveLUT
+from fastenh.models.zero_dce import ZeroDCE, ZeroDCEPlusPlus
 
-__all__ = ["EMBEDDED", "SYSTEMS", "ImageAdaptiveLUT", "LocalContextLUT", "load", "save"]
+__all__ = [
+    "EMBEDDED",
+    "SYSTEMS",
+    "ImageAdaptiveLUT",
+    "LocalContextLUT",
+    "ZeroDCE",
+    "ZeroDCEPlusPlus",
+    "load",
+    "save",
+]
 
 # The one list of systems: the name in a checkpoint, and the class that reads it. A system keeps its constructor's
 # arguments in `arguments` and what a user should know of it (colour space, licence, notes) in `about`.
-SYSTEMS: dict[str, type[nn.Module]] = {"lut3d": ImageAdaptiveLUT, "lam": LocalContextLUT}
+SYSTEMS: dict[str, type[nn.Module]] = {
+    "lut3d": ImageAdaptiveLUT,
+    "lam": LocalContextLUT,
+    "zero-dce": ZeroDCE,
+    "zero-dce++": ZeroDCEPlusPlus,
+}
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 EMBEDDED = tuple(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
@@ -38,7 +53,7 @@ def load(path_or_name: str | Path) -> nn.Module:
     path = WEIGHTS / f"{path_or_name}.safetensors" if path_or_name in EMBEDDED else Path(path_or_name)
     if path.suffix.lower() in (".pth", ".pt", ".ckpt"):
         raise ValueError(
-            f"{path} is a PyTorch checkpoint; convert it first: "
+            f"{path} is a PyTorch checkpoint; convert it first (fastenh convert --help says which can be), such as by "
             "fastenh convert lut3d LUTs.pth classifier.pth -o OUT.safetensors"
         )
     if not path.is_file():

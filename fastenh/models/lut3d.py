@@ -145,12 +145,13 @@ CLASSIFIERS: dict[str, Any] = {
 }
 
 
-def thumbnail(image: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) → (B, 3, size, size) float: bilinear between the nearest pixels, as
-    `F.interpolate(image, (size, size), mode="bilinear", align_corners=False)`, but of all the image's pixels only those
-    are read, and integers converted, that count."""
+def thumbnail(image: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) → (B, 3, *size) float, square if `size` is one number: bilinear between the nearest pixels, as
+    `F.interpolate(image, size, mode="bilinear", align_corners=False)`, but of all the image's pixels only those are
+    read, and integers converted, that count."""
     ends, fractions = [], []
-    for length in image.shape[-2:]:
+    sizes = (size, size) if isinstance(size, int) else size
+    for length, size in zip(image.shape[-2:], sizes, strict=True):
         place = (torch.arange(size, device=image.device) + 0.5) * (length / size) - 0.5
         low = place.clamp(min=0).long()
         ends.append(torch.cat([low, (low + 1).clamp(max=length - 1)]))

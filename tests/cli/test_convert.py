@@ -1,4 +1,4 @@
-"""`fastenh convert lut3d`: published weights in, one safe file out."""
+"""`fastenh convert`: published weights in, one safe file out."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from fastenh import models
 from fastenh.cli import app
+from fastenh.models import ZeroDCE, ZeroDCEPlusPlus
 from fastenh.models.lut3d import PUBLISHED_LAYERS, ImageAdaptiveLUT
 
 
-def convert(*arguments) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["convert", "lut3d", *map(str, arguments)])
+def convert(*arguments, system: str = "lut3d") -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["convert", system, *map(str, arguments)])
     assert "Traceback" not in result.output
     return result.exit_code, result.output
 
@@ -88,4 +89,65 @@ def test_published_weights_retouch_a_photo_as_published(assets, tmp_path):
     ours = np.asarray(Image.open(out))[y : y + 256, x : x + 256]
     theirs = np.rint(255 * golden["out_crop"].clip(0, 1)).transpose(1, 2, 0)
     difference = np.abs(ours - theirs)
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "map_scale", "licence"),
+    [
+        ("zero-dce", ZeroDCE, 1, "CC BY-NC 4.0"),
+        ("zero-dce++", ZeroDCEPlusPlus, 12, "CC BY-NC 4.0"),
+        ("scl-lle", ZeroDCE, 1, "none given"),
+    ],
+)
+def test_curve_networks_convert_to_files_that_say_their_licence(name, system, map_scale, licence, tmp_path):
+    torch.manual_seed(0)
+    model = system().eval()
+    torch.save(model.state_dict(), tmp_path / "Epoch99.pth")
+    out = tmp_path / "m.safetensors"
+    assert convert(tmp_path / "Epoch99.pth", "-o", out, system=name) == (0, f"Wrote {out}\n")
+    again = models.load(out)
+    assert type(again) is system and again.map_scale == map_scale
+    assert again.about["licence"].startswith(licence) and name in again.about["note"]
+    image = torch.rand(1, 3, 20, 30)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+
+
+def test_what_is_no_curve_network_is_one_line(tmp_path):
+    state = ZeroDCE().state_dict()
+    plus = ZeroDCEPlusPlus().state_dict()
+    torch.save(state, tmp_path / "dce.pth")
+    torch.save(plus, tmp_path / "plus.pth")
+    torch.save(state | {"e_conv8.weight": torch.zeros(2)}, tmp_path / "more.pth")
+    torch.save(state | {"e_conv3.bias": torch.zeros(31)}, tmp_path / "shape.pth")
+    torch.save(state | {"e_conv3.bias": torch.full((32,), float("nan"))}, tmp_path / "nan.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    before = sorted(tmp_path.iterdir())
+    for name, file, expected in [
+        ("zero-dce", "plus.pth", "plus.pth: expected e_conv1.weight (32, 3, 3, 3) of zero-dce, got no such tensor"),
+        ("scl-lle", "plus.pth", "of scl-lle, got no such tensor"),
+        ("zero-dce++", "dce.pth", "expected e_conv1.depth_conv.weight (3, 1, 3, 3) of zero-dce++, got no such tensor"),
+        ("zero-dce", "more.pth", "expected zero-dce, got also e_conv8.weight"),
+        ("zero-dce", "shape.pth", "expected e_conv3.bias (32,) of zero-dce, got (31,)"),
+        ("zero-dce", "nan.pth", "expected finite floats in e_conv3.bias"),
+        ("zero-dce", "list.pth", "expected a dict of tensors, got list"),
+        ("zero-dce", "text.pth", "not a PyTorch checkpoint"),
+        ("zero-dce", "missing.pth", "no such file"),
+    ]:
+        code, output = convert(tmp_path / file, "-o", tmp_path / "m.safetensors", system=name)
+        assert code == 2 and len(output.splitlines()) == 1 and expected in output, output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_published_curves_brighten_a_photo_as_published(assets, tmp_path):
+    folder = assets / "lle"
+    weights, out = tmp_path / "m.safetensors", tmp_path / "a.png"
+    assert convert(folder / "Zero-DCE/snapshots/Epoch99.pth", "-o", weights, system="zero-dce")[0] == 0
+    photo = folder / "golden/lime6_input.png"
+    result = CliRunner().invoke(app, ["enhance", str(photo), "-o", str(out), "--weights", str(weights)])
+    assert result.exit_code == 0, result.output
+    theirs = np.rint(255 * np.load(folder / "golden/lime6_zerodce.npy").reshape(3, 326, 326).clip(0, 1))
+    difference = np.abs(np.asarray(Image.open(out)) - theirs.transpose(1, 2, 0))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
