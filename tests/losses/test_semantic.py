@@ -93,10 +93,14 @@ def test_gram_contrast_by_loops():
 
     sizes = ((5, 7), (6, 4), (3, 9))
     o, p, n = ([torch.rand(3, c, *size, dtype=torch.float64) * 3 for c in (4, 6)] for size in sizes)
+    for layer, other in zip(p, n, strict=True):
+        other[0] *= 2  # the first photo's loss is 0, the second's large
+        layer[1] *= 2
     near = sum(((grams(x) - grams(y)) ** 2).sum((1, 2)) for x, y in zip(o, p, strict=True))
     far = sum(((grams(x) - grams(y)) ** 2).sum((1, 2)) for x, y in zip(o, n, strict=True))
     for margin in (0.3, 0.02):
         expected = np.maximum(near - far + margin, 0).mean()
+        assert (near - far + margin).min() < -1 and expected > 1
         assert losses.gram_contrast(o, p, n, margin).item() == pytest.approx(expected)
     assert losses.gram_contrast(o, p, n).item() == losses.gram_contrast(o, p, n, 0.3).item()
 
