@@ -146,6 +146,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.csv", help="Write there a line per photo, and to FILE_groups.csv one per group."),
     ] = None,
+    niqe: Annotated[
+        Path | None,
+        typer.Option(metavar="PARAMS.npz", help="Measure NIQE too, with these pristine parameters, as of BasicSR."),
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -157,11 +161,12 @@ def evaluate(
     Or in pairs, as people keep FiveK: input/ and target/. In both val/ and masks/ may be missing.
 
     Prints PSNR, ΔE_ab, both human-centred (HC: all but people at half weight), M_GLC, and SSIM, before and after.
+    With --niqe also NIQE, which needs photos of at least two blocks of 96×96 pixels.
 
     Results are rounded to 8 bits before they are compared. Photos are PNG, TIFF or JPEG of 8 or 16 bits.
     """
     with _one_line(debug):
-        from fastenh import backends, evaluate
+        from fastenh import backends, evaluate, metrics
         from fastenh.io import check_free
 
         if importlib.util.find_spec("torchmetrics") is None:
@@ -170,6 +175,7 @@ def evaluate(
             for path in (csv, evaluate.groups_csv(csv)):
                 check_free(path, overwrite)
         examples, title, notes = evaluate.find_examples(data, split, expert)
+        pristine = metrics.load_pristine(niqe) if niqe else None
         backends.check_chosen()
         enhancer = fastenh.Enhancer(model, device)
         if csv:
@@ -188,7 +194,7 @@ def evaluate(
     failures = []
     for example in track(examples, "Measuring", console=console, transient=True, disable=not console.is_terminal):
         try:
-            rows += evaluate.measure(example, enhancer, sizes)
+            rows += evaluate.measure(example, enhancer, sizes, pristine)
         except Exception as error:
             if debug:
                 traceback.print_exc()

@@ -32,6 +32,7 @@ HEADINGS = {
     "delta_e_hc": "ΔE^HC",
     "glc": "M_GLC",
     "ssim": "SSIM",
+    "niqe": "NIQE",
 }
 
 
@@ -100,13 +101,15 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
 
 
 @torch.inference_mode()
-def measure(example: Example, enhancer: Enhancer, sizes: Sequence[str]) -> list[Row]:
+def measure(
+    example: Example, enhancer: Enhancer, sizes: Sequence[str], pristine: metrics.Pristine | None = None
+) -> list[Row]:
     """Measure a photo, before and after, at each of the sizes.
 
     At 360p source, target and mask are scaled so that their short side is 360 pixels, by a triangle filter as wide as
     the reduction (antialiased bilinear), and the model runs at that size; smaller photos stay as they are. Sources keep
     their depth; outputs, targets and the unretouched input are rounded to 8 bits before they are compared. People are
-    where a mask reaches half its range.
+    where a mask reaches half its range. NIQE is measured where its pristine parameters are given.
 
     Raises what `read_pixels` raises, and ValueError where sizes differ.
     """
@@ -121,18 +124,23 @@ def measure(example: Example, enhancer: Enhancer, sizes: Sequence[str]) -> list[
     for size in sizes:
         before, expert, people = (None if x is None else _scaled(x, SIZES[size]) for x in (source, target, human))
         assert before is not None and expert is not None
+        people = None if people is None else people >= 0.5
         for image, retouched in (("input", before), ("output", enhancer(before))):
-            measures = _measures(_rounded(retouched), _rounded(expert), None if people is None else people >= 0.5)
+            measures = _measures(_rounded(retouched), _rounded(expert), people, pristine)
             rows.append(Row(size, image, example, measures))
     return rows
 
 
-def _measures(image: Tensor, target: Tensor, human: Tensor | None) -> dict[str, float]:
+def _measures(
+    image: Tensor, target: Tensor, human: Tensor | None, pristine: metrics.Pristine | None
+) -> dict[str, float]:
     measures = {"psnr": metrics.psnr(image, target), "delta_e": metrics.delta_e(image, target)}
     if human is not None:
         measures["psnr_hc"] = metrics.psnr(image, target, human)
         measures["delta_e_hc"] = metrics.delta_e(image, target, human)
     measures["ssim"] = metrics.ssim(image, target)
+    if pristine is not None:
+        measures["niqe"] = metrics.niqe(image, pristine)
     measures["mean_a"], measures["mean_b"] = metrics.mean_ab(image)[0, :, None]
     return {name: value.item() for name, value in measures.items()}
 

@@ -18,7 +18,7 @@ from fastenh import evaluate
 from fastenh.cli import app
 from fastenh.data.pairs import Photo
 from fastenh.enhance import Enhancer
-from fastenh.metrics import psnr
+from fastenh.metrics import load_pristine, niqe, psnr
 from fastenh.models import ImageAdaptiveLUT, save
 
 NAMES = ("0_0", "0_1", "0_2", "2_0", "10_0", "10_1")
@@ -169,7 +169,7 @@ def test_outputs_are_rounded_to_8_bits(run, tmp_path):
 )
 def test_360p_is_the_photo_with_that_short_side(tmp_path, monkeypatch, size, expected):
     """Reduced as Pillow does with its bilinear filter, which is antialiased; the target alike, so nothing differs."""
-    monkeypatch.setattr(evaluate, "_measures", lambda image, target, human: {"psnr": psnr(image, target).item()})
+    monkeypatch.setattr(evaluate, "_measures", lambda image, target, *others: {"psnr": psnr(image, target).item()})
     seen = []
 
     class Look(nn.Module):
@@ -188,6 +188,21 @@ def test_360p_is_the_photo_with_that_short_side(tmp_path, monkeypatch, size, exp
     channels = [Image.fromarray(channel.astype(np.float32)) for channel in pixels.transpose(2, 0, 1)]
     reduced = [channel.resize(expected[::-1], Image.Resampling.BILINEAR) for channel in channels]
     np.testing.assert_allclose(small * 255, np.stack(reduced), atol=0.05)
+
+
+def test_niqe_where_its_parameters_are_given(run, tmp_path):
+    parameters = {"mu_pris_param": np.ones((1, 36)), "cov_pris_param": np.eye(36), "gaussian_window": np.ones((7, 7))}
+    parameters["gaussian_window"] /= 49
+    np.savez(tmp_path / "pristine.npz", **parameters)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 203, 3), np.uint8)
+    for part in ("input", "target"):
+        write(tmp_path / part / "a.png", pixels)
+    result = table(run(tmp_path, "--niqe", tmp_path / "pristine.npz", "--size", "full", code=0))
+    image = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
+    expected = niqe(image, load_pristine(tmp_path / "pristine.npz")).item()
+    assert {line["NIQE"] for line in result.values()} == {f"{expected:.2f}"}
+    output = run(tmp_path, "--niqe", tmp_path / "input" / "a.png", code=2)
+    assert len(output.splitlines()) == 1 and "a.png: expected NIQE's pristine parameters as .npz" in output
 
 
 # ---- what lies where

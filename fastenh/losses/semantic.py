@@ -1,0 +1,198 @@
+"""What teaches curves by contrast and by meaning: the terms of SCL-LLE.
+
+Liang, Li, Wei, Yang, Zhang, Yang, Du, Zhou: "Semantically Contrastive Learning for Low-light Image Enhancement", AAAI
+2022. The terms and margins are the paper's; what it leaves open is taken from the authors' code, and means stand where
+a sum would grow with the photo. The total:
+
+    5 · gram_contrast + 10 · brightness_contrast            L_c, Eq. 5
+    + brightness_consistency + label_cross_entropy          L_sc, Eq. 7
+    + feature_retention                                     L_fr, Eq. 8
+    + 8 · colour_constancy(order=1) + 200 · curve_variation L_cc, Eq. 9
+
+The paper gives no weight but 200; 5, 10 and 8 are the code's. The code has the two margins the other way round.
+
+Images are (B, 3, H, W) sRGB floats in [0, 1]; brightness is the mean of R, G and B. All are means over the photos of a
+batch, in float32 at least, so that the mean over the parts of a batch is that of the whole. Gradients pass through
+networks that are `frozen` to the photo that was enhanced; the networks themselves get none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastenh.losses.curve import brightness, gradients
+
+IGNORE = 255  # the label of pixels that belong to no class
+N_LABELS = 256
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def frozen(network: Network) -> Network:
+    """The network itself, in eval mode, none of its parameters to be trained."""
+    return network.eval().requires_grad_(False)
+
+
+class VGGFeatures(nn.Module):
+    """Features of VGG-16 (Simonyan and Zisserman, ICLR 2015), frozen: (B, 3, H, W) → those of each layer asked for.
+
+    relu1_2 is (B, 64, H, W), relu2_2 (B, 128, H/2, W/2), relu4_3 (B, 512, H/8, W/8), sizes rounded down. As in
+    SCL-LLE's code, relu1_2 and relu2_2 are for `gram_contrast` and relu4_3 for `feature_retention`, and images enter as
+    they are, without ImageNet's mean and deviation.
+
+    Args:
+        weights: "imagenet", which torchvision downloads once; a .pth file of torchvision's `vgg16`; or "random".
+
+    Nothing is unpickled but tensors. FileNotFoundError, or ValueError in one line if there are no such weights.
+    """
+
+    LAYERS = {"relu1_2": 4, "relu2_2": 9, "relu4_3": 23}  # how many of torchvision's `vgg16().features` lead there
+
+    def __init__(self, weights: str | Path = "imagenet") -> None:
+        super().__init__()
+        try:
+            from torchvision.models import VGG16_Weights, vgg16
+        except ImportError:
+            raise ValueError("VGG-16: expected torchvision to be installed: pip install 'fastenh[train]'") from None
+        with torch.device("meta"):  # most of its weights are in the layers after those wanted
+            self.features = vgg16(init_weights=False).features[: max(self.LAYERS.values())]
+        expected = self.state_dict()
+        if weights == "random":
+            found = {key: torch.zeros(t.shape) for key, t in expected.items()}
+            for tensor in found.values():
+                if tensor.ndim == 4:
+                    nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+        elif weights == "imagenet":
+            published = VGG16_Weights.IMAGENET1K_V1
+            try:
+                found = dict(published.get_state_dict(progress=False, check_hash=True, weights_only=True))
+            except (OSError, RuntimeError) as error:
+                raise ValueError(
+                    f"VGG-16: expected to download its ImageNet weights, got {type(error).__name__}; without network, "
+                    f"fetch and name this file: {published.url}"
+                ) from None
+        else:
+            from fastenh.models.lut3d import read_pth
+
+            found = read_pth(weights)
+        for key, tensor in expected.items():
+            got = found.get(key)
+            if not isinstance(got, Tensor) or got.shape != tensor.shape:
+                raise ValueError(
+                    f"{weights}: expected {key} {tuple(tensor.shape)} of a VGG-16 as torchvision names it, "
+                    f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
+                )
+        self.load_state_dict({key: found[key].float() for key in expected}, assign=True)
+        frozen(self)
+
+    def forward(self, image: Tensor, *layers: str) -> list[Tensor]:
+        found = {}
+        for depth, layer in enumerate(self.features[: max(self.LAYERS[name] for name in layers)], 1):
+            image = layer(image)
+            found[depth] = image
+        return [found[self.LAYERS[name]] for name in layers]
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """G_ij = Σ_k f_ik f_jk / (C·H·W), k over pixels (Eq. 2, normalised as in the code): (B, C, H, W) → (B, C, C)."""
+    with torch.autocast(features.device.type, enabled=False):  # sums over a whole photo leave half precision
+        f = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)
+        return f @ (f.mT / f[0].numel())
+
+
+def gram_contrast(
+    output: Sequence[Tensor], positive: Sequence[Tensor], negative: Sequence[Tensor], margin: float = 0.3
+) -> Tensor:
+    """Looks like a well-lit photo, unlike a badly lit one: mean over photos of max(d(o, p) − d(o, n) + margin, 0).
+
+    d = Σ over layers of ‖G − G'‖², squared Frobenius norm, G the `gram_matrix` of a layer's features. Each argument
+    holds one tensor (B, C, H, W) for each layer; photo b of `output` is compared with photo b of the others, of any
+    size.
+    """
+    near = torch.stack([_gram_distance(o, p) for o, p in zip(output, positive, strict=True)]).sum(0)
+    far = torch.stack([_gram_distance(o, n) for o, n in zip(output, negative, strict=True)]).sum(0)
+    return F.relu(near - far + margin).mean()
+
+
+def brightness_contrast(output: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.04) -> Tensor:
+    """As bright as a well-lit photo, unlike a badly lit one: mean over photos of max(d(o, p) − d(o, n) + margin, 0).
+
+    d = |E − E'|, E the expectation of brightness: the mean over a photo. (The code compares unpaired photos pixel by
+    pixel.) All (B, 3, H, W), the same B; sizes may differ.
+    """
+    o, p, n = (brightness(image).mean((1, 2, 3)) for image in (output, positive, negative))
+    return F.relu((o - p).abs() - (o - n).abs() + margin).mean()
+
+
+def brightness_consistency(output: Tensor, labels: Tensor) -> Tensor:
+    """Each class is evenly bright: mean over photos of (1/N) Σ_s Σ_{i∈s} (Bᵢ − B_s)² (Eq. 6 and 7).
+
+    B_s is the mean of class s over the photo, N how many pixels of it have a class (the paper writes the bare sum). A
+    photo that has none adds 0, as do classes without pixels.
+
+    output (B, 3, H, W); labels (B, H, W), integers from 0 to 254, or 255 for pixels of no class.
+    """
+    values = brightness(output).squeeze(1)
+    known = _known(labels, values.shape)
+    bins = labels.long() + N_LABELS * torch.arange(len(labels), device=labels.device)[:, None, None]
+    count = torch.bincount(bins.flatten(), minlength=N_LABELS * len(labels)).clamp_min(1)
+    mean = values.new_zeros(len(count)).index_add(0, bins.flatten(), values.flatten()) / count
+    return _mean_where((values - mean[bins]).square(), known)
+
+
+def label_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """A frozen segmentation network still knows what is where: mean over photos of the mean over pixels of −log q.
+
+    q is the softmax over classes of the network's scores on the enhanced photo, at the pixel's own class (Eq. 7).
+    Pixels of no class are left out; a photo that has no others adds 0.
+
+    scores (B, S, H, W); labels (B, H, W), integers from 0 to S − 1, or 255 for pixels of no class.
+    """
+    known = _known(labels, scores[:, 0].shape, scores.shape[1])
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    losses = F.cross_entropy(scores, labels.long(), ignore_index=IGNORE, reduction="none")
+    return _mean_where(losses, known)
+
+
+def feature_retention(output: Tensor, image: Tensor) -> Tensor:
+    """What is in the photo stays: the mean squared difference of one layer's features before and after (Eq. 8).
+
+    output and image (B, C, H, W), features of the enhanced photo and of the photo it was made from.
+    """
+    kind = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(kind) - image.to(kind)).square().mean()
+
+
+def curve_variation(curves: Tensor) -> Tensor:
+    """Curves change little from pixel to pixel: mean over photos and iterations of Σ_c (mean|∇x A_c| + mean|∇y A_c|).
+
+    The second part of Eq. 9: unsquared, c over R, G and B, means over pixels where the paper writes sums.
+    curves (B, 3·M, H, W) of M iterations; maps that all iterations share are given once.
+    """
+    across, down = gradients(curves)
+    return 3 * (across.abs().mean() + down.abs().mean())
+
+
+def _gram_distance(features: Tensor, others: Tensor) -> Tensor:
+    return (gram_matrix(features) - gram_matrix(others)).square().sum((1, 2))
+
+
+def _known(labels: Tensor, shape: torch.Size, classes: int = IGNORE) -> Tensor:
+    """Where labels name a class. Raises ValueError: on a GPU a label out of range would end the process."""
+    if labels.shape != shape or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels: expected integers of shape {tuple(shape)}, got {labels.dtype} {tuple(labels.shape)}")
+    known = labels != IGNORE
+    if wrong := labels[known & ((labels < 0) | (labels >= classes))].unique().tolist():
+        raise ValueError(f"labels: expected 0 to {classes - 1}, or {IGNORE} for no class, got {wrong[:4]}")
+    return known
+
+
+def _mean_where(values: Tensor, known: Tensor) -> Tensor:
+    """Mean over photos of the mean over known pixels, 0 where there are none: (B, H, W) → a scalar."""
+    return ((values * known).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)).mean()
