@@ -71,7 +71,8 @@ class ConvClassifier(nn.Module):
         self.head = nn.Conv2d(self.CHANNELS[-1], n_luts, 8)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = thumbnail(image, 256).to(self.head.weight.dtype)
+        x = to_float(image).to(self.head.weight.dtype)
+        x = F.interpolate(x, (256, 256), mode="bilinear", align_corners=False)
         for index, conv in enumerate(self.convs):
             x = F.leaky_relu(conv(x), 0.2)
             if index < len(self.norms):
