@@ -75,6 +75,8 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "every other", "inner", 
 
 def lay_out(t: Tensor, layout: str) -> Tensor:
     """The same values in memory of another layout ("expanded": all along one dimension the same, with stride 0)."""
+    if t.dim() == 0:
+        return t.clone()
     if layout == "channels_last" and t.dim() == 4:
         return t.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and t.dim() >= 2:
