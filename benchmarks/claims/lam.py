@@ -1,11 +1,11 @@
 """What "Learning Pixel-Adaptive Weights for Portrait Photo Retouching" claims, tried on a set made by code.
 
-    python benchmarks/claims/lam.py [--minutes M]
+    python benchmarks/claims/lam.py [--minutes M | --steps S]
 
 Makes the set (`portraits.py`), trains the rows of the paper's Table 3 at three seeds and the settings of its Table 2 at
 one, all alike and for the same number of steps, by `fastenh.train` on one thread, and measures each as `fastenh
-evaluate` does. `--minutes` says how long all trainings together may take; from it follows the number of steps. With
-`--unet` the UNet of Table 4 is trained as well, which takes ten times as long as LAM.
+evaluate` does. `--minutes` says how long all trainings together may take; from it follows the number of steps, unless
+`--steps` says that. With `--unet` the UNet of Table 4 is trained as well, which takes ten times as long as LAM.
 
 After each training benchmarks/results/claims-lam-<date>.json and .md are written anew. An interrupted run goes on from
 the JSON file when it is started again, with its number of steps.
@@ -52,7 +52,7 @@ from tables import header, row
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
-GROUPS = {"train": 60, "val": 16}
+GROUPS = {"train": 60, "val": 12}
 SEEDS = (0, 1, 2)
 
 # Of all trainings. The paper: ResNet-18 with ImageNet weights, 448² crops, 16 a step, Adam at 1e-4, 110,000 steps.
@@ -60,10 +60,11 @@ COMMON = configure(
     Config,
     {
         "classifier": "statistics",
-        "side": 64,
-        "batch": 8,
-        "learning_rate": 3e-3,
-        "ema": 0.97,
+        "size": 17,
+        "side": 48,
+        "batch": 4,
+        "learning_rate": 5e-3,
+        "ema": 0.98,
         "workers": 1,
         "device": "cpu",
         "steps": 1,
@@ -104,7 +105,7 @@ class Claim(Retouching):
         self.began: list[float] = []
         classifier = self.model.classifier
         assert isinstance(classifier, StatisticsClassifier)
-        classifier.calibrate(torch.stack([read_tensor(path) for p in self.samples.photos for path in p.sources]))
+        classifier.calibrate(torch.stack([read_tensor(photo.sources[-1]) for photo in self.samples.photos]))
         torch.nn.init.ones_(classifier.head.bias)
 
     def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -276,7 +277,7 @@ def about() -> dict[str, Any]:
     }
 
 
-def main(minutes: float, unet: bool) -> None:
+def main(minutes: float, steps: int | None, unet: bool) -> None:
     torch.set_num_threads(1)
     trainings = planned(unet)
     settings = asdict(COMMON) | {"groups": GROUPS, "rows": ROWS, "seeds": SEEDS}
@@ -306,7 +307,7 @@ def main(minutes: float, unet: bool) -> None:
         shapes = {(c.context, c.kernel_size, c.n_luts, c.size): c for c in left.values()}
         paces = {shape: seconds_a_step(config, data) for shape, config in shapes.items()}
         pace = sum(paces[c.context, c.kernel_size, c.n_luts, c.size] for c in left.values())
-        steps = journal.setdefault("steps", max(10, int(minutes * 60 / pace) // 10 * 10))
+        steps = journal.setdefault("steps", steps or max(10, int(minutes * 60 / pace) // 10 * 10))
         print(f"{len(left)} trainings of {steps} steps, {pace / len(left):.2f} s each: {steps * pace / 60:.0f} minutes",
               flush=True)  # fmt: skip
 
@@ -330,6 +331,7 @@ def main(minutes: float, unet: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=35.0, help="for all trainings together (default 35)")
+    parser.add_argument("--steps", type=int, help="of each training")
     parser.add_argument("--unet", action="store_true", help="with the UNet of Table 4")
     told = parser.parse_args()
-    main(told.minutes, told.unet)
+    main(told.minutes, told.steps, told.unet)

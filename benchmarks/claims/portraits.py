@@ -24,7 +24,7 @@ from skimage.transform import resize
 
 from fastenh.data.example import write
 
-SIDE = 96  # of a photo
+SIDE = 72  # of a photo
 SHARE = {"train": (0.0, 0.6), "val": (0.6, 1.0)}  # of the photographs' width
 MOVES = 1.15  # a scene is that much larger than a photo, so that the camera can move
 GAMMA = 2.2
