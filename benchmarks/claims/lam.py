@@ -85,8 +85,8 @@ ROWS: dict[str, dict[str, Any]] = {  # of Table 3; each differs from COMMON in w
 LUT, LIANG, LAM, FULL = list(ROWS)[:4]
 UNET = {"UNet in LAM's place": {"context": "unet", "supervision": "none"}}
 SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {  # of Table 2: setting and its values, else as the row EDGE
-    "k": ("kernel_size", (3, 5, 7)),
     "λ of GAM": ("gam", (1e-2, 5e-3, 1e-3, 1e-4)),
+    "k": ("kernel_size", (3, 5, 7)),
     "N": ("n_luts", (3, 5, 7)),
     "D": ("size", (17, 33, 49)),
 }

@@ -1,8 +1,9 @@
 """A portrait-like set in PPR10K's layout, made of photographs that come inside scikit-image and scikit-learn.
 
 A scene is a window of a photograph, out of focus as behind a portrait, with a figure or two before it. A figure takes
-its colours from the scene's own, so that no colour says what it belongs to; its texture is fine where the background is
-soft. A group is one scene in several shots: camera and figures move a little, exposure and tint of the light shift.
+its colours from the scene's own, so that no colour says what it belongs to; it is woven, in fine checks, where the
+background is soft, so that the 3×3 pixels around each tell. A group is one scene in several shots: camera and figures
+move a little, exposure and tint of the light shift.
 
 The expert brings every shot back to one light for the whole group, in which the scene is of middling lightness and has
 little of a cast; so it can be told from a shot what is to be done. Then figures become lighter and warmer and the
@@ -28,6 +29,7 @@ SIDE = 72  # of a photo
 SHARE = {"train": (0.0, 0.6), "val": (0.6, 1.0)}  # of the photographs' width
 MOVES = 1.15  # a scene is that much larger than a photo, so that the camera can move
 GAMMA = 2.2
+BLUR = 2.5  # of the background, σ in pixels
 CAST = 0.3  # how much of a scene's cast the expert leaves
 EXPERT = {"figure": 1.25 * np.exp([0.07, 0, -0.07]), "background": 0.8 * np.exp([-0.07, 0, 0.07])}
 SHOT, AUGMENTED = (0.3, 0.08), (0.5, 0.12)  # how far light shifts: stops of exposure; log of tint, each channel
@@ -73,7 +75,7 @@ def background(photograph: np.ndarray, share: tuple[float, float], rng: np.rando
     size = round(SIDE * MOVES)
     light = resize(window, (size, size), anti_aliasing=True) ** GAMMA
     light *= 0.2 / light.mean() * (light.mean() / light.mean((0, 1))) ** (1 - CAST)
-    return gaussian_filter(light, (1, 1, 0))  # out of focus
+    return gaussian_filter(light, (BLUR, BLUR, 0))
 
 
 def middles(rng: np.random.Generator) -> list[float]:
@@ -95,8 +97,9 @@ def shot(scene: np.ndarray, persons: list, rng: np.random.Generator) -> tuple[np
         clothes = gaussian_filter(rng.normal(size=(SIDE, SIDE)), 6)  # which colour is where
         edges = np.quantile(clothes, [0.25, 0.5, 0.75])
         blend = colours[np.digitize(clothes, edges)]
-        grain = np.kron(rng.uniform(-1, 1, (SIDE // 2, SIDE // 2)), np.ones((2, 2)))
-        light[figure] = (blend * np.exp(0.3 * grain)[..., None])[figure]
+        weave = np.kron(rng.uniform(0.5, 1, (SIDE // 2, SIDE // 2)), np.ones((2, 2)))  # checks of 2×2 pixels
+        weave *= 1 - 2 * ((np.indices((SIDE, SIDE)) // 2).sum(0) % 2)
+        light[figure] = (blend * np.exp(0.4 * weave)[..., None])[figure]
         figures[figure] = True
     return light, figures
 
