@@ -135,11 +135,14 @@ def name(config: Config) -> str:
 
 
 def planned(unet: bool) -> dict[str, Config]:
-    """All trainings by their names, in the order in which they are done."""
-    rows = ROWS | (UNET if unet else {})
-    table = [configure(Config, asdict(COMMON), changes, {"seed": seed}) for seed in SEEDS for changes in rows.values()]
-    sweeps = [configure(Config, asdict(COMMON), {key: value}) for key, values in SWEEPS.values() for value in values]
-    return {name(config): config for config in [*table, *sweeps]}
+    """All trainings by their names, in the order in which they are done: first, at all seeds, what matters most."""
+    first = (LUT, EDGE, GAM)
+    changes = [(seed, ROWS[title]) for seed in SEEDS for title in first]
+    changes += [(seed, ROWS[title]) for seed in SEEDS for title in ROWS if title not in first]
+    changes += [(0, {key: value}) for key, values in SWEEPS.values() for value in values]
+    changes += [(seed, change) for seed in SEEDS for change in UNET.values() if unet]
+    configs = [configure(Config, asdict(COMMON), change, {"seed": seed}) for seed, change in changes]
+    return {name(config): config for config in configs}
 
 
 def measured(data: Path, model: Enhancer) -> dict[str, dict[str, float]]:
