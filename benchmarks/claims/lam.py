@@ -5,7 +5,7 @@
 Makes the set (`portraits.py`), trains the rows of the paper's Table 3 at three seeds and the settings of its Table 2 at
 one, all alike and for the same number of steps, by `fastenh.train` on one thread, and measures each as `fastenh
 evaluate` does. `--minutes` says how long all trainings together may take; from it follows the number of steps, unless
-`--steps` says that. With `--unet` the UNet of Table 4 is trained as well, which takes ten times as long as LAM.
+`--steps` says that. With `--unet` the UNet of Table 4 is trained as well, which takes over twenty times as long as LAM.
 
 After each training benchmarks/results/claims-lam-<date>.json and .md are written anew. An interrupted run goes on from
 the JSON file when it is started again, with its number of steps.
