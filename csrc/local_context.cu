@@ -163,7 +163,8 @@ __device__ inline void stage(Pixel* to, const Tensor& image, int64_t b, int64_t 
   }
 }
 
-// What a lane holds of 16 pixels' neighbours in one step, times `by` for either pixel. `extra` is the place beside blue.
+// What a lane holds of 16 pixels' neighbours in one step, times `by` for either pixel; blue and the place beside it times
+// `by_blue`.
 __device__ inline void multiplied(uint32_t (&a)[4], Pixel first, Pixel second, const __half2 (&by)[2],
                                   const __half2 (&by_blue)[2]) {
   a[0] = as_bits(__hmul2(as_half2(first.x), by[0])), a[1] = as_bits(__hmul2(as_half2(second.x), by[1]));
