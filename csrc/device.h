@@ -159,6 +159,16 @@ __device__ inline float exp2_fast(float x) {
 #endif
 }
 
+// 1 / x, as fast as it goes.
+__device__ inline float reciprocal_fast(float x) {
+#ifdef __CUDA_ARCH__
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return 1.f / x;
+#endif
+}
+
 // Of two numbers in float16, those below 0 as 0; NaN stays NaN.
 __device__ inline uint32_t rectified(uint32_t pair) {
   return as_bits(__hmax2_nan(as_half2(pair), __float2half2_rn(0.f)));

@@ -6,9 +6,11 @@
 // - Of the k² neighbours of a pixel, all but the centre, a lane q = lane % 4 has every fourth: a step of a product's sum
 //   is four neighbours, one a lane, each R, G, B and one place more. In the first step these places hold the centre's
 //   R, G, B and a 1, by which the bias is multiplied. So 3·k² + 1 numbers fill (k² - 1) / 4 steps of 16.
-// - Scores are ordered so that each lane gets those of its own neighbours, and the centre's as well.
-// - Weights of LUTs are ordered so that lane q gets that of table q, of which it looks R, G and B up, and that of table 4,
-//   of which it looks up one channel: the 16 lanes of a packed vertex, four a lane.
+// - Softmax sees differences alone: the centre's score is 0, and those of its neighbours are what they exceed it by. They
+//   are ordered so that each lane gets those of its own neighbours.
+// - Where a pixel falls in the tables is reckoned once, when the tile is read. Four lanes look it up: two vertices, which
+//   are neighbours along R, lie beside each other in memory, and each lane takes half of one, tables 0 and 1 or 2 and 3,
+//   with two channels of table 4. A product with ones adds up what they have found.
 #include "lut.cuh"
 
 namespace fastenh {
@@ -18,19 +20,20 @@ constexpr float log2_of_e = 1.4426950408889634f;
 
 template <int k>
 struct Window {
-  static constexpr int area = k * k, radius = k / 2;
+  static constexpr int area = k * k;
   static constexpr int steps = (area - 1) / 4;     // of a sum over neighbours
-  static constexpr int scores = steps / 2 + 1;     // groups of 8: two steps each, and the centre's
+  static constexpr int scores = steps / 2;         // groups of 8 scores: of two steps each
   // The i-th neighbour, where the centre is not counted.
   __host__ __device__ static constexpr int neighbour(int i) { return i < area / 2 ? i : i + 1; }
 };
 
-// The sizes of the layers, channels in an even number of groups of 16, and where their numbers stand among the packed words. A fragment is
-// what a product takes as b, 64 words; of two fragments of one step and 16 channels, a lane's four words lie together.
+// The sizes of the layers, channels in an even number of groups of 16, and where their numbers stand among the packed
+// words. A fragment is what a product takes as b, 64 words; of two fragments of one step and 16 channels, a lane's four
+// words lie together.
 struct Layers {
   int steps, scores, features, hidden, panels;
   Layers(int64_t k, int64_t features, int64_t hidden, int64_t count)
-      : steps(int(k * k - 1) / 4), scores(steps / 2 + 1), features(int(features + 31) / 32 * 2),
+      : steps(int(k * k - 1) / 4), scores(steps / 2), features(int(features + 31) / 32 * 2),
         hidden(int(hidden + 31) / 32 * 2), panels(int(count + tables_per_panel - 1) / tables_per_panel) {}
   __host__ __device__ int words_a_feature() const { return 64 * (2 * steps + scores); }
   __host__ __device__ int words_a_hidden() const { return 64 * (2 * steps + panels); }
@@ -63,13 +66,20 @@ __device__ inline uint32_t packed_word(int i, const Network& net, const Layers& 
   const int area = layers.steps * 4 + 1;
   const auto pair = [](float low, float high) { return as_bits(__floats2half2_rn(low, high)); };
   const auto factor = [&](int table) { return factors && table < net.head.outputs ? factors[table] : 1.f; };
-  // Columns of scores and of LUT weights: even ones are lane q's first, odd ones its second.
+  // Columns of scores and of LUT weights: even ones are lane q's first, odd ones its second. Lanes 0 and 1 get the weights
+  // of two tables each; lanes 2 and 3 of table 4, by what it adds to R and G, and to B.
   const auto score_of = [&](int group, int column) {
-    if (group == layers.scores - 1) return area / 2;
     const int number = 8 * group + column / 2 + column % 2 * 4;
     return number < area / 2 ? number : number + 1;
   };
-  const auto table_of = [](int panel, int column) { return panel * tables_per_panel + (column % 2 ? 4 : column / 2); };
+  // What the score of a neighbour exceeds the centre's by, to the base of 2.
+  const auto beyond = [&](int score, int input) {
+    return log2_of_e * (net.attention.weight(score, input) - net.attention.weight(area / 2, input));
+  };
+  const auto table_of = [&](int panel, int column) {
+    const bool none = column == 5 || column == 6;
+    return none ? layers.panels * tables_per_panel : panel * tables_per_panel + (column < 4 ? column : 4);
+  };
   // Two words of a layer whose inputs are neighbours.
   const auto of_neighbours = [&](const Layer& layer, int output, int step, int q, int which) {
     const int number = 4 * step + q, j = number < area / 2 ? number : number + 1;
@@ -84,7 +94,9 @@ __device__ inline uint32_t packed_word(int i, const Network& net, const Layers& 
   const int group = rest / in_all, at = rest % in_all;
   if (i >= layers.biases()) {
     const int which = (i - layers.biases()) / 8, column = (i - layers.biases()) % 8;
-    if (which < layers.scores) return __float_as_uint(log2_of_e * net.attention.bias(score_of(which, column)));
+    if (which < layers.scores)
+      return __float_as_uint(
+          log2_of_e * (net.attention.bias(score_of(which, column)) - net.attention.bias(area / 2)));
     const int table = table_of(which - layers.scores, column);
     return __float_as_uint(factor(table) * net.head.bias(table));
   }
@@ -97,7 +109,7 @@ __device__ inline uint32_t packed_word(int i, const Network& net, const Layers& 
   const int input = 16 * group + lane % 4 * 2 + at % 2 * 8;
   if (first) {
     const int score = score_of(fragment, column);
-    return pair(log2_of_e * net.attention.weight(score, input), log2_of_e * net.attention.weight(score, input + 1));
+    return pair(beyond(score, input), beyond(score, input + 1));
   }
   const int table = table_of(fragment, column);
   return pair(factor(table) * net.head.weight(table, input), factor(table) * net.head.weight(table, input + 1));
@@ -127,48 +139,85 @@ void pack_layers(const Tensor& packed, Optional factors, const Tensor& features_
 
 // ---- float16, by tensor cores ----
 
-// A block takes a tile of pixels at a time. A row of the tile and its halo is as long as leaves the neighbours that the
-// lanes of a warp read in different banks.
-constexpr int tile_width = 64, tile_height = 16, pitch = 74, threads = 256;
+// A block takes a tile of pixels at a time. In shared memory R and G of the tile and its halo are a plane of words, B and
+// 1 another, with rows as long as puts what the lanes of a warp read at a time into different banks; where the layers of
+// 7 x 7 leave the room.
+constexpr int tile_width = 64, threads = 256;
+template <int k>
+struct Tile {
+  static constexpr int height = k == 7 ? 8 : k == 5 ? 16 : 32;
+  static constexpr int radius = k / 2, width = tile_width + 2 * radius, rows = height + 2 * radius;
+  static constexpr int pitch = k == 7 ? width : 78 + k, plane = rows * pitch, pixels = tile_width * height;
+};
 
-// A pixel in shared memory: R, G, B and 1.
-using Pixel = uint2;
+// Where a pixel falls in the tables: the lowest vertex of its cell, in steps of 16 bytes, and the shares of the cell's
+// vertices.
+struct Places {
+  uint4* shares;
+  uint32_t* corners;
+};
 
 // How many times 16 pixels a warp takes at once: the more, the fewer reads of weights, as far as registers go.
-template <int k>
-constexpr int at_once = k == 3 ? 2 : 1;
+template <int k, bool several>
+constexpr int at_once = k > 3 ? 1 : several ? 2 : 4;
 
-// The tile at (y0, x0) and its halo; outside the picture colours are 0.
+// How many blocks a multiprocessor works on at a time, as far as registers go.
+template <int k>
+constexpr int at_a_time = k == 7 ? 1 : 2;
+
+// f(Type<T>{}) with the type of a picture whose layers are computed in float16.
+template <class F>
+__device__ inline void with_pixel(Dtype dtype, const F& f) {
+  if (dtype == Dtype::f16) f(Type<__half>{});
+  else if (dtype == Dtype::bf16) f(Type<__nv_bfloat16>{});
+  else f(Type<uint8_t>{});
+}
+
+// The shares of a cell's vertices: the lower ones along R, then the upper ones.
+__device__ inline uint4 shares_of(const Cell& cell) {
+  const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2], both = fg * fb;
+  const float of_pair[4] = {1.f - fg - fb + both, fg - both, fb - both, both};
+  float lower[4], upper[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) upper[i] = fr * of_pair[i], lower[i] = of_pair[i] - upper[i];
+  const auto two = [](float a, float b) { return as_bits(__floats2half2_rn(a, b)); };
+  return {two(lower[0], lower[1]), two(lower[2], lower[3]), two(upper[0], upper[1]), two(upper[2], upper[3])};
+}
+
+// The tile at (y0, x0) and its halo; outside the picture colours are 0. A thread takes the pixels of a column.
 template <int k, class T>
-__device__ inline void stage(Pixel* to, const Tensor& image, int64_t b, int64_t y0, int64_t x0) {
-  constexpr int r = Window<k>::radius, width = tile_width + 2 * r, count = width * (tile_height + 2 * r);
-  constexpr int turns = (count + threads - 1) / threads;
+__device__ inline void stage(uint32_t* to, Places places, const Tensor& image, const Uniform& grid, int b, int y0,
+                             int x0) {
+  using Tile = Tile<k>;
+  constexpr int r = Tile::radius, rows = threads / Tile::width, turns = (Tile::rows + rows - 1) / rows;
+  const int first = int(threadIdx.x) / Tile::width - r, x = int(threadIdx.x) % Tile::width - r;
+  const bool in_width = first < rows - r && x >= -x0 && x < int(image.shape[3]) - x0;
+  const int height = int(image.shape[2]) - y0;
+  const T* from[3];
+#pragma unroll
+  for (int c = 0; c < 3; ++c)
+    from[c] = at<const T>(image, b, c, y0, x0) + (first * image.strides[2] + x * image.strides[3]);
   T colours[turns][3];
 #pragma unroll
   for (int turn = 0; turn < turns; ++turn) {
-    const int i = turn * threads + int(threadIdx.x);
-    const int64_t y = y0 + i / width - r, x = x0 + i % width - r;
-    const bool inside = i < count && y >= 0 && y < image.shape[2] && x >= 0 && x < image.shape[3];
-    const T* from = at<const T>(image, b, 0, y, x);
+    const int y = first + turn * rows;
+    const bool inside = in_width && y >= -y0 && y < height && y < Tile::height + r;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) colours[turn][c] = inside ? from[c * image.strides[1]] : T{};
+    for (int c = 0; c < 3; ++c) colours[turn][c] = inside ? from[c][turn * rows * image.strides[2]] : T{};
   }
 #pragma unroll
   for (int turn = 0; turn < turns; ++turn) {
-    const int i = turn * threads + int(threadIdx.x);
-    const auto number = [&](int c) { return to_float(colours[turn][c]); };
-    if (i < count)
-      to[i / width * pitch + i % width] = {as_bits(__floats2half2_rn(number(0), number(1))),
-                                           as_bits(__floats2half2_rn(number(2), 1.f))};
+    const int y = first + turn * rows;
+    if (first >= rows - r || y >= Tile::height + r) break;
+    const float rgb[3] = {to_float(colours[turn][0]), to_float(colours[turn][1]), to_float(colours[turn][2])};
+    uint32_t* pixel = to + ((y + r) * Tile::pitch + x + r);
+    pixel[0] = as_bits(__floats2half2_rn(rgb[0], rgb[1])), pixel[Tile::plane] = as_bits(__floats2half2_rn(rgb[2], 1.f));
+    if (y < 0 || y >= Tile::height || x < 0 || x >= tile_width) continue;
+    // A NaN becomes 0 here, and comes back by way of the weights.
+    const Cell cell = find_inner_cell({__saturatef(rgb[0]), __saturatef(rgb[1]), __saturatef(rgb[2])}, grid);
+    places.corners[y * tile_width + x] = cell.corner * uint32_t(sizeof(Vertex<__half, 16>) / sizeof(uint4));
+    places.shares[y * tile_width + x] = shares_of(cell);
   }
-}
-
-// What a lane holds of 16 pixels' neighbours in one step, times `by` for either pixel; blue and the place beside it times
-// `by_blue`.
-__device__ inline void multiplied(uint32_t (&a)[4], Pixel first, Pixel second, const __half2 (&by)[2],
-                                  const __half2 (&by_blue)[2]) {
-  a[0] = as_bits(__hmul2(as_half2(first.x), by[0])), a[1] = as_bits(__hmul2(as_half2(second.x), by[1]));
-  a[2] = as_bits(__hmul2(as_half2(first.y), by_blue[0])), a[3] = as_bits(__hmul2(as_half2(second.y), by_blue[1]));
 }
 
 // One warp's work on `m` times 16 pixels of a row. Of each 16, lane / 4 says which two neighbouring pixels a lane has.
@@ -176,27 +225,25 @@ template <int k, int m>
 struct Row {
   using W = Window<k>;
   static constexpr bool kept = W::steps * m <= 8;  // whether all steps' neighbours are kept in registers
-  const Pixel* centre;  // the lane's first pixel
-  int q, offsets[W::steps];
+  const uint32_t* centre;  // the lane's first pixel
+  int q, offsets[W::steps], own;
 
-  __device__ Row() : centre(nullptr), q(int(threadIdx.x) % 4) {
+  __device__ Row() : centre(nullptr), q(int(threadIdx.x) % 4), own(q / 2 * 2 * Tile<k>::plane + q % 2) {
 #pragma unroll
     for (int s = 0; s < W::steps; ++s) {
       const int j = W::neighbour(4 * s + q);
-      offsets[s] = (j / k - W::radius) * pitch + j % k - W::radius;
+      offsets[s] = (j / k - Tile<k>::radius) * Tile<k>::pitch + j % k - Tile<k>::radius;
     }
   }
 
   // The neighbours that a lane has of its two pixels of 16 in a step; in the first, beside blue, what it has of the
   // centre, where else 1 stands.
-  __device__ void neighbours(int i, int s, Pixel (&pixel)[2]) const {
+  __device__ void neighbours(int i, int s, uint32_t (&a)[4]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      pixel[h] = centre[16 * i + h + offsets[s]];
-      if (s == 0) {
-        const uint32_t extra = reinterpret_cast<const unsigned short*>(centre + 16 * i + h)[q];
-        pixel[h].y = __byte_perm(pixel[h].y, extra, 0x5410);
-      }
+      const uint32_t* pixel = centre + 16 * i + h;
+      a[h] = pixel[offsets[s]], a[2 + h] = pixel[offsets[s] + Tile<k>::plane];
+      if (s == 0) a[2 + h] = __byte_perm(a[2 + h], reinterpret_cast<const unsigned short*>(pixel)[own], 0x5410);
     }
   }
 
@@ -253,75 +300,70 @@ struct Row {
   }
 
   // The attention of either pixel to the neighbour that a lane has in step s: [i][s / 2][s % 2], and of the second
-  // pixel two places on; in the last group to the centre.
-  __device__ void attend(const uint32_t* words, const Layers& layers, float (&attention)[m][W::scores][4]) const {
+  // pixel two places on; and that to the centre.
+  struct Attention {
+    float to[m][W::scores][4], to_centre[m][2];
+  };
+  __device__ void attend(const uint32_t* words, const Layers& layers, Attention& attention) const {
     const float* biases = reinterpret_cast<const float*>(words + layers.biases());
 #pragma unroll
     for (int t = 0; t < W::scores; ++t)
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) attention[i][t][j] = biases[8 * t + 2 * q + j % 2];
-    const auto fragment = [&](int i, int s, uint32_t(&a)[4]) {
-      Pixel pixel[2];
-      neighbours(i, s, pixel);
-      a[0] = pixel[0].x, a[1] = pixel[1].x, a[2] = pixel[0].y, a[3] = pixel[1].y;
-    };
+        for (int j = 0; j < 4; ++j) attention.to[i][t][j] = biases[8 * t + 2 * q + j % 2];
+    const auto fragment = [&](int i, int s, uint32_t(&a)[4]) { neighbours(i, s, a); };
     layer(words, layers.features, layers.words_a_feature(), fragment, [&](const uint2* w, const uint32_t(&a)[m][4]) {
 #pragma unroll
       for (int t = 0; t < W::scores; ++t) {
         const uint2 b = w[32 * t];
 #pragma unroll
-        for (int i = 0; i < m; ++i) multiply_add(attention[i][t], a[i], b.x, b.y);
+        for (int i = 0; i < m; ++i) multiply_add(attention.to[i][t], a[i], b.x, b.y);
       }
     });
-    // Softmax to the base of 2: the scores come times log2(e).
+    // Softmax to the base of 2.
 #pragma unroll
     for (int i = 0; i < m; ++i)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float most = attention[i][W::scores - 1][2 * h];
+        const auto score = [&](int s) -> float& { return attention.to[i][s / 2][2 * h + s % 2]; };
+        float most = 0.f, sum = 0.f;
 #pragma unroll
-        for (int s = 0; s < W::steps; ++s) most = fmaxf(most, attention[i][s / 2][2 * h + s % 2]);
+        for (int s = 0; s < W::steps; ++s) most = fmaxf(most, score(s));
         most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 1));
         most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, 2));
-        float sum = 0.f;
 #pragma unroll
         for (int s = 0; s < W::steps; ++s) {
-          float& score = attention[i][s / 2][2 * h + s % 2];
-          score = exp2_fast(score - most);
-          sum += score;
+          score(s) = exp2_fast(score(s) - most);
+          sum = s ? sum + score(s) : score(s);
         }
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
         sum += __shfl_xor_sync(0xffffffff, sum, 2);
-        float& of_centre = attention[i][W::scores - 1][2 * h];
-        of_centre = exp2_fast(of_centre - most);
-        const float share = __fdividef(1.f, sum + of_centre);
-        of_centre *= share;
+        const float of_centre = exp2_fast(-most), share = reciprocal_fast(sum + of_centre);
+        attention.to_centre[i][h] = share * of_centre;
 #pragma unroll
-        for (int s = 0; s < W::steps; ++s) attention[i][s / 2][2 * h + s % 2] *= share;
+        for (int s = 0; s < W::steps; ++s) score(s) *= share;
       }
   }
 
-  // The weights of the tables of a panel: [i][0] of table q and [i][1] of table 4, then the same of the second pixel.
-  __device__ void weigh(const uint32_t* words, const Layers& layers, int panel,
-                        const float (&attention)[m][W::scores][4], float (&weights)[m][4]) const {
+  // The weights that lane q has of a panel's tables: [i][0] and [i][1], then those of the second pixel.
+  __device__ void weigh(const uint32_t* words, const Layers& layers, int panel, const Attention& attention,
+                        float (&weights)[m][4]) const {
     const float* biases = reinterpret_cast<const float*>(words + layers.biases()) + 8 * (W::scores + panel);
 #pragma unroll
     for (int i = 0; i < m; ++i)
 #pragma unroll
       for (int j = 0; j < 4; ++j) weights[i][j] = biases[2 * q + j % 2];
     const auto fragment = [&](int i, int s, uint32_t(&a)[4]) {
-      Pixel pixel[2];
-      __half2 by[2], by_blue[2];
-      neighbours(i, s, pixel);
+      neighbours(i, s, a);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float own = attention[i][s / 2][2 * h + s % 2], of_centre = attention[i][W::scores - 1][2 * h];
-        by[h] = __float2half2_rn(own);
-        by_blue[h] = s == 0 ? __floats2half2_rn(own, q == 3 ? 1.f : of_centre) : by[h];
+        const float to = attention.to[i][s / 2][2 * h + s % 2];
+        const __half2 by = __float2half2_rn(to);
+        a[h] = as_bits(__hmul2(as_half2(a[h]), by));
+        a[2 + h] = as_bits(__hmul2(
+            as_half2(a[2 + h]), s == 0 ? __floats2half2_rn(to, q == 3 ? 1.f : attention.to_centre[i][h]) : by));
       }
-      multiplied(a, pixel[0], pixel[1], by, by_blue);
     };
     layer(words + layers.first_hidden(), layers.hidden, layers.words_a_hidden(), fragment,
           [&](const uint2* w, const uint32_t(&a)[m][4]) {
@@ -331,104 +373,107 @@ struct Row {
           });
   }
 
-  // Adds what a lane looks up for one pixel: three channels of table q, and one of table 4.
-  __device__ void look_up(const Vertex<__half, 16>* tables, const Uniform& grid, Pixel pixel, float of_own, float of_last,
-                          float (&sums)[4]) const {
-    const float rgb[3] = {__low2float(as_half2(pixel.x)), __high2float(as_half2(pixel.x)),
-                          __low2float(as_half2(pixel.y))};
-    const Cell cell = find_cell<__half>(rgb, grid);
-    const uint2* own = reinterpret_cast<const uint2*>(tables + cell.corner) + q;
-    uint2 v[8];
+  // What a lane finds for one pixel, weighted: R and G of its tables, and B of either. `corner`: of its half vertex;
+  // `shares`: of the lower or the upper vertices along R; `weights` as `weigh` gives them.
+  __device__ void look_up(const Vertex<__half, 16>* tables, Steps steps, uint32_t corner, uint2 shares,
+                          float weight, float next_weight, uint32_t& rg, uint32_t& blues) const {
+    uint4 v[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = __ldg(own + 4 * grid.steps.to(i));
-    const auto mixed = [&](auto part) {
-      const auto along = [&](int i, int j, float f) { return lerp(as_half2(part(v[i])), as_half2(part(v[j])), f); };
-      const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
-      return lerp(lerp(along(0, 4, fb), along(2, 6, fb), fg), lerp(along(1, 5, fb), along(3, 7, fb), fg), fr);
-    };
-    const __half2 rg = mixed([](uint2 w) { return w.x; }), last = mixed([](uint2 w) { return w.y; });
-    sums[0] = __fmaf_rn(of_own, __low2float(rg), sums[0]), sums[1] = __fmaf_rn(of_own, __high2float(rg), sums[1]);
-    sums[2] = __fmaf_rn(of_own, __low2float(last), sums[2]), sums[3] = __fmaf_rn(of_last, __high2float(last), sums[3]);
+    for (int i = 0; i < 4; ++i)
+      v[i] = __ldg(reinterpret_cast<const uint4*>(tables) + (corner + 2 * uint32_t(steps.to(2 * i))));
+    const uint32_t here = as_bits(__floats2half2_rn(weight, next_weight)), there = __shfl_xor_sync(0xffffffff, here, 2);
+    const __half2 of_two = as_half2(q < 2 ? here : there), of_last = as_half2(q < 2 ? there : here);
+    __half2 sums[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __half2 two = as_half2(i < 2 ? shares.x : shares.y), share = i % 2 ? __high2half2(two) : __low2half2(two);
+      const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        sums[j] = i ? __hfma2(share, as_half2(words[j]), sums[j]) : __hmul2(share, as_half2(words[j]));
+    }
+    const __half2 last = __highs2half2(sums[1], sums[3]);
+    __half2 sum = __hfma2(__high2half2(of_two), sums[2], __hmul2(__low2half2(of_two), sums[0]));
+    rg = as_bits(__hfma2(__low2half2(of_last), last, sum));
+    sum = __hmul2(of_two, __lows2half2(sums[1], sums[3]));
+    blues = as_bits(__hfma2(__high2half2(of_last), last, sum));
   }
+};
 
-  // Channel q of a pixel, of what four lanes have looked up of it; 0 where q is 3.
-  __device__ float channel(const float (&sums)[4]) const {
-    const bool upper = q & 2, odd = q & 1;
-    const float even = (upper ? sums[2] : sums[0]) + __shfl_xor_sync(0xffffffff, upper ? sums[0] : sums[2], 2);
-    const float other = (upper ? 0.f : sums[1]) + __shfl_xor_sync(0xffffffff, upper ? sums[1] : 0.f, 2);
-    return (odd ? other : even) + __shfl_xor_sync(0xffffffff, odd ? even : other, 1) + sums[3];
+// The product that adds up what four lanes have found for a pixel: column 2c is 1 for channel c.
+struct Adder {
+  uint32_t rg, blues;
+  __device__ Adder() {
+    const int column = int(threadIdx.x % 32 / 4);
+    const auto is = [column](int c) { return column == 2 * c ? 1.f : 0.f; };
+    rg = as_bits(__floats2half2_rn(is(0), is(1))), blues = as_bits(__floats2half2_rn(is(2), is(2)));
   }
 };
 
 // `several`: more tables than a panel holds. `paired`: two neighbouring pixels of `out` can be written together.
 template <int k, bool several, int pixels>
-__global__ void __launch_bounds__(threads, k == 7 ? 1 : 2) retouch_kernel(Pixels tiles, Tensor out, Tensor image, Tensor tables,
-                                                             Tensor packed, Layers layers, Uniform grid, bool paired) {
-  constexpr int m = at_once<k>, r = Window<k>::radius;
+__global__ void __launch_bounds__(threads, at_a_time<k>)
+    retouch_kernel(Pixels tiles, Tensor out, Tensor image, Tensor tables, Tensor packed, Layers layers, Uniform grid,
+                   bool paired) {
+  using Tile = Tile<k>;
+  constexpr int m = at_once<k, several>;
   auto* words = reinterpret_cast<uint32_t*>(memory);
-  auto* staged = reinterpret_cast<Pixel*>(words + layers.words());
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const Places places{reinterpret_cast<uint4*>(words + layers.words()),
+                      words + layers.words() + 4 * Tile::pixels};
+  uint32_t* staged = places.corners + Tile::pixels;
+  const int pair = int(threadIdx.x % 32 / 4);  // which two pixels of 16
   Row<k, m> row;
-  int64_t of_picture = -1;
-  for_pieces(tiles, [&](int64_t b, int64_t band, int64_t x0, int n) {
-    const int64_t y0 = band * tile_height;
+  const Adder adder;
+  int of_picture = -1;
+  for_pieces(tiles, [&](int64_t picture, int64_t band, int64_t left, int n) {
+    const int b = int(picture), y0 = int(band) * Tile::height, x0 = int(left);
     __syncthreads();  // the tile before is done with
     if (of_picture != b) {
-      const auto* from = reinterpret_cast<const uint2*>(packed.data) + b * (layers.words() / 2);
+      const auto* from = reinterpret_cast<const uint2*>(packed.data) + picture * (layers.words() / 2);
       for (int i = int(threadIdx.x); i < layers.words() / 2; i += threads)
         reinterpret_cast<uint2*>(words)[i] = __ldg(from + i);
       of_picture = b;
     }
-    switch (image.dtype) {
-      case Dtype::f16: stage<k, __half>(staged, image, b, y0, x0); break;
-      case Dtype::bf16: stage<k, __nv_bfloat16>(staged, image, b, y0, x0); break;
-      default: stage<k, uint8_t>(staged, image, b, y0, x0); break;
-    }
+    with_pixel(image.dtype, [&]<class T>(Type<T>) { stage<k, T>(staged, places, image, grid, b, y0, x0); });
     __syncthreads();
     const auto* of_panel = tables_of<Vertex<__half, 16>>(tables, b);
+    const int64_t first_out = offset(out, b, row.q, y0, x0);
     const int64_t vertices = tables.shape[2] * tables.shape[3] * tables.shape[4];
-    for (int i = warp; i < tile_height * (tile_width / 16 / m); i += threads / 32) {
-      const int line = i % tile_height, first = i / tile_height * 16 * m;
-      if (y0 + line >= image.shape[2] || first >= n) continue;
-      row.centre = staged + (line + r) * pitch + first + r + lane / 4 * 2;
-      float attention[m][Window<k>::scores][4], weights[m][4];
+    for (uint32_t i = threadIdx.x / 32; i < Tile::height * (tile_width / 16 / m); i += threads / 32) {
+      const int line = int(i % Tile::height), first = int(i / Tile::height) * 16 * m;
+      if (y0 + line >= int(image.shape[2]) || first >= n) continue;
+      row.centre = staged + (line + Tile::radius) * Tile::pitch + first + Tile::radius + 2 * pair;
+      typename Row<k, m>::Attention attention;
+      float weights[m][4];
       row.attend(words, layers, attention);
-      const auto write = [&](int j, float(&sums)[2][4]) {
-        const float colours[2] = {row.channel(sums[0]), row.channel(sums[1])};
-        const int column = first + 16 * j + lane / 4 * 2;
-        if (row.q == 3 || column >= n) return;
-        const int64_t to = offset(out, b, row.q, y0 + line, x0 + column);
-        if (paired) {
-          store(out, to, colours);
-        } else {
-          store(out, to, colours[0]);
-          if (column + 1 < n) store(out, to + out.strides[3], colours[1]);
-        }
-      };
-      if constexpr (several) {
-        float sums[m][2][4] = {};
-        for (int panel = 0; panel < layers.panels; ++panel) {
-          row.weigh(words, layers, panel, attention, weights);
-#pragma unroll
-          for (int j = 0; j < m; ++j)
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-              row.look_up(of_panel + panel * vertices, grid, row.centre[16 * j + h], weights[j][2 * h],
-                          weights[j][2 * h + 1], sums[j][h]);
-        }
-#pragma unroll
-        for (int j = 0; j < m; ++j) write(j, sums[j]);
-      } else {
-        row.weigh(words, layers, 0, attention, weights);
+      const int place = line * tile_width + first + 2 * pair;
+      float sums[m][4] = {};  // channel q of either pixel: [0] and [2]
+      for (int panel = 0; panel < (several ? layers.panels : 1); ++panel) {
+        row.weigh(words, layers, panel, attention, weights);
 #pragma unroll
         for (int j = 0; j < m; ++j) {
-          float sums[2][4] = {};
+          uint32_t found[4];
 #pragma unroll
           for (int h = 0; h < 2; ++h)
-            row.look_up(of_panel, grid, row.centre[16 * j + h], weights[j][2 * h], weights[j][2 * h + 1], sums[h]);
-          write(j, sums);
+            row.look_up(of_panel + panel * vertices, grid.steps, places.corners[place + 16 * j + h] + row.q,
+                        reinterpret_cast<const uint2*>(places.shares + place + 16 * j + h)[row.q / 2],
+                        weights[j][2 * h], weights[j][2 * h + 1], found[h], found[2 + h]);
+          multiply_add(sums[j], found, adder.rg, adder.blues);
         }
       }
+      if (row.q == 3) continue;
+      with_pixel(out.dtype, [&]<class T>(Type<T>) {
+        T* to = reinterpret_cast<T*>(out.data) + first_out + line * out.strides[2];
+#pragma unroll
+        for (int j = 0; j < m; ++j) {
+          const int column = first + 16 * j + 2 * pair;
+          const float both[2] = {sums[j][0], sums[j][2]};
+          if (paired && column < n) write(to + column, from_floats<T>(both));
+          if (paired) continue;
+          if (column < n) to[column * out.strides[3]] = from_float<T>(both[0]);
+          if (column + 1 < n) to[(column + 1) * out.strides[3]] = from_float<T>(both[1]);
+        }
+      });
     }
   });
 }
@@ -438,20 +483,23 @@ __global__ void __launch_bounds__(threads, k == 7 ? 1 : 2) retouch_kernel(Pixels
 void retouch_half(const Tensor& out, const Tensor& image, const Tensor& tables, const Tensor& packed, int64_t k,
                   int64_t features, int64_t hidden, int64_t count, int64_t stream) {
   const Layers layers(k, features, hidden, count);
-  const int64_t size = tables.shape[4];
-  const Pixels tiles(tile_width, image.shape[0], (image.shape[2] + tile_height - 1) / tile_height, image.shape[3]);
-  const bool paired = in_packs(Pixels(1, image.shape[0], image.shape[2], image.shape[3]), 2, out);
-  const int bytes = 4 * layers.words() + int(sizeof(Pixel)) * pitch * int(tile_height + 2 * (k / 2));
-  const int per_multiprocessor = 2 * bytes <= attribute(image, cudaDevAttrMaxSharedMemoryPerMultiprocessor) - 2048 ? 2 : 1;
-  const Grid grid{per_multiprocessor * int64_t(attribute(image, cudaDevAttrMultiProcessorCount)), threads, bytes};
-  const auto start = [&](auto one, auto several) {
-    launch(layers.panels == 1 ? one : several, tiles, grid, image, stream, out, image, tables, packed, layers,
-           Uniform(size, 1., Steps(size)), paired);
+  const auto start = [&]<int k>(std::integral_constant<int, k>) {
+    const int64_t size = tables.shape[4], height = image.shape[2], width = image.shape[3];
+    using Tile = Tile<k>;
+    const Pixels tiles(tile_width, image.shape[0], (height + Tile::height - 1) / Tile::height, width);
+    const bool paired = in_packs(Pixels(1, image.shape[0], height, width), 2, out);
+    const int bytes = 4 * (layers.words() + 5 * Tile::pixels + 2 * Tile::plane);
+    const int fit = attribute(image, cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (bytes + 1024);
+    const int64_t blocks = int64_t(attribute(image, cudaDevAttrMultiProcessorCount)) *
+                           (fit < 1 ? 1 : fit < at_a_time<k> ? fit : at_a_time<k>);
+    launch(layers.panels == 1 ? retouch_kernel<k, false, 64> : retouch_kernel<k, true, 64>, tiles,
+           {blocks, threads, bytes}, image, stream, out, image, tables, packed, layers, Uniform(size, 1., Steps(size)),
+           paired);
   };
   switch (k) {
-    case 3: return start(retouch_kernel<3, false, 64>, retouch_kernel<3, true, 64>);
-    case 5: return start(retouch_kernel<5, false, 64>, retouch_kernel<5, true, 64>);
-    default: return start(retouch_kernel<7, false, 64>, retouch_kernel<7, true, 64>);
+    case 3: return start(std::integral_constant<int, 3>{});
+    case 5: return start(std::integral_constant<int, 5>{});
+    default: return start(std::integral_constant<int, 7>{});
   }
 }
 

@@ -13,9 +13,11 @@ from fastenh.backends import Kernels
 from fastenh.ops import context, lut
 from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, from_float, to_float
 
-MOST_WORDS = (
-    21_000  # of packed layers: 84 KB, which fit the shared memory of every GPU since 2020 beside a tile of pixels
-)
+def _most_words(kernel_size: int) -> int:
+    """Of packed layers, how many fit the 99 KB of shared memory that every GPU since 2020 has, beside a tile of pixels."""
+    return {3: 9_500, 5: 16_800, 7: 20_700}[kernel_size]
+
+
 
 
 class LocalContextParams(NamedTuple):
@@ -132,7 +134,7 @@ def _run(kernels: Kernels, out: Tensor, image: Tensor, luts: Tensor, weights: Te
         return
     half = kernels.gpu and image.dtype in (torch.float16, torch.bfloat16, torch.uint8)
     words = _packed_words(p)
-    tensor_cores = half and cuda and words <= MOST_WORDS
+    tensor_cores = half and cuda and words <= _most_words(k)
     tables = lut._pack(
         kernels, luts, None, True, torch.float16 if tensor_cores or (half and not cuda) else torch.float32
     )
@@ -150,7 +152,7 @@ def _packed_words(p: LocalContextParams) -> int:
     """How many words of 4 bytes csrc/local_context.cu packs the layers into, for tensor cores."""
     steps = (p.features_weight.shape[-1] ** 2 - 1) // 4
     features, hidden = (-(-bias.shape[0] // 32) * 2 for bias in (p.features_bias, p.hidden_bias))
-    scores, panels = steps // 2 + 1, -(-p.head_bias.shape[0] // lut.LUTS_PER_PANEL)
+    scores, panels = steps // 2, -(-p.head_bias.shape[0] // lut.LUTS_PER_PANEL)
     fragments = features * (2 * steps + scores) + hidden * (2 * steps + panels)
     return 64 * fragments + 8 * (scores + panels)
 

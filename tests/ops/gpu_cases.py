@@ -135,6 +135,7 @@ def assert_agree(actual: list[Tensor], expected: list[Tensor], half: float = 1e-
         torch.int32: {"rtol": 0, "atol": 1},
         torch.float32: {"rtol": 1e-5, "atol": 1e-5},
         torch.float16: {"rtol": 1e-3, "atol": half},
+        torch.bfloat16: {"rtol": 1.6e-2, "atol": half},
     }
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, **tolerances.get(e.dtype, {}))
