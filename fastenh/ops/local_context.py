@@ -13,12 +13,6 @@ from fastenh.backends import Kernels
 from fastenh.ops import context, lut
 from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, from_float, to_float
 
-def _most_words(kernel_size: int) -> int:
-    """Of packed layers, how many fit the 99 KB of shared memory that every GPU since 2020 has, beside a tile of pixels."""
-    return {3: 9_500, 5: 16_800, 7: 20_700}[kernel_size]
-
-
-
 
 class LocalContextParams(NamedTuple):
     """The four convolutions of LAM: weights as `nn.Conv2d` holds them, of any float dtype."""
@@ -146,6 +140,11 @@ def _run(kernels: Kernels, out: Tensor, image: Tensor, luts: Tensor, weights: Te
         kernels["local_context_retouch_half"](out, image, tables, packed, k, *widths)
     else:
         kernels["local_context_retouch"](out, image, tables, factors, *p)
+
+
+def _most_words(kernel_size: int) -> int:
+    """Of packed layers, how many fit beside a tile of pixels into 99 KB of shared memory: what GPUs since 2020 have."""
+    return {3: 9_500, 5: 16_800, 7: 20_700}[kernel_size]
 
 
 def _packed_words(p: LocalContextParams) -> int:

@@ -123,4 +123,5 @@ def test_agrees_with_the_reference_on_the_gpu(case: str, dtype: torch.dtype, lay
     with fastenh.backend("reference"):
         expected = run(case, dtype, layout, "cpu")
     with fastenh.backend("triton"):
-        assert_agree(run(case, dtype, layout, "cuda"), expected, half=2**-9 if case.startswith("local context") else 1e-5)
+        actual = run(case, dtype, layout, "cuda")
+    assert_agree(actual, expected, half=2**-9 if case.startswith("local context") else 1e-5)
