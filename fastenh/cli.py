@@ -300,11 +300,9 @@ def train_lam(
     with _one_line(debug), _needing_extra("train"):
         from fastenh.train import lam
 
-        if preset is not None and preset not in lam.PRESETS:
-            raise ValueError(f"--preset: expected one of {', '.join(lam.PRESETS)}, got {preset!r}")
+        chosen = _preset(lam.PRESETS, preset or "lam") | ({"expert": expert} if expert else {})
         if resume and (preset or expert):
             raise ValueError("expected --resume, or --preset and --expert for a new run, got both")
-        chosen = lam.PRESETS[preset or "lam"] | ({"expert": expert} if expert else {})
         settings = _configure(lam.Config, chosen, config, assignments, out if resume else None)
         lam.train(settings, data, out, resume)
     _say_trained(out)
@@ -329,6 +327,71 @@ def train_unpaired(
         settings = _configure(lut3d.Config, {}, config, assignments, out if resume else None)
         lut3d.train(settings, data, out, resume)
     _say_trained(out)
+
+
+@train.command("zero-dce")
+def train_zero_dce(
+    data: Annotated[Path, typer.Option(help="Folder of photos, or Cityscapes.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option(help="zero-dce, zero-dce++ or fit.", show_default="zero-dce")] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Curves for photos taken in low light, learnt without targets (Zero-DCE, Zero-DCE++).
+
+    Fit a model to photos of your own: fastenh train zero-dce --data FOLDER --out RUN --preset fit --set weights=MODEL
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import zero_dce
+
+        chosen = _preset(zero_dce.PRESETS, preset or "zero-dce")
+        if resume and preset:
+            raise ValueError("expected --resume, or --preset for a new run, got both")
+        settings = _configure(zero_dce.Config, chosen, config, assignments, out if resume else None)
+        zero_dce.train(settings, data, out, resume)
+    _say_trained(out)
+
+
+@train.command("scl-lle")
+def train_scl_lle(
+    data: Annotated[Path, typer.Option(help="Cityscapes, or a folder of photos where no loss needs labels.")],
+    out: Out,
+    references: Annotated[
+        Path | None, typer.Option(help="Well and badly exposed photos: SICE Part 1, or well/, under/ and over/.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="scl-lle, fit, or no-contrast, -semantic, -retention, -negatives, -overexposed or -underexposed.",
+            show_default="scl-lle",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Curves for low light, learnt by contrast and by meaning (SCL-LLE).
+
+    --set segmentation=FILE names a DeepLabv3+ of segmentation-models-pytorch that knows the classes of DATA.
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import zero_dce
+
+        chosen = _preset(zero_dce.SEMANTIC_PRESETS, preset or "scl-lle")
+        if resume and preset:
+            raise ValueError("expected --resume, or --preset for a new run, got both")
+        settings = _configure(zero_dce.SemanticConfig, chosen, config, assignments, out if resume else None)
+        zero_dce.train_semantic(settings, data, references, out, resume)
+    _say_trained(out)
+
+
+def _preset(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    if name not in presets:
+        raise ValueError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
 
 
 def _say_trained(run: Path) -> None:

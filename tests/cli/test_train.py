@@ -190,6 +190,41 @@ def test_unpaired_photos_train_an_image_adaptive_lut(portraits, tmp_path):
     assert "target: expected a folder of photos, got none there" in output
 
 
+LOW = ["side=24", "batch=2", "steps=1", "device=cpu", "workers=1"]
+
+
+def test_curves_are_fitted_to_a_folder_of_photos_and_enhance_one(streets, tmp_path):
+    folder = streets / "leftImg8bit/train/aachen"
+    code, output = train(folder, tmp_path / "run", "--preset=zero-dce++", kind="zero-dce", settings=LOW)
+    assert code == 0, output
+    given = tmp_path / "run/model.safetensors"
+    more = ("--preset=fit", f"--set=weights={given}")
+    code, output = train(folder, tmp_path / "fit", *more, kind="zero-dce", settings=LOW)
+    assert code == 0, output
+    assert load(tmp_path / "fit/model.safetensors").map_scale == 12
+    photo, weights = folder / "s_1_leftImg8bit.png", tmp_path / "fit/model.safetensors"
+    code, output = fastenh("enhance", photo, "--weights", weights, "-o", tmp_path / "after.png")
+    assert code == 0, output
+    assert Image.open(tmp_path / "after.png").size == (72, 40)
+
+
+def test_semantic_contrast_trains_from_street_scenes_and_exposures(streets, exposures, tmp_path):
+    settings = [*LOW, "vgg=random", "cross_entropy=0"]
+    more = ("--references", exposures, "--preset=no-overexposed")
+    code, output = train(streets, tmp_path / "run", *more, kind="scl-lle", settings=settings)
+    assert code == 0, output
+    assert json.loads((tmp_path / "run/config.json").read_text())["negatives"] == "under"
+    code, output = train(streets, tmp_path / "run", "--resume", *more, kind="scl-lle", settings=[])
+    assert (code, output) == (2, "fastenh: expected --resume, or --preset for a new run, got both\n")
+    code, output = train(streets, tmp_path / "run", "--resume", *more[:2], kind="scl-lle", settings=["steps=2"])
+    assert code == 0, output
+    code, output = train(streets, tmp_path / "other", *more[:2], kind="scl-lle", settings=LOW)
+    assert code == 2 and output.startswith("fastenh: segmentation: expected a .pth or .safetensors file"), output
+    code, output = train(streets, tmp_path / "other", "--preset=best", kind="scl-lle", settings=settings)
+    assert code == 2 and output.startswith("fastenh: --preset: expected one of scl-lle, no-contrast,"), output
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_page_on_training_names_every_preset_and_setting_and_no_other():
     page = (Path(__file__).parents[2] / "docs/training.md").read_text()
     presets, settings = (
