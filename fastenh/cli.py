@@ -132,7 +132,10 @@ def enhance(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of photos and an expert's retouches of them.")],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Photos and an expert's retouches of them; or photos alone; or Cityscapes."),
+    ],
     model: Model = "auto",
     expert: Annotated[
         Literal["a", "b", "c"] | None, typer.Option(help="Whose target_* to compare with.", show_default="a")
@@ -150,6 +153,12 @@ def evaluate(
         Path | None,
         typer.Option(metavar="PARAMS.npz", help="Measure NIQE too, with these pristine parameters, as of BasicSR."),
     ] = None,
+    segmentation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure what this network still recognises: weights of ARCH on ENCODER."),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Of segmentation-models-pytorch.")] = "deeplabv3plus",
+    encoder: Annotated[str, typer.Option(help="Of segmentation-models-pytorch.")] = "resnet50",
     device: Device = "auto",
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -163,18 +172,31 @@ def evaluate(
     Prints PSNR, ΔE_ab, both human-centred (HC: all but people at half weight), M_GLC, and SSIM, before and after.
     With --niqe also NIQE, which needs photos of at least two blocks of 96×96 pixels.
 
+    Photos that lie in DIR itself have no target: NIQE is all that can be said of them.
+
+    With --segmentation, DIR is laid out as Cityscapes (leftImg8bit/, gtFine/): prints the mean IoU of a segmentation
+    network on photos darkened by γ = 1, 2, 6, 10, before and after the model.
+
     Results are rounded to 8 bits before they are compared. Photos are PNG, TIFF or JPEG of 8 or 16 bits.
     """
+    if segmentation:
+        with _one_line(debug):
+            if expert or size or niqe:
+                raise ValueError("expected --segmentation without --expert, --size and --niqe, got both")
+        _evaluate_segmentation(data, model, split, segmentation, arch, encoder, csv, device, overwrite, debug)
+        return
     with _one_line(debug):
         from fastenh import backends, evaluate, metrics
         from fastenh.io import check_free
 
-        if importlib.util.find_spec("torchmetrics") is None:
-            raise ValueError("expected torchmetrics to be installed, got none: pip install 'fastenh[evaluate]'")
         if csv:
             for path in (csv, evaluate.groups_csv(csv)):
                 check_free(path, overwrite)
         examples, title, notes = evaluate.find_examples(data, split, expert)
+        if any(example.target for example in examples):
+            _need_torchmetrics()
+        elif niqe is None:
+            raise ValueError(f"{data}: expected targets, or --niqe to measure photos alone, got neither")
         pristine = metrics.load_pristine(niqe) if niqe else None
         backends.check_chosen()
         enhancer = fastenh.Enhancer(model, device)
@@ -219,6 +241,71 @@ def evaluate(
         _say(f"Failed: {line}", err=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _evaluate_segmentation(
+    data: Path,
+    model: str,
+    split: str | None,
+    weights: Path,
+    arch: str,
+    encoder: str,
+    csv: Path | None,
+    device: str,
+    overwrite: bool,
+    debug: bool,
+) -> None:
+    with _one_line(debug):
+        from fastenh import backends, evaluate
+        from fastenh.data import cityscapes
+        from fastenh.io import check_free
+        from fastenh.models.segmentation import Segmentation
+
+        _need_torchmetrics()
+        if csv:
+            check_free(csv, overwrite)
+        scenes = cityscapes(data, split or "val")
+        backends.check_chosen()
+        enhancer = fastenh.Enhancer(model, device)
+        recognition = evaluate.Recognition(enhancer, Segmentation(weights, arch, encoder).to(enhancer.device))
+        if csv:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+
+    from rich import box
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    failures = []
+    for scene in track(scenes, "Measuring", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            recognition.add(scene)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            failures.append(f"{scene.image}: {_line(error).removeprefix(f'{scene.image}: ')}")
+
+    if ious := recognition.ious():
+        _say(f"{data}, {split or 'val'}: {len(scenes) - len(failures)} of {len(scenes)} photos, mean IoU in %")
+        table = Table("", *(f"γ = {gamma}" for gamma in evaluate.GAMMAS), box=box.MARKDOWN)
+        for image in ("input", "output"):
+            figures = (f"{100 * ious[gamma, image].nanmean().item():.2f}" for gamma in evaluate.GAMMAS)
+            table.add_row(image if image == "input" else Path(model).stem, *figures)
+        Console(width=120, markup=False, highlight=False).print(table)
+    with _one_line(debug):
+        if csv and ious:
+            evaluate.write_ious(ious, csv, overwrite)
+            _say(f"Wrote {csv}")
+    for line in failures:
+        _say(f"Failed: {line}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _need_torchmetrics() -> None:
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise ValueError("expected torchmetrics to be installed, got none: pip install 'fastenh[evaluate]'")
 
 
 Weights = Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published weights.")]
