@@ -437,6 +437,8 @@ def train_zero_dce(
         if resume and preset:
             raise ValueError("expected --resume, or --preset for a new run, got both")
         settings = _configure(zero_dce.Config, chosen, config, assignments, out if resume else None)
+        if preset == "fit" and not settings.weights:
+            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
         zero_dce.train(settings, data, out, resume)
     _say_trained(out)
 
@@ -471,6 +473,8 @@ def train_scl_lle(
         if resume and preset:
             raise ValueError("expected --resume, or --preset for a new run, got both")
         settings = _configure(zero_dce.SemanticConfig, chosen, config, assignments, out if resume else None)
+        if preset == "fit" and not settings.weights:
+            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
         zero_dce.train_semantic(settings, data, references, out, resume)
     _say_trained(out)
 
