@@ -1,5 +1,7 @@
 """Segmentation networks from files, against segmentation-models-pytorch itself."""
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -54,3 +56,9 @@ def test_other_files_are_one_line(network, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="no such file"):
         Segmentation(tmp_path / "none.safetensors")
+
+
+def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(ValueError, match=r"to be installed, got none: pip install 'fastenh\[segmentation\]'$"):
+        Segmentation("random")
