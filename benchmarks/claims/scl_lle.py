@@ -12,7 +12,8 @@ VGG-16 has random weights, unless `--vgg` names a file of torchvision's; the fea
 and brightness apart, not things. NIQE is measured on photographs, not on drawn scenes, where `--niqe` names its
 pristine parameters.
 
-After each training benchmarks/results/claims-scl-lle-<date>.json and .md are written anew. An interrupted run goes on
+After each training benchmarks/results/claims-scl-lle-<date>.json and .md are written anew, after the first a picture
+beside them. An interrupted run goes on
 from the JSON file when it is started again, with its number of steps.
 """
 
@@ -32,6 +33,7 @@ import streets
 import torch
 import torch.nn.functional as F
 from journal import Clocked, Journal, seconds_a_step, spread, told, train
+from PIL import Image
 from torch import Tensor, nn
 
 from fastenh import losses, metrics
@@ -76,6 +78,10 @@ ROWS = {  # of Table 3: titles, and presets of `fastenh train scl-lle`
     "without overexposed": "no-overexposed",
     "without underexposed": "no-underexposed",
 }
+COLOURS = torch.tensor(  # of the classes, in pictures
+    [[90, 90, 110], [190, 170, 150], [140, 70, 60], [60, 140, 60], [140, 190, 230], [220, 60, 120], [240, 190, 40]],
+    dtype=torch.uint8,
+)
 MEASURES = {
     "error": f"brightness error, γ = {DARK}",
     "brightness": f"brightness, γ = {DARK}",
@@ -197,6 +203,20 @@ def measured(data: Path, model: Enhancer, segmentation: nn.Module, pristine: met
     return {image: {measure: mean(values) for measure, values in found.items()} for image, found in result.items()}
 
 
+@torch.inference_mode()
+def picture(data: Path, model: Enhancer, segmentation: nn.Module) -> Image.Image:
+    """A scene at each γ, side by side: as it is, what is recognised in it, the model's output, and what in that."""
+    normal = read_tensor(cityscapes(data, "val")[0].image)[None]
+    rows: list[list[Tensor]] = [[], [], [], []]
+    for gamma in GAMMAS:
+        before = darkened(normal, gamma)
+        for n, seen in enumerate((before, model(before))):
+            rows[2 * n].append((seen[0] * 255).round().byte().permute(1, 2, 0))
+            rows[2 * n + 1].append(COLOURS[segmentation(seen).argmax(1)[0]])
+    canvas = Image.fromarray(torch.cat([torch.cat(row, 1) for row in rows]).numpy())
+    return canvas.resize((2 * canvas.width, 2 * canvas.height), Image.Resampling.NEAREST)
+
+
 # ---- the report
 
 
@@ -315,10 +335,13 @@ def main(minutes: float, steps: int | None, vgg: str, niqe: Path | None) -> None
             start = time.monotonic()
             out, task = Path(folder) / f"run-{number}", task_of(config, data, segmentation)
             train(task, replace(config, steps=steps), out)
-            result = measured(data, Enhancer(out / "model.safetensors", "cpu"), segmentation, pristine)
+            model = Enhancer(out / "model.safetensors", "cpu")
+            result = measured(data, model, segmentation, pristine)
             seconds = time.monotonic() - start
             result |= {"seconds": seconds, "seconds_a_step": (task.began[-1] - task.began[0]) / (steps - 1)}
             journal.add(title, result)
+            if title == name("all", SEEDS[0]):
+                picture(data, model, segmentation).save(journal.path.with_suffix(".png"))
             figures = ", ".join(f"{m} {value:.3f}" for m, value in result["output"].items())
             print(f"{number + 1}/{len(left)} {title}: {figures}; {seconds:.0f} s", flush=True)
     print(f"\n{report(journal.content)}\nwritten: {journal.path} and .md")
