@@ -173,7 +173,7 @@ class CurveTask(Task):
         torch.manual_seed(config.seed)
         model = load(config.weights) if config.weights else SYSTEMS[config.system](map_scale=config.map_scale)
         if not isinstance(model, ZeroDCE):
-            raise ValueError(f"weights: expected a model of {' or '.join(CURVES)}, got a {type(model).__name__}")
+            raise ValueError(f"weights: expected a model of {' or '.join(CURVES)}, got {type(model).__name__}")
         self.model = model
         self.networks = {"model": model}
 

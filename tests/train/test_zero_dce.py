@@ -278,7 +278,7 @@ def test_settings_that_cannot_be_are_one_line(kind, changes, line):
 
 
 def test_only_curves_can_be_gone_on_with(streets, tmp_path):
-    with pytest.raises(ValueError, match=r"weights: expected a model of zero-dce or zero-dce\+\+, got a ImageAdaptive"):
+    with pytest.raises(ValueError, match=r"weights: expected a model of zero-dce or zero-dce\+\+, got ImageAdaptive"):
         zero_dce.train(small(weights="auto"), streets, tmp_path / "run")
     shutil.copytree(streets / "leftImg8bit/train/aachen", tmp_path / "photos")
     with pytest.raises(FileNotFoundError, match=r"no model 'none\.safetensors'"):
