@@ -132,7 +132,10 @@ def enhance(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of photos and an expert's retouches of them.")],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Photos and an expert's retouches of them; or photos alone; or Cityscapes."),
+    ],
     model: Model = "auto",
     expert: Annotated[
         Literal["a", "b", "c"] | None, typer.Option(help="Whose target_* to compare with.", show_default="a")
@@ -150,6 +153,12 @@ def evaluate(
         Path | None,
         typer.Option(metavar="PARAMS.npz", help="Measure NIQE too, with these pristine parameters, as of BasicSR."),
     ] = None,
+    segmentation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure what this network still recognises: weights of ARCH on ENCODER."),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Of segmentation-models-pytorch.")] = "deeplabv3plus",
+    encoder: Annotated[str, typer.Option(help="Of segmentation-models-pytorch.")] = "resnet50",
     device: Device = "auto",
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -163,18 +172,31 @@ def evaluate(
     Prints PSNR, ΔE_ab, both human-centred (HC: all but people at half weight), M_GLC, and SSIM, before and after.
     With --niqe also NIQE, which needs photos of at least two blocks of 96×96 pixels.
 
+    Photos that lie in DIR itself have no target: NIQE is all that can be said of them.
+
+    With --segmentation, DIR is laid out as Cityscapes (leftImg8bit/, gtFine/): prints the mean IoU of a segmentation
+    network on photos darkened by γ = 1, 2, 6, 10, before and after the model.
+
     Results are rounded to 8 bits before they are compared. Photos are PNG, TIFF or JPEG of 8 or 16 bits.
     """
+    if segmentation:
+        with _one_line(debug):
+            if expert or size or niqe:
+                raise ValueError("expected --segmentation without --expert, --size and --niqe, got both")
+        _evaluate_segmentation(data, model, split, segmentation, arch, encoder, csv, device, overwrite, debug)
+        return
     with _one_line(debug):
         from fastenh import backends, evaluate, metrics
         from fastenh.io import check_free
 
-        if importlib.util.find_spec("torchmetrics") is None:
-            raise ValueError("expected torchmetrics to be installed, got none: pip install 'fastenh[evaluate]'")
         if csv:
             for path in (csv, evaluate.groups_csv(csv)):
                 check_free(path, overwrite)
         examples, title, notes = evaluate.find_examples(data, split, expert)
+        if any(example.target for example in examples):
+            _need_torchmetrics()
+        elif niqe is None:
+            raise ValueError(f"{data}: expected targets, or --niqe to measure photos alone, got neither")
         pristine = metrics.load_pristine(niqe) if niqe else None
         backends.check_chosen()
         enhancer = fastenh.Enhancer(model, device)
@@ -219,6 +241,71 @@ def evaluate(
         _say(f"Failed: {line}", err=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _evaluate_segmentation(
+    data: Path,
+    model: str,
+    split: str | None,
+    weights: Path,
+    arch: str,
+    encoder: str,
+    csv: Path | None,
+    device: str,
+    overwrite: bool,
+    debug: bool,
+) -> None:
+    with _one_line(debug):
+        from fastenh import backends, evaluate
+        from fastenh.data import cityscapes
+        from fastenh.io import check_free
+        from fastenh.models.segmentation import Segmentation
+
+        _need_torchmetrics()
+        if csv:
+            check_free(csv, overwrite)
+        scenes = cityscapes(data, split or "val")
+        backends.check_chosen()
+        enhancer = fastenh.Enhancer(model, device)
+        recognition = evaluate.Recognition(enhancer, Segmentation(weights, arch, encoder).to(enhancer.device))
+        if csv:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+
+    from rich import box
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    failures = []
+    for scene in track(scenes, "Measuring", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            recognition.add(scene)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            failures.append(f"{scene.image}: {_line(error).removeprefix(f'{scene.image}: ')}")
+
+    if ious := recognition.ious():
+        _say(f"{data}, {split or 'val'}: {len(scenes) - len(failures)} of {len(scenes)} photos, mean IoU in %")
+        table = Table("", *(f"γ = {gamma}" for gamma in evaluate.GAMMAS), box=box.MARKDOWN)
+        for image in ("input", "output"):
+            figures = (f"{100 * ious[gamma, image].nanmean().item():.2f}" for gamma in evaluate.GAMMAS)
+            table.add_row(image if image == "input" else Path(model).stem, *figures)
+        Console(width=120, markup=False, highlight=False).print(table)
+    with _one_line(debug):
+        if csv and ious:
+            evaluate.write_ious(ious, csv, overwrite)
+            _say(f"Wrote {csv}")
+    for line in failures:
+        _say(f"Failed: {line}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _need_torchmetrics() -> None:
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise ValueError("expected torchmetrics to be installed, got none: pip install 'fastenh[evaluate]'")
 
 
 Weights = Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published weights.")]
@@ -300,11 +387,9 @@ def train_lam(
     with _one_line(debug), _needing_extra("train"):
         from fastenh.train import lam
 
-        if preset is not None and preset not in lam.PRESETS:
-            raise ValueError(f"--preset: expected one of {', '.join(lam.PRESETS)}, got {preset!r}")
+        chosen = _preset(lam.PRESETS, preset or "lam") | ({"expert": expert} if expert else {})
         if resume and (preset or expert):
             raise ValueError("expected --resume, or --preset and --expert for a new run, got both")
-        chosen = lam.PRESETS[preset or "lam"] | ({"expert": expert} if expert else {})
         settings = _configure(lam.Config, chosen, config, assignments, out if resume else None)
         lam.train(settings, data, out, resume)
     _say_trained(out)
@@ -329,6 +414,75 @@ def train_unpaired(
         settings = _configure(lut3d.Config, {}, config, assignments, out if resume else None)
         lut3d.train(settings, data, out, resume)
     _say_trained(out)
+
+
+@train.command("zero-dce")
+def train_zero_dce(
+    data: Annotated[Path, typer.Option(help="Folder of photos, or Cityscapes.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option(help="zero-dce, zero-dce++ or fit.", show_default="zero-dce")] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Curves for photos taken in low light, learnt without targets (Zero-DCE, Zero-DCE++).
+
+    Fit a model to photos of your own: fastenh train zero-dce --data FOLDER --out RUN --preset fit --set weights=MODEL
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import zero_dce
+
+        chosen = _preset(zero_dce.PRESETS, preset or "zero-dce")
+        if resume and preset:
+            raise ValueError("expected --resume, or --preset for a new run, got both")
+        settings = _configure(zero_dce.Config, chosen, config, assignments, out if resume else None)
+        if preset == "fit" and not settings.weights:
+            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
+        zero_dce.train(settings, data, out, resume)
+    _say_trained(out)
+
+
+@train.command("scl-lle")
+def train_scl_lle(
+    data: Annotated[Path, typer.Option(help="Cityscapes, or a folder of photos where no loss needs labels.")],
+    out: Out,
+    references: Annotated[
+        Path | None, typer.Option(help="Well and badly exposed photos: SICE Part 1, or well/, under/ and over/.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="scl-lle, fit, or no-contrast, -semantic, -retention, -negatives, -overexposed or -underexposed.",
+            show_default="scl-lle",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Curves for low light, learnt by contrast and by meaning (SCL-LLE).
+
+    --set segmentation=FILE names a DeepLabv3+ of segmentation-models-pytorch that knows the classes of DATA.
+    """
+    with _one_line(debug), _needing_extra("train"):
+        from fastenh.train import zero_dce
+
+        chosen = _preset(zero_dce.SEMANTIC_PRESETS, preset or "scl-lle")
+        if resume and preset:
+            raise ValueError("expected --resume, or --preset for a new run, got both")
+        settings = _configure(zero_dce.SemanticConfig, chosen, config, assignments, out if resume else None)
+        if preset == "fit" and not settings.weights:
+            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
+        zero_dce.train_semantic(settings, data, references, out, resume)
+    _say_trained(out)
+
+
+def _preset(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    if name not in presets:
+        raise ValueError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
 
 
 def _say_trained(run: Path) -> None:

@@ -1,7 +1,8 @@
 """Measure a model on photos that an expert retouched: find them, retouch, compare, sum up.
 
 Every measure of a photo stands in `_measures` and has a heading in `HEADINGS`; a new one needs a line in each. Measures
-of a group come from `group_level_consistency`.
+of a group come from `group_level_consistency`. What a segmentation network still sees is measured apart from these, by
+`Recognition`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastenh import metrics
-from fastenh.data import find_photos, group_of
+from fastenh.data import Scene, darkened, find_photos, group_of, read_labels
 from fastenh.enhance import FULL_SCALE, Enhancer
-from fastenh.io import read_pixels, replacing
+from fastenh.io import PIXEL_SUFFIXES, read_pixels, replacing
+from fastenh.losses.semantic import IGNORE
 
+GAMMAS = (1, 2, 6, 10)  # how dark photos are made before a segmentation network looks at them, as in SCL-LLE's paper
 SIZES = {"360p": 360, "full": None}  # pixels of the short side
 SOURCES = ("source", "input")
 
@@ -37,11 +40,11 @@ HEADINGS = {
 
 
 class Example(NamedTuple):
-    """A photo of a data set: the files of its source, of its target and, where there are masks, of its people."""
+    """A photo of a data set: the files of its source and, where there are such, of its target and of its people."""
 
     name: str
     source: Path
-    target: Path
+    target: Path | None
     mask: Path | None
 
     @property
@@ -69,7 +72,7 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
 
     Those may lie in the folder itself or in one for each split (default: val, where there is one); sources in `source`
     or `input`, targets in `target` or that of an expert (default: a). `masks` may be missing. The files of one photo
-    have the same name, whatever their suffix.
+    have the same name, whatever their suffix. Photos that lie in the folder itself, with none of these, have no target.
 
     Raises ValueError, in one line, where a folder or its photos are missing or a name is there twice.
     """
@@ -77,6 +80,10 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
     if split is None and not root.is_dir():
         root = folder
     source = next((root / name for name in SOURCES if (root / name).is_dir()), None)
+    if source is None and split is expert is None and _holds_photos(root):
+        photos = find_photos(root)
+        names = sorted(photos, key=_natural)
+        return DataSet([Example(name, photos[name], None, None) for name in names], f"{root}, no targets", [])
     if source is None:
         got = "none in it" if root.is_dir() else "no such folder"
         raise ValueError(f"{root}: expected a folder with {' or '.join(f'{name}/' for name in SOURCES)}, got {got}")
@@ -109,47 +116,54 @@ def measure(
     At 360p source, target and mask are scaled so that their short side is 360 pixels, by a triangle filter as wide as
     the reduction (antialiased bilinear), and the model runs at that size; smaller photos stay as they are. Sources keep
     their depth; outputs, targets and the unretouched input are rounded to 8 bits before they are compared. People are
-    where a mask reaches half its range. NIQE is measured where its pristine parameters are given.
+    where a mask reaches half its range. NIQE is measured where its pristine parameters are given, and all else where
+    there is a target.
 
     Raises what `read_pixels` raises, and ValueError where sizes differ.
     """
-    source, target = (_tensor(path, enhancer.device) for path in (example.source, example.target))
-    _same_size(example.target, target, source)
-    human = None
+    source = _tensor(example.source, enhancer.device)
+    target = human = None
+    if example.target is not None:
+        target = _tensor(example.target, enhancer.device)
+        _same_size(example.target, target, source)
     if example.mask is not None:
         human = _tensor(example.mask, enhancer.device)[:, :1]
         _same_size(example.mask, human, source)
 
     rows = []
     for size in sizes:
-        before, expert, people = (None if x is None else _scaled(x, SIZES[size]) for x in (source, target, human))
-        assert before is not None and expert is not None
-        people = None if people is None else people >= 0.5
+        before = _scaled(source, SIZES[size])
+        expert = None if target is None else _rounded(_scaled(target, SIZES[size]))
+        people = None if human is None else _scaled(human, SIZES[size]) >= 0.5
         for image, retouched in (("input", before), ("output", enhancer(before))):
-            measures = _measures(_rounded(retouched), _rounded(expert), people, pristine)
+            measures = _measures(_rounded(retouched), expert, people, pristine)
             rows.append(Row(size, image, example, measures))
     return rows
 
 
 def _measures(
-    image: Tensor, target: Tensor, human: Tensor | None, pristine: metrics.Pristine | None
+    image: Tensor, target: Tensor | None, human: Tensor | None, pristine: metrics.Pristine | None
 ) -> dict[str, float]:
-    measures = {"psnr": metrics.psnr(image, target), "delta_e": metrics.delta_e(image, target)}
-    if human is not None:
-        measures["psnr_hc"] = metrics.psnr(image, target, human)
-        measures["delta_e_hc"] = metrics.delta_e(image, target, human)
-    measures["ssim"] = metrics.ssim(image, target)
+    measures: dict[str, Tensor] = {}
+    if target is not None:
+        measures |= {"psnr": metrics.psnr(image, target), "delta_e": metrics.delta_e(image, target)}
+        if human is not None:
+            measures["psnr_hc"] = metrics.psnr(image, target, human)
+            measures["delta_e_hc"] = metrics.delta_e(image, target, human)
+        measures["ssim"] = metrics.ssim(image, target)
+        measures["mean_a"], measures["mean_b"] = metrics.mean_ab(image)[0, :, None]
     if pristine is not None:
         measures["niqe"] = metrics.niqe(image, pristine)
-    measures["mean_a"], measures["mean_b"] = metrics.mean_ab(image)[0, :, None]
     return {name: value.item() for name, value in measures.items()}
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """How many photos each group has, means over them, and `glc` where there are two; rows of one size and image."""
     rows = list(rows)
-    colours = torch.tensor([[row.measures["mean_a"], row.measures["mean_b"]] for row in rows])
-    consistency = metrics.group_level_consistency(colours, [row.example.group for row in rows])
+    consistency = {}
+    if all("mean_a" in row.measures for row in rows):
+        colours = torch.tensor([[row.measures["mean_a"], row.measures["mean_b"]] for row in rows])
+        consistency = metrics.group_level_consistency(colours, [row.example.group for row in rows])
     members: dict[str, list[Row]] = {}
     for row in rows:
         members.setdefault(row.example.group, []).append(row)
@@ -172,8 +186,65 @@ def groups_of_one(rows: Iterable[Row]) -> list[str]:
     """The groups that M_GLC leaves out."""
     photos: dict[str, set[str]] = {}
     for row in rows:
-        photos.setdefault(row.example.group, set()).add(row.example.name)
+        if "mean_a" in row.measures:
+            photos.setdefault(row.example.group, set()).add(row.example.name)
     return [group for group, names in photos.items() if len(names) == 1]
+
+
+class Recognition:
+    """What a segmentation network recognises in photos made darker, before and after they are enhanced: mean IoU.
+
+    A photo becomes photo^γ for each γ of GAMMAS, rounded to 8 bits, then the model's output of that, rounded as well.
+    IoU = true positives / (true + false positives + false negatives) of a class, over all pixels of all photos but
+    those of no class; the mean is over the classes that photos or predictions have.
+
+    Args:
+        network: (B, 3, H, W) in [0, 1] → scores (B, S, H, W), on the enhancer's device.
+    """
+
+    def __init__(self, enhancer: Enhancer, network: nn.Module) -> None:
+        self.enhancer, self.network = enhancer, network
+        self.counts: dict[tuple[int, str], Tensor] = {}
+
+    @torch.inference_mode()
+    def add(self, scene: Scene) -> None:
+        """Raises what `read_pixels` raises, and ValueError for labels of another size, or of classes beyond S."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        if scene.labels is None:
+            raise ValueError(f"{scene.image}: expected a map of its labels, as Cityscapes' gtFine, got none")
+        source = _tensor(scene.image, self.enhancer.device)
+        labels = read_labels(scene.labels).to(source.device).long()[None]
+        _same_size(scene.labels, labels, source)
+        counts = {}
+        for gamma in GAMMAS:
+            before = darkened(source, gamma)
+            for image, seen in (("input", before), ("output", self.enhancer(before))):
+                scores = self.network(_rounded(seen))
+                classes = scores.shape[1]
+                if unknown := labels[(labels != IGNORE) & (labels >= classes)].unique().tolist():
+                    raise ValueError(f"{scene.labels}: expected labels below {classes} or {IGNORE}, got {unknown[:4]}")
+                chosen = scores.argmax(1)
+                counts[gamma, image] = multiclass_confusion_matrix(chosen, labels, classes, ignore_index=IGNORE)
+        self.counts = {key: count + self.counts.get(key, 0) for key, count in counts.items()}  # of whole photos alone
+
+    def ious(self) -> dict[tuple[int, str], Tensor]:
+        """(S,) for each γ and image, NaN of classes that neither photos nor predictions have."""
+        result = {}
+        for key, count in self.counts.items():
+            right = count.diagonal().double()
+            result[key] = right / (count.sum(0) + count.sum(1) - right)
+        return result
+
+
+def write_ious(ious: dict[tuple[int, str], Tensor], path: Path, overwrite: bool = False) -> None:
+    """Write `path`, a line for each γ and image: mean IoU, and that of each class."""
+    with replacing(path, overwrite) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for n, ((gamma, image), values) in enumerate(ious.items()):
+            if not n:
+                writer.writerow(["gamma", "image", "miou", *(f"class_{s}" for s in range(len(values)))])
+            writer.writerow([gamma, image, *(f"{v:.6g}" for v in (values.nanmean().item(), *values.tolist()))])
 
 
 def write_csv(rows: Sequence[Row], path: Path, overwrite: bool = False) -> None:
@@ -213,6 +284,10 @@ def _by_size_and_image(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
     return {name: float(np.mean([row.measures[name] for row in rows])) for name in rows[0].measures}
+
+
+def _holds_photos(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix.lower() in PIXEL_SUFFIXES for file in folder.iterdir())
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:

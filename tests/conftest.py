@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,4 +25,45 @@ def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("portraits")
     make_portraits(root, groups=3, photos=3, augmentations=1, size=(40, 56))
+    return root
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in Cityscapes' layout, three photos to train with and two to measure with. Tests only read it.
+
+    Red says the row, green the column, blue the class: 0.1 · (1 + class) of classes 0 to 3; a stripe has no class, 255.
+    """
+    from fastenh.data.example import write
+
+    root = tmp_path_factory.mktemp("streets")
+    height, width = 40, 72
+    y, x = np.mgrid[0:height, 0:width]
+    for split, count in (("train", 3), ("val", 2)):
+        for n in range(count):
+            labels = (2 * (y >= height // 2 + n) + (x >= width // 2)).astype(float)
+            image = np.dstack([y / height, x / width, 0.1 * (1 + labels)])
+            labels[:, :6] = 255
+            for kind, suffix, pixels in (
+                ("leftImg8bit", "leftImg8bit", image),
+                ("gtFine", "gtFine_labelTrainIds", labels[..., None] / 255),
+            ):
+                folder = root / kind / split / ("aachen" if n else "bonn")
+                folder.mkdir(parents=True, exist_ok=True)
+                write(folder / f"s_{n}_{suffix}.png", pixels, 255)
+    return root
+
+
+@pytest.fixture(scope="session")
+def exposures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos as in SICE Part 1: three scenes, whose exposures 1, 2 and 10 are of brightness 0.1, 0.5 and 0.9."""
+    from fastenh.data.example import write
+
+    root = tmp_path_factory.mktemp("exposures")
+    (root / "Label").mkdir()
+    for scene in range(1, 4):
+        (root / str(scene)).mkdir()
+        for name, level in ((f"Label/{scene}", 0.6), (f"{scene}/1", 0.1), (f"{scene}/2", 0.5), (f"{scene}/10", 0.9)):
+            ripple = 0.05 * np.random.default_rng(scene).uniform(-1, 1, (30, 44, 3))
+            write(root / f"{name}.png", level + ripple, 255)
     return root

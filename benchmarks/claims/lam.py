@@ -14,43 +14,30 @@ the JSON file when it is started again, with its number of steps.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
-import io
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import portraits
 import torch
-from torch import Tensor
+from journal import Clocked, Journal, seconds_a_step, spread, told, train
 
 from fastenh import metrics
 from fastenh.data.photos import read_tensor
 from fastenh.enhance import Enhancer
 from fastenh.evaluate import HEADINGS, Row, find_examples, measure, summaries
-from fastenh.io import replacing
 from fastenh.models.lut3d import StatisticsClassifier
 from fastenh.train.config import configure
 from fastenh.train.lam import PRESETS, Config, Retouching
-from fastenh.train.loop import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tables import header, row
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 
 GROUPS = {"train": 60, "val": 12}
 SEEDS = (0, 1, 2)
@@ -96,35 +83,16 @@ MEASURES = ("psnr", "psnr_hc", "delta_e", "glc")
 # ---- training
 
 
-class Claim(Retouching):
+class Claim(Clocked, Retouching):
     """The project's training, from where few steps lead somewhere: the classifier knows the spread of its statistics
-    and says about 1, as ResNet-18 does at its start. `began` says when each step did."""
+    and says about 1, as ResNet-18 does at its start."""
 
     def __init__(self, config: Config, data: Path) -> None:
         super().__init__(config, data)
-        self.began: list[float] = []
         classifier = self.model.classifier
         assert isinstance(classifier, StatisticsClassifier)
         classifier.calibrate(torch.stack([read_tensor(photo.sources[-1]) for photo in self.samples.photos]))
         torch.nn.init.ones_(classifier.head.bias)
-
-    def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        self.began.append(time.monotonic())
-        return super().losses(batch)
-
-
-def trained(config: Config, data: Path, folder: Path) -> Claim:
-    """The task after its training; what the loop prints is left out."""
-    task = Claim(config, data)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run(task, config, folder)
-    return task
-
-
-def seconds_a_step(config: Config, data: Path) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        began = trained(replace(config, steps=7), data, Path(folder)).began
-    return (began[-1] - began[1]) / (len(began) - 2)
 
 
 def name(config: Config) -> str:
@@ -228,17 +196,16 @@ def report(journal: dict[str, Any]) -> str:
         claims.append(row("PSNR and M_GLC both fall as λ rises", "both", " and ".join(falls) or "neither", "",
                           "held" if all(ordered) else "**did not hold**"))  # fmt: skip
 
-    about, settings, steps = journal["about"], journal["settings"], journal["steps"]
-    facts = "; ".join(f"{key}: {value}" for key, value in (about | about["versions"]).items() if key != "versions")
-    told = ", ".join(f"{key} {settings[key]}" for key in ("classifier", "side", "batch", "learning_rate", "ema"))
+    settings, steps = journal["settings"], journal["steps"]
+    common = ", ".join(f"{key} {settings[key]}" for key in ("classifier", "side", "batch", "learning_rate", "ema"))
     photos = f"{settings['groups']['train']} groups of 5 photos to train with, {settings['groups']['val']} to measure"
     return "\n".join(
         [
             "# The claims of LAM and GAM, on a set made by code",
             "",
-            facts,
+            told(journal["about"]),
             "",
-            f"{photos} with, {portraits.SIDE}×{portraits.SIDE}. {steps} steps each, one thread; {told}. "
+            f"{photos} with, {portraits.SIDE}×{portraits.SIDE}. {steps} steps each, one thread; {common}. "
             f"Trainings done: {len(trainings)} of {journal['planned']}, "
             f"{sum(training['seconds'] for training in trainings.values()) / 60:.0f} minutes.",
             "",
@@ -260,76 +227,36 @@ def report(journal: dict[str, Any]) -> str:
     )
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    return f"{mean(values):{sign}.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def about() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True).stdout.strip()
-
-    cpu = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpu.read_text().splitlines() if line.startswith("model name")] if (
-        cpu.exists()
-    ) else []  # fmt: skip
-    return {
-        "processor": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("fastenh", "torch", "numpy")},
-        "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else ""),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def main(minutes: float, steps: int | None, unet: bool) -> None:
     torch.set_num_threads(1)
     trainings = planned(unet)
     settings = asdict(COMMON) | {"groups": GROUPS, "rows": ROWS, "seeds": SEEDS}
-    settings = json.loads(json.dumps(settings))  # as a file gives it back
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "portraits"
         portraits.make(data, GROUPS)
-        begun = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("claims-lam-*.json"))]
-        begun = [
-            (path, old) for path, old in begun if old["settings"] == settings and trainings.keys() - old["trainings"]
-        ]
-        if begun:
-            path, journal = begun[-1]
-            print(f"going on with {path}: {len(journal['trainings'])} trainings are done", flush=True)
-        else:
-            facts = about()
-            path = RESULTS / f"claims-lam-{facts['date']}.json"
-            journal = {
-                "about": facts,
-                "settings": settings,
-                "target_glc": consistency_of_targets(data),
-                "trainings": {},
-            }
-        journal["planned"] = len(trainings)
+        journal = Journal("claims-lam", settings, trainings, report)
+        if "target_glc" not in journal.content:
+            journal.content["target_glc"] = consistency_of_targets(data)
 
-        left = {n: config for n, config in trainings.items() if n not in journal["trainings"]}
+        left = {n: config for n, config in trainings.items() if n not in journal.trainings}
         shapes = {(c.context, c.kernel_size, c.n_luts, c.size): c for c in left.values()}
-        paces = {shape: seconds_a_step(config, data) for shape, config in shapes.items()}
+        paces = {shape: seconds_a_step(Claim(config, data), config) for shape, config in shapes.items()}
         pace = sum(paces[c.context, c.kernel_size, c.n_luts, c.size] for c in left.values())
-        steps = journal.setdefault("steps", steps or max(10, int(minutes * 60 / pace) // 10 * 10))
+        steps = journal.content.setdefault("steps", steps or max(10, int(minutes * 60 / pace) // 10 * 10))
         print(f"{len(left)} trainings of {steps} steps, {pace / len(left):.2f} s each: {steps * pace / 60:.0f} minutes",
               flush=True)  # fmt: skip
 
         for number, (title, config) in enumerate(left.items()):
             start = time.monotonic()
-            out = Path(folder) / f"run-{number}"
-            began = trained(replace(config, steps=steps), data, out).began
+            out, task = Path(folder) / f"run-{number}", Claim(config, data)
+            train(task, replace(config, steps=steps), out)
             result: dict[str, Any] = measured(data, Enhancer(out / "model.safetensors"))
             seconds = time.monotonic() - start
-            result |= {"seconds": seconds, "seconds_a_step": (began[-1] - began[0]) / (steps - 1)}
-            journal["trainings"][title] = result
-            with replacing(path, overwrite=True) as part:
-                part.write_text(json.dumps(journal, indent=1, ensure_ascii=False) + "\n")
-            with replacing(path.with_suffix(".md"), overwrite=True) as part:
-                part.write_text(report(journal))
+            result |= {"seconds": seconds, "seconds_a_step": (task.began[-1] - task.began[0]) / (steps - 1)}
+            journal.add(title, result)
             figures = ", ".join(f"{HEADINGS[m]} {result['output'][m]:.2f}" for m in MEASURES)
             print(f"{number + 1}/{len(left)} {title}: {figures}; {seconds:.0f} s", flush=True)
-    print(f"\n{report(journal)}\nwritten: {path} and .md")
+    print(f"\n{report(journal.content)}\nwritten: {journal.path} and .md")
 
 
 if __name__ == "__main__":
@@ -337,5 +264,5 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=35.0, help="for all trainings together (default 35)")
     parser.add_argument("--steps", type=int, help="of each training")
     parser.add_argument("--unet", action="store_true", help="with the UNet of Table 4")
-    told = parser.parse_args()
-    main(told.minutes, told.steps, told.unet)
+    chosen = parser.parse_args()
+    main(chosen.minutes, chosen.steps, chosen.unet)

@@ -1,16 +1,9 @@
-"""Photos with what experts made of them: the layouts they come in, and the crops that training sees.
-
-Which crop a position in training gets follows from the seed and the position alone, so that ranks and resumed runs
-agree: every epoch goes once through all photos in an order of its own.
-"""
+"""Photos with what experts made of them: the layouts they come in, and the crops that training sees."""
 
 from __future__ import annotations
 
-import functools
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from fastenh.data.photos import UnreadablePhoto, find_photos, group_of, read_size, read_tensor
+from fastenh.data.samples import Samples, random_window
 from fastenh.metrics import mean_ab
 
 
@@ -93,16 +86,20 @@ def _pair(versions: dict[str, list[Path]], target_folder: Path, mask_folder: Pat
     return [Photo(name, tuple(paths), targets[name], masks.get(name)) for name, paths in versions.items()]
 
 
-class Pairs:
+class Pairs(Samples[Photo]):
     """Random crops of photos and targets, for training.
 
     A crop takes 0.6 to 1 of the photo's height and, independently, of its width, is resized to side×side, and half of
     them are flipped. The source is the photo or one of its augmentations, at random. With `windows=2` come two windows
     of 3/4 of the crop's sides, each from a source of its own, for group-level consistency.
 
-    A photo that cannot be read is named once on stderr, and the next in the epoch's order takes its place; more than
-    1 % of them raise ValueError. At once and in one line it is raised for a photo without mask where `masks` are asked
-    for, a target or mask of another size than its photo, and with `groups` for a group of one.
+    A sample is input and target (K, 3, S, S) in [0, 1], K windows; corners (K, 2), top and left of each in the crop.
+    With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,), as they go into
+    `group_style`.
+
+    A photo that cannot be read is passed over, see `Samples`. ValueError, at once and in one line, for a photo without
+    mask where `masks` are asked for, a target or mask of another size than its photo, and with `groups` for a group of
+    one.
 
     Args:
         photos: from `find_pairs`.
@@ -122,9 +119,8 @@ class Pairs:
         groups: bool = False,
         windows: int = 1,
     ) -> None:
-        self.photos, self.side, self.seed, self.masks, self.windows = list(photos), side, seed, masks, windows
-        self.unreadable: dict[str, str] = {}
-        self.lock = threading.Lock()
+        super().__init__(photos, side, seed)
+        self.masks, self.windows = masks, windows
         if masks:
             for photo in self.photos:
                 if photo.mask is None:
@@ -137,40 +133,14 @@ class Pairs:
             self._check_sizes(photo)
         self.others = self._colours_of_others() if groups else None
 
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def batch(self, positions: Iterable[int]) -> dict[str, Tensor]:
-        """Samples stacked, see `sample`."""
-        return default_collate([self.sample(position) for position in positions])
-
-    def sample(self, position: int) -> dict[str, Tensor]:
-        """input and target (K, 3, S, S) in [0, 1], K windows; corners (K, 2), top and left of each in the crop.
-
-        With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,), as they go into
-        `group_style`.
-        """
-        epoch, place = divmod(position, len(self.photos))
-        order = epoch_order(self.seed, epoch, len(self.photos))
-        for attempt in range(len(order)):
-            photo = self.photos[order[(place + attempt) % len(order)]]
-            if photo.name in self.unreadable:
-                continue
-            try:
-                return self._crop(photo, np.random.default_rng([self.seed, 1, position, attempt]))
-            except UnreadablePhoto as error:
-                self._pass_over(photo, error)
-        raise AssertionError("more than 1 % unreadable")
-
     def _crop(self, photo: Photo, rng: np.random.Generator) -> dict[str, Tensor]:
         chosen = rng.choice(len(photo.sources), self.windows, replace=len(photo.sources) < self.windows)
         layers = [read_tensor(photo.sources[index]) for index in chosen] + [read_tensor(photo.target)]
         if self.masks and photo.mask:
             layers.append(read_tensor(photo.mask)[:1])
         image = torch.cat(layers)
-        height, width = (round(side * rng.uniform(0.6, 1.0)) for side in image.shape[1:])
-        top, left = rng.integers(image.shape[1] - height + 1), rng.integers(image.shape[2] - width + 1)
-        crop = image[None, :, top : top + height, left : left + width]
+        rows, columns = random_window(image.shape[1], image.shape[2], rng)
+        crop = image[None, :, rows, columns]
         crop = F.interpolate(crop, (self.side, self.side), mode="bilinear", antialias=True)[0].clamp(0, 1)
         if rng.random() < 0.5:
             crop = crop.flip(2)
@@ -230,18 +200,6 @@ class Pairs:
                     result[name] = {"count": torch.tensor(len(others)), "mean": mean, "spread": spread}
         return result
 
-    def _pass_over(self, photo: Photo, error: UnreadablePhoto) -> None:
-        with self.lock:
-            if photo.name in self.unreadable:
-                return
-            self.unreadable[photo.name] = str(error)
-            print(f"Passing over {error}", file=sys.stderr, flush=True)
-            if len(self.unreadable) > len(self.photos) / 100:
-                raise ValueError(
-                    f"expected at most 1 % of the photos to be unreadable, got {len(self.unreadable)} of "
-                    f"{len(self.photos)}; the last: {error}"
-                )
-
 
 class Unpaired:
     """Random crops of photos and, independently, of photos as they should look: `split/{input, target}`, any names.
@@ -262,9 +220,3 @@ class Unpaired:
     def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
         inputs, targets = self.inputs.batch(positions), self.targets.batch(positions)
         return {"input": inputs["input"][:, 0], "target": targets["input"][:, 0]}
-
-
-@functools.lru_cache(4)
-def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
-    """The order of an epoch, a permutation of range(count)."""
-    return np.random.default_rng([seed, 0, epoch]).permutation(count).tolist()

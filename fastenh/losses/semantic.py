@@ -47,7 +47,8 @@ class VGGFeatures(nn.Module):
     they are, without ImageNet's mean and deviation.
 
     Args:
-        weights: "imagenet", which torchvision downloads once; a .pth file of torchvision's `vgg16`; or "random".
+        weights: "imagenet", which torchvision downloads once; a .pth or .safetensors file of torchvision's `vgg16`; or
+            "random".
 
     Nothing is unpickled but tensors. FileNotFoundError, or ValueError in one line if there are no such weights.
     """
@@ -78,9 +79,9 @@ class VGGFeatures(nn.Module):
                     f"fetch and name this file: {published.url}"
                 ) from None
         else:
-            from fastenh.models.lut3d import read_pth
+            from fastenh.models.segmentation import read_weights
 
-            found = read_pth(weights)
+            found = read_weights(weights)
         for key, tensor in expected.items():
             got = found.get(key)
             if not isinstance(got, Tensor) or got.shape != tensor.shape:
@@ -107,27 +108,33 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def gram_contrast(
-    output: Sequence[Tensor], positive: Sequence[Tensor], negative: Sequence[Tensor], margin: float = 0.3
+    output: Sequence[Tensor],
+    positive: Sequence[Tensor],
+    negative: Sequence[Tensor] | None,
+    margin: float = 0.3,
 ) -> Tensor:
     """Looks like a well-lit photo, unlike a badly lit one: mean over photos of max(d(o, p) − d(o, n) + margin, 0).
 
     d = Σ over layers of ‖G − G'‖², squared Frobenius norm, G the `gram_matrix` of a layer's features. Each argument
     holds one tensor (B, C, H, W) for each layer; photo b of `output` is compared with photo b of the others, of any
-    size.
+    size. Without negatives d(o, n) is 0.
     """
     near = torch.stack([_gram_distance(o, p) for o, p in zip(output, positive, strict=True)]).sum(0)
-    far = torch.stack([_gram_distance(o, n) for o, n in zip(output, negative, strict=True)]).sum(0)
+    far = near.new_zeros(())
+    if negative is not None:
+        far = torch.stack([_gram_distance(o, n) for o, n in zip(output, negative, strict=True)]).sum(0)
     return F.relu(near - far + margin).mean()
 
 
-def brightness_contrast(output: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.04) -> Tensor:
+def brightness_contrast(output: Tensor, positive: Tensor, negative: Tensor | None, margin: float = 0.04) -> Tensor:
     """As bright as a well-lit photo, unlike a badly lit one: mean over photos of max(d(o, p) − d(o, n) + margin, 0).
 
     d = |E − E'|, E the expectation of brightness: the mean over a photo. (The code compares unpaired photos pixel by
-    pixel.) All (B, 3, H, W), the same B; sizes may differ.
+    pixel.) All (B, 3, H, W), the same B; sizes may differ. Without negatives d(o, n) is 0.
     """
-    o, p, n = (brightness(image).mean((1, 2, 3)) for image in (output, positive, negative))
-    return F.relu((o - p).abs() - (o - n).abs() + margin).mean()
+    o, p = (brightness(image).mean((1, 2, 3)) for image in (output, positive))
+    far = 0 if negative is None else (o - brightness(negative).mean((1, 2, 3))).abs()
+    return F.relu((o - p).abs() - far + margin).mean()
 
 
 def brightness_consistency(output: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,12 +46,15 @@ class Task:
     """What is particular to the training of one system.
 
     `networks` names all that is trained or has a state; checkpoints hold each. They are built on the CPU; `run` moves
-    them to where they are trained, before it asks for the optimisers. `epoch` is how many samples make an epoch, for
-    settings that say epochs.
+    them to where they are trained, before it asks for the optimisers. `frozen` are networks that losses look through:
+    they are moved along, and neither trained nor kept. `epoch` is how many samples make an epoch, for settings that say
+    epochs. `clip` is the norm that gradients of an update are cut down to; 0 leaves them as they are.
     """
 
     networks: dict[str, nn.Module]
+    frozen: Sequence[nn.Module] = ()
     epoch: int = 0
+    clip: float = 0.0
 
     def optimisers(self) -> dict[str, Optimizer]:
         """One for each name that `losses` yields."""
@@ -115,10 +118,13 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
             synchronise_batch_norm(network)
         fabric.to_device(network)
         network.train()
+    for network in task.frozen:
+        fabric.to_device(network)
     averages = {name: copy.deepcopy(network).eval() for name, network in task.networks.items() if settings.ema}
     optimisers = task.optimisers()
     schedules = task.schedules(optimisers)
     stepped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
+    whole = nn.ModuleList(task.networks.values())
     state = State(task.networks, averages, optimisers, schedules, fabric)
     start = state.read(folder / CHECKPOINT, settings) if resume else 0
     if mean_over_ranks(fabric, torch.tensor(float(start), device=fabric.device)) != start:
@@ -148,6 +154,8 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
                 optimisers[name].zero_grad()
                 fabric.backward(terms[name])
                 average_gradients(fabric, optimisers[name])
+                if task.clip:  # an overflow of half precision is for the scaled optimiser to see, which leaves it out
+                    fabric.clip_gradients(whole, stepped[name], max_norm=task.clip, error_if_nonfinite=False)
                 stepped[name].step()
                 terms[name] = terms[name].detach()
             for schedule in schedules.values():

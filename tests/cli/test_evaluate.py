@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from skimage.color import deltaE_cie76, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
+from sklearn.metrics import jaccard_score
 from torch import nn
 from typer.testing import CliRunner
 
 from fastenh import evaluate
 from fastenh.cli import app
-from fastenh.data.pairs import Photo
+from fastenh.data import Photo, cityscapes
 from fastenh.enhance import Enhancer
 from fastenh.metrics import load_pristine, niqe, psnr
 from fastenh.models import ImageAdaptiveLUT, save
@@ -190,19 +191,117 @@ def test_360p_is_the_photo_with_that_short_side(tmp_path, monkeypatch, size, exp
     np.testing.assert_allclose(small * 255, np.stack(reduced), atol=0.05)
 
 
+def pristine(folder: Path) -> Path:
+    """Parameters of NIQE, not those of pristine photos."""
+    window = np.full((7, 7), 1 / 49)
+    np.savez(folder / "p.npz", mu_pris_param=np.ones((1, 36)), cov_pris_param=np.eye(36), gaussian_window=window)
+    return folder / "p.npz"
+
+
 def test_niqe_where_its_parameters_are_given(run, tmp_path):
-    parameters = {"mu_pris_param": np.ones((1, 36)), "cov_pris_param": np.eye(36), "gaussian_window": np.ones((7, 7))}
-    parameters["gaussian_window"] /= 49
-    np.savez(tmp_path / "pristine.npz", **parameters)
+    parameters = pristine(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 203, 3), np.uint8)
     for part in ("input", "target"):
         write(tmp_path / part / "a.png", pixels)
-    result = table(run(tmp_path, "--niqe", tmp_path / "pristine.npz", "--size", "full", code=0))
+    result = table(run(tmp_path, "--niqe", parameters, "--size", "full", code=0))
     image = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
-    expected = niqe(image, load_pristine(tmp_path / "pristine.npz")).item()
+    expected = niqe(image, load_pristine(parameters)).item()
     assert {line["NIQE"] for line in result.values()} == {f"{expected:.2f}"}
     output = run(tmp_path, "--niqe", tmp_path / "input" / "a.png", code=2)
     assert len(output.splitlines()) == 1 and "a.png: expected NIQE's pristine parameters as .npz" in output
+
+
+def test_photos_without_targets_have_niqe_alone(run, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    photos = {name: rng.integers(0, 256, (100, 203, 3), np.uint8) for name in ("a_1", "a_2", "b")}
+    for name, pixels in photos.items():
+        write(tmp_path / "mine" / f"{name}.png", pixels)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # torchmetrics has no part in it
+    arguments = ("--niqe", pristine(tmp_path), "--size", "full", "--csv", tmp_path / "x.csv")
+    output = run(tmp_path / "mine", *arguments, code=0)
+    assert "mine, no targets: 3 of 3 photos" in output and "M_GLC" not in output
+    images = [torch.from_numpy(pixels / 255).permute(2, 0, 1)[None] for pixels in photos.values()]
+    scores = [niqe(image, load_pristine(tmp_path / "p.npz")).item() for image in images]
+    assert table(output) == {("full", name): {"NIQE": f"{np.mean(scores):.2f}"} for name in ("input", "identity")}
+    written = {row["photo"]: row for row in rows(tmp_path / "x.csv") if row["image"] == "output"}
+    assert [float(written[name]["niqe"]) for name in photos] == pytest.approx(scores, rel=1e-4)
+    assert set(written["b"]) == {"size", "image", "photo", "group", "niqe"}
+    output = run(tmp_path / "mine", code=2)
+    assert output.endswith("mine: expected targets, or --niqe to measure photos alone, got neither\n")
+
+
+class Halves(nn.Module):
+    """Sees class 1 where a photo is brighter than a half, else class 0; of three."""
+
+    def forward(self, image):
+        bright = (image.mean(1, keepdim=True) > 0.5).float()
+        return torch.cat([1 - bright, bright, torch.zeros_like(bright)], 1)
+
+
+class Lift(nn.Module):
+    def forward(self, image):
+        return image**0.5
+
+
+def street(root: Path, n: int, pixels: np.ndarray, labels: np.ndarray) -> None:
+    write(root / f"leftImg8bit/val/ulm/{n}_leftImg8bit.png", pixels)
+    write(root / f"gtFine/val/ulm/{n}_gtFine_labelTrainIds.png", labels[..., None])
+
+
+def test_mean_iou_by_hand_before_and_after_at_each_gamma(tmp_path):
+    rng = np.random.default_rng(0)
+    truths, photos = [], []
+    for n, size in enumerate(((20, 30), (16, 18))):
+        pixels, labels = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 2, size, np.uint8)
+        labels[:4] = 255
+        labels[pixels.mean(2) > 150] = 1  # so that there is something to recognise
+        street(tmp_path, n, pixels, labels)
+        photos.append(pixels / 255)
+        truths.append(labels)
+    recognition = evaluate.Recognition(Enhancer(Lift(), "cpu"), Halves())
+    for scene in cityscapes(tmp_path, "val"):
+        recognition.add(scene)
+    ious = recognition.ious()
+    assert list(ious) == [(gamma, image) for gamma in (1, 2, 6, 10) for image in ("input", "output")]
+    for (gamma, image), values in ious.items():
+        seen = [np.round(photo**gamma * 255) / 255 for photo in photos]
+        if image == "output":
+            seen = [np.round(photo**0.5 * 255) / 255 for photo in seen]
+        known = np.concatenate([truth[truth != 255] for truth in truths])
+        found = np.concatenate([photo.mean(2)[t != 255] > 0.5 for photo, t in zip(seen, truths, strict=True)])
+        expected = jaccard_score(known, found, average=None)
+        np.testing.assert_allclose(values[:2], expected, rtol=1e-6)
+        assert values[2].isnan()
+    assert ious[1, "input"].nanmean() > ious[6, "input"].nanmean() and ious[6, "output"][1] > ious[6, "input"][1]
+
+
+def test_recognition_by_a_network_from_a_file(run, tmp_path):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install fastenh[segmentation]")
+    torch.manual_seed(0)
+    network = smp.create_model("fpn", "mobilenet_v2", encoder_weights=None, classes=3)
+    torch.save(network.state_dict(), tmp_path / "network.pth")
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        street(
+            tmp_path, n, rng.integers(0, 256, (33, 40, 3), np.uint8), rng.integers(0, 3 + (n == 2), (33, 40), np.uint8)
+        )
+    named = ("--segmentation", tmp_path / "network.pth", "--arch", "fpn", "--encoder", "mobilenet_v2")
+    output = run(tmp_path, *named, "--csv", tmp_path / "x.csv", code=1)
+    assert f"{tmp_path}, val: 2 of 3 photos, mean IoU in %" in output
+    assert re.search(
+        r"Failed: .*2_leftImg8bit.png: .*labelTrainIds.png: expected labels below 3 or 255, got \[3\]", output
+    )
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+    assert lines[0] == ["", "γ = 1", "γ = 2", "γ = 6", "γ = 10"]
+    assert lines[2][1:] == lines[3][1:] and [lines[2][0], lines[3][0]] == ["input", "identity"]
+    written = rows(tmp_path / "x.csv")
+    assert [(row["gamma"], row["image"]) for row in written[:3]] == [("1", "input"), ("1", "output"), ("2", "input")]
+    assert f"{100 * float(written[0]['miou']):.2f}" == lines[2][1]
+    classes = [float(written[0][f"class_{n}"]) for n in range(3)]
+    assert float(written[0]["miou"]) == pytest.approx(np.mean(classes), rel=1e-4)
+    output = run(tmp_path, *named, "--expert", "a", code=2)
+    assert output == "fastenh: expected --segmentation without --expert, --size and --niqe, got both\n"
+    assert "leftImg8bit/test: expected photos" in run(tmp_path, *named, "--split", "test", code=2)
 
 
 # ---- what lies where

@@ -17,8 +17,8 @@ pytest.importorskip("lightning", reason="training runs on Lightning Fabric: pip 
 from fastenh.cli import app
 from fastenh.data.example import write
 from fastenh.models import load
-from fastenh.train import lam
-from fastenh.train.config import configure
+from fastenh.train import lam, zero_dce
+from fastenh.train.config import Settings, configure
 
 SMALL = ["classifier=statistics", "size=5", "side=24", "batch=2", "steps=3", "device=cpu", "workers=1"]
 
@@ -190,6 +190,46 @@ def test_unpaired_photos_train_an_image_adaptive_lut(portraits, tmp_path):
     assert "target: expected a folder of photos, got none there" in output
 
 
+LOW = ["side=24", "batch=2", "steps=1", "device=cpu", "workers=1"]
+
+
+def test_curves_are_fitted_to_a_folder_of_photos_and_enhance_one(streets, tmp_path):
+    folder = streets / "leftImg8bit/train/aachen"
+    code, output = train(folder, tmp_path / "run", "--preset=zero-dce++", kind="zero-dce", settings=LOW)
+    assert code == 0, output
+    given = tmp_path / "run/model.safetensors"
+    more = ("--preset=fit", f"--set=weights={given}")
+    code, output = train(folder, tmp_path / "fit", *more, kind="zero-dce", settings=LOW)
+    assert code == 0, output
+    assert load(tmp_path / "fit/model.safetensors").map_scale == 12
+    code, output = train(folder, tmp_path / "other", "--preset=fit", kind="zero-dce", settings=LOW)
+    assert (code, output) == (
+        2,
+        "fastenh: --preset fit: expected a model to begin with, --set weights=MODEL, got none\n",
+    )
+    photo, weights = folder / "s_1_leftImg8bit.png", tmp_path / "fit/model.safetensors"
+    code, output = fastenh("enhance", photo, "--weights", weights, "-o", tmp_path / "after.png")
+    assert code == 0, output
+    assert Image.open(tmp_path / "after.png").size == (72, 40)
+
+
+def test_semantic_contrast_trains_from_street_scenes_and_exposures(streets, exposures, tmp_path):
+    settings = [*LOW, "vgg=random", "cross_entropy=0"]
+    more = ("--references", exposures, "--preset=no-overexposed")
+    code, output = train(streets, tmp_path / "run", *more, kind="scl-lle", settings=settings)
+    assert code == 0, output
+    assert json.loads((tmp_path / "run/config.json").read_text())["negatives"] == "under"
+    code, output = train(streets, tmp_path / "run", "--resume", *more, kind="scl-lle", settings=[])
+    assert (code, output) == (2, "fastenh: expected --resume, or --preset for a new run, got both\n")
+    code, output = train(streets, tmp_path / "run", "--resume", *more[:2], kind="scl-lle", settings=["steps=2"])
+    assert code == 0, output
+    code, output = train(streets, tmp_path / "other", *more[:2], kind="scl-lle", settings=LOW)
+    assert code == 2 and output.startswith("fastenh: segmentation: expected a .pth or .safetensors file"), output
+    code, output = train(streets, tmp_path / "other", "--preset=best", kind="scl-lle", settings=settings)
+    assert code == 2 and output.startswith("fastenh: --preset: expected one of scl-lle, no-contrast,"), output
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_page_on_training_names_every_preset_and_setting_and_no_other():
     page = (Path(__file__).parents[2] / "docs/training.md").read_text()
     presets, settings = (
@@ -204,3 +244,27 @@ def test_the_page_on_training_names_every_preset_and_setting_and_no_other():
     for key, default in defaults.items():
         assert getattr(configure(lam.Config, {key: "" if default == "none" else default}), key) == fields[key], key
     assert set(re.findall(r"--set (\w+)=", page)) <= {"key", *fields}
+
+
+def test_the_page_on_low_light_names_every_preset_and_setting_and_no_other():
+    page = (Path(__file__).parents[2] / "docs/lowlight.md").read_text()
+    presets, settings = (
+        re.findall(rf"(?m)^\| {head}.*\n\| ---.*\n((?:\|.*\n)+)", page)[0] for head in ("`--preset`", "key")
+    )
+    named = {(name, of) for names, of in (row.split(" | ")[:2] for row in presets.splitlines())
+             for name in re.findall(r"`([\w+-]+)`", names)}  # fmt: skip
+    tables = {"zero-dce": zero_dce.PRESETS, "scl-lle": zero_dce.SEMANTIC_PRESETS}
+    for kind, table in tables.items():
+        assert {name for name, of in named if of in (f"`{kind}`", "both")} == set(table)
+    shared = {field.name for field in dataclasses.fields(Settings)}
+    for column, config in enumerate((zero_dce.Config, zero_dce.SemanticConfig), 1):
+        fields = {field.name: field.default for field in dataclasses.fields(config)}
+        defaults: dict[str, str] = {}
+        for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in settings.splitlines()):
+            if cells[column]:
+                defaults |= dict(zip(re.findall(r"`(\w+)`", cells[0]), cells[column].split(", "), strict=True))
+        assert fields.keys() - shared <= defaults.keys() <= fields.keys()
+        base = {"segmentation": "x"} if config is zero_dce.SemanticConfig else {}
+        for key, default in defaults.items():
+            made = configure(config, base, {key: "" if default == "none" else default} if key != "segmentation" else {})
+            assert key == "segmentation" or getattr(made, key) == fields[key], key

@@ -129,6 +129,34 @@ def test_it_does_what_a_plain_loop_does(tmp_path):
     torch.testing.assert_close(task.finished["1.running_mean"], network[1].running_mean)
 
 
+class Steep(Line):
+    """Its loss goes through a network that is not trained."""
+
+    clip = 0.01
+
+    def __init__(self) -> None:
+        super().__init__(SGD)
+        self.frozen = [nn.Linear(1, 1)]
+
+    def losses(self, batch):
+        for name, terms in super().losses(batch):
+            yield name, {"steep": 1000 * self.frozen[0](terms["mse"][None]).square().sum()}
+
+
+def test_gradients_are_cut_and_frozen_networks_left_alone(tmp_path):
+    task = Steep()
+    before = [
+        {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        for network in (task.networks["line"], task.frozen[0])
+    ]
+    run(task, settings(steps=1), tmp_path)
+    moved = [task.networks["line"].get_parameter(n) - before[0][n] for n, _ in task.networks["line"].named_parameters()]
+    length = torch.cat([step.flatten() for step in moved]).norm()
+    assert length.item() == pytest.approx(0.01 * 0.01, rel=1e-3)  # rate times norm
+    assert_equal(task.frozen[0].state_dict(), before[1])
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["networks"].keys() == {"line"}
+
+
 def test_batches_come_in_order_whoever_prepares_them(tmp_path):
     task = Line()
     run(task, settings(workers=3), tmp_path)
