@@ -73,6 +73,12 @@ def enhance(
     ] = None,
     model: Model = "auto",
     strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
+    denoise: Annotated[
+        bool, typer.Option("--denoise", help="Smooth what becomes lighter, more where more, and keep edges.")
+    ] = False,
+    protect_highlights: Annotated[
+        bool, typer.Option("--protect-highlights", help="Let nothing become white that was not.")
+    ] = False,
     device: Device = "auto",
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
     overwrite: Overwrite = False,
@@ -109,7 +115,7 @@ def enhance(
             for path in job.outputs:
                 check_free(path, overwrite)
             before = read_photo(job.photo)
-            after = enhancer(before, strength)
+            after = enhancer(before, strength, denoise=denoise, protect_highlights=protect_highlights)
             write_photo(after, job.target, overwrite)
             if job.comparison:
                 write_photo(_side_by_side(before, after), job.comparison, overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import overload
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastenh import models, ops
+from fastenh.finish import finish
 from fastenh.io import read_photo
 from fastenh.models.lut3d import identity_lut
 
@@ -22,6 +24,9 @@ class Enhancer:
     """Retouch photos: `Enhancer("auto")(image, strength=1.0)`.
 
     out = (1 − strength) · image + strength · model(image), clamped to [0, 1]; strength 0 gives the image back exactly.
+
+    `denoise` smooths that where it is lighter than the image, more where more, and keeps edges; `protect_highlights`
+    lets no value become white that was not. `fastenh.finish` says how. Both are for any model.
 
     | image | gives |
     | --- | --- |
@@ -48,47 +53,68 @@ class Enhancer:
         self.model = module.to(self.device).eval()
 
     @overload
-    def __call__(self, image: str | os.PathLike[str] | Image.Image, strength: float = 1.0) -> Image.Image: ...
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | Image.Image,
+        strength: float = 1.0,
+        *,
+        denoise: bool = False,
+        protect_highlights: bool = False,
+    ) -> Image.Image: ...
     @overload
-    def __call__(self, image: np.ndarray, strength: float = 1.0) -> np.ndarray: ...
+    def __call__(
+        self, image: np.ndarray, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
+    ) -> np.ndarray: ...
     @overload
-    def __call__(self, image: Tensor, strength: float = 1.0) -> Tensor: ...
+    def __call__(
+        self, image: Tensor, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
+    ) -> Tensor: ...
 
     @torch.inference_mode()
-    def __call__(self, image, strength=1.0):
+    def __call__(self, image, strength=1.0, *, denoise=False, protect_highlights=False):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
+
+        def retouch(batch: Tensor) -> Tensor:
+            if strength == 0:
+                return batch.clone()
+            before = batch.to(self.device)
+            after = self._retouch(before, strength)
+            if denoise or protect_highlights:
+                after = finish(before, after, noise=denoise, highlights=protect_highlights)
+            return after.to(batch.device)
+
         if isinstance(image, (str, os.PathLike)):
             image = read_photo(image)
         if isinstance(image, Image.Image):
-            return self._pil(image, strength)
+            return self._pil(image, retouch)
         if isinstance(image, np.ndarray):
-            return self._array(image, strength)
+            return self._array(image, retouch)
         if isinstance(image, Tensor):
-            return self._tensor(image, strength)
+            return self._tensor(image, retouch)
         raise TypeError(f"image: expected a path, PIL image, NumPy array or tensor, got {type(image).__name__}")
 
-    def _pil(self, image: Image.Image, strength: float) -> Image.Image:
+    def _pil(self, image: Image.Image, retouch: Callable[[Tensor], Tensor]) -> Image.Image:
         colour = {"L": "RGB", "LA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}.get(image.mode)
         if colour is None:
             raise ValueError(f"image: expected a PIL image of mode L, LA, RGB or RGBA, got {image.mode}; convert() it")
         pixels = np.array(image if image.mode == colour else image.convert(colour))
-        pixels[..., :3] = self._array(pixels[..., :3], strength)
+        pixels[..., :3] = self._array(pixels[..., :3], retouch)
         result = Image.fromarray(pixels).convert(image.mode)
         result.info = dict(image.info)
         return result
 
-    def _array(self, image: np.ndarray, strength: float) -> np.ndarray:
+    def _array(self, image: np.ndarray, retouch: Callable[[Tensor], Tensor]) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image: expected an array of shape (height, width, 3), got {image.shape}")
         if image.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got an array of {image.dtype}")
         # A tensor cannot have negative strides, and warns of memory that must not be written.
         usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()
-        result = self._tensor(torch.from_numpy(usable).permute(2, 0, 1), strength)
+        result = self._tensor(torch.from_numpy(usable).permute(2, 0, 1), retouch)
         return np.ascontiguousarray(result.permute(1, 2, 0).numpy())
 
-    def _tensor(self, image: Tensor, strength: float) -> Tensor:
+    def _tensor(self, image: Tensor, retouch: Callable[[Tensor], Tensor]) -> Tensor:
         batch = image if image.ndim == 4 else image[None]
         if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
             raise ValueError(f"image: expected shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
@@ -96,9 +122,7 @@ class Enhancer:
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got a tensor of {image.dtype}")
         if image.dtype in FLOATS and image.max() > 2:  # overshoot clamps; this is another scale
             raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
-        if strength == 0:
-            return image.clone()
-        return self._retouch(batch.to(self.device), strength).to(image.device).reshape(image.shape)
+        return retouch(batch).reshape(image.shape)
 
     def _retouch(self, image: Tensor, strength: float) -> Tensor:
         scale = FULL_SCALE.get(image.dtype)

@@ -1,4 +1,4 @@
-"""What README and docs/portrait.md tell people to type works as it stands there."""
+"""What README, docs/portrait.md and docs/lowlight.md tell people to type works as it stands there."""
 
 import re
 import shlex
@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from fastenh.cli import app
 from fastenh.data.example import make_portraits
-from fastenh.models import LocalContextLUT, save
+from fastenh.models import LocalContextLUT, ZeroDCE, save
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PORTRAIT = ((ROOT / name).read_text().replace("\\\n", "") for name in ("README.md", "docs/portrait.md"))
+PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md")
+README, PORTRAIT, LOWLIGHT = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
 
 
 def commands(page: str) -> list[str]:
@@ -29,23 +30,27 @@ def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for folder in ("holiday", "shoot", "run", "portraits/shoot"):
         Path(folder).mkdir(parents=True)
-    photos = "photo.jpg holiday/1.jpg holiday/2.png shoot/1.jpg portraits/shoot/8.jpg portraits/8k.jpg"
+    photos = "photo.jpg holiday/1.jpg holiday/2.png shoot/1.jpg portraits/shoot/8.jpg portraits/8k.jpg dark.png"
     for name in photos.split():
         Image.linear_gradient("L").convert("RGB").save(name)
     make_portraits(Path("portraits"), groups=2, photos=2, augmentations=0, size=(32, 40))
     make_portraits(Path("portraits"), "val", groups=1, photos=2, augmentations=0, size=(32, 40))
     Path("PPR10K").symlink_to("portraits")
     save(LocalContextLUT(2, 5, "statistics"), "run/model.safetensors")  # as training left it
+    torch.save(ZeroDCE().state_dict(), "Epoch99.pth")  # as published
+    save(ZeroDCE(), "zero_dce.safetensors")  # as converted
 
 
 def arguments(command: str) -> list[str]:
     words = shlex.split(command)[1:]
+    if words[0] == "convert":
+        words.append("--overwrite")
     if words[0] == "train":  # for a second, not for days
         words += [f"--set={item}" for item in ("classifier=statistics", "size=5", "side=24", "batch=2", "steps=1")]
     return words
 
 
-@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT))
+@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT))
 def test_commands(command: str) -> None:
     result = CliRunner().invoke(app, arguments(command))
     assert result.exit_code == 0, result.output
@@ -65,6 +70,14 @@ def test_python_of_portraits() -> None:
     exec(code, names)
     assert torch.equal(names["pass_alone"], names["after"])  # type: ignore[arg-type]
     assert names["photo"].size == (256, 256)  # type: ignore[attr-defined]
+
+
+def test_python_of_low_light() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", LOWLIGHT, re.S)
+    exec(code, names)
+    assert names["photo"].size == (256, 256)  # type: ignore[attr-defined]
+    assert names["after"].shape == names["image"].shape  # type: ignore[attr-defined]
 
 
 def test_python() -> None:

@@ -41,16 +41,25 @@ class ZeroDCE(nn.Module):
     (bilinear, align_corners=True) pixel by pixel as the curves are applied, so that no map is ever as large as the
     image. It may be set anew at any time: larger is faster, and follows edges less closely.
 
+    `same_reach`: at 1/s a kernel of 3×3 reaches a pixel to each side, which is s pixels of the image, so that the
+    network sees other surroundings than at s = 1. With same_reach=True its kernels are resampled to reach 1/s of a
+    pixel, between a pixel and its neighbours by bilinear interpolation: as far into the image as at s = 1. The curves
+    are then nearer to those of s = 1, at edges as elsewhere, and cost the same. Published weights for s = 12 are meant
+    without.
+
     Raises:
         ValueError, TypeError: on a wrong argument or image, in one line.
     """
 
     MAPS = 3 * ITERATIONS  # a curve for every iteration
 
-    def __init__(self, map_scale: int = 1) -> None:
+    def __init__(self, map_scale: int = 1, same_reach: bool = False) -> None:
         super().__init__()
         check_int(type(self).__name__, "map_scale", map_scale, 1, 1024)
+        if not isinstance(same_reach, bool):
+            raise TypeError(f"{type(self).__name__}: same_reach: expected a bool; got {type(same_reach).__name__}")
         self.map_scale = map_scale
+        self.same_reach = same_reach
         self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
         self.e_conv1 = self.convolution(3, 32)
         self.e_conv2 = self.convolution(32, 32)
@@ -67,11 +76,11 @@ class ZeroDCE(nn.Module):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {"map_scale": self.map_scale}
+        return {"map_scale": self.map_scale} | ({"same_reach": True} if self.same_reach else {})
 
     @staticmethod
     def convolution(channels_in: int, channels: int) -> nn.Module:
-        return nn.Conv2d(channels_in, channels, 3, padding=1)
+        return Convolution(channels_in, channels)
 
     def forward(self, image: Tensor, tile: int | None = None) -> Tensor:
         """Where no gradient is asked for, the network sees at most `tile` × `tile` pixels at a time, and as many around
@@ -107,14 +116,19 @@ class ZeroDCE(nn.Module):
         return image if s == 1 else thumbnail(image, (-(-image.shape[2] // s), -(-image.shape[3] // s)))
 
     def network(self, seen: Tensor) -> Tensor:
-        x = to_float(seen).to(next(self.parameters()).dtype)
+        for layer in self.children():
+            assert isinstance(layer, (Convolution, SeparableConvolution))
+            layer.reach = 1 / self.map_scale if self.same_reach else 1
+        x = to_float(seen).to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)  # faster
         x1 = F.relu_(self.e_conv1(x))
         x2 = F.relu_(self.e_conv2(x1))
         x3 = F.relu_(self.e_conv3(x2))
         x4 = F.relu_(self.e_conv4(x3))
-        x5 = F.relu_(self.e_conv5(torch.cat([x3, x4], 1)))
-        x6 = F.relu_(self.e_conv6(torch.cat([x2, x5], 1)))
-        return self.e_conv7(torch.cat([x1, x6], 1)).tanh_()
+        x5 = F.relu_(self.e_conv5(x3, x4))
+        del x3, x4  # memory that the next layers can have
+        x6 = F.relu_(self.e_conv6(x2, x5))
+        del x2, x5
+        return self.e_conv7(x1, x6).tanh_()
 
     def tiles(self, seen: Tensor, tile: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
         """Where each tile lies, and its curves, for which the network sees the tile's surroundings, too. At the edges
@@ -136,15 +150,60 @@ class ZeroDCEPlusPlus(ZeroDCE):
 
     MAPS = 3
 
-    def __init__(self, map_scale: int = 12) -> None:
-        super().__init__(map_scale)
+    def __init__(self, map_scale: int = 12, same_reach: bool = False) -> None:
+        super().__init__(map_scale, same_reach)
 
     @staticmethod
     def convolution(channels_in: int, channels: int) -> nn.Module:
-        layer = nn.Sequential()
-        layer.add_module("depth_conv", nn.Conv2d(channels_in, channels_in, 3, padding=1, groups=channels_in))
-        layer.add_module("point_conv", nn.Conv2d(channels_in, channels, 1))
-        return layer
+        return SeparableConvolution(channels_in, channels)
+
+
+# ---- convolutions of x or, without laying them beside each other in memory, of [x, y]
+
+
+class Convolution(nn.Conv2d):
+    """3×3, padded by zeros. `reach`: how far its outer weights lie from the middle one, in pixels."""
+
+    reach: float = 1
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        kernel, n = resampled(self.weight, self.reach), x.shape[1]
+        result = F.conv2d(x, kernel[:, :n], self.bias, padding=1)
+        return result if y is None else result.add_(F.conv2d(y, kernel[:, n:], padding=1))
+
+
+class SeparableConvolution(nn.Module):
+    """The same in two: 3×3 of every channel on its own, then 1×1."""
+
+    reach: float = 1
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.depth_conv = nn.Conv2d(channels_in, channels_in, 3, padding=1, groups=channels_in)
+        self.point_conv = nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        depth, point, n = self.depth_conv, self.point_conv, x.shape[1]
+        kernel, bias = resampled(depth.weight, self.reach), depth.bias
+        assert bias is not None
+        each = F.conv2d(x, kernel[:n], bias[:n], padding=1, groups=n)
+        result = F.conv2d(each, point.weight[:, :n], point.bias)
+        if y is None:
+            return result
+        each = F.conv2d(y, kernel[n:], bias[n:], padding=1, groups=y.shape[1])
+        return result.add_(F.conv2d(each, point.weight[:, n:]))
+
+
+def resampled(kernel: Tensor, reach: float) -> Tensor:
+    """(O, I, 3, 3) whose outer weights lie `reach` ≤ 1 pixels from the middle one → the kernel on whole pixels that
+    computes the same of what lies between them by bilinear interpolation."""
+    for dim in (2, 3) if reach != 1 else ():
+        before, middle, behind = kernel.unbind(dim)
+        kernel = torch.stack([reach * before, middle + (1 - reach) * (before + behind), reach * behind], dim)
+    return kernel
 
 
 # ---- checkpoints as published

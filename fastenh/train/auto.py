@@ -232,14 +232,14 @@ def natural_tone(image: Tensor, rng: np.random.Generator) -> Tensor:
     return (grey + (image - grey) * float(np.exp(rng.normal(0, 0.15)))).clamp(0, 1)
 
 
-def photo_target(photos: list[Tensor], rng: np.random.Generator) -> Tensor:
+def photo_target(photos: list[Tensor], rng: np.random.Generator, side: int = SIDE) -> Tensor:
     """A crop of a photo, recoloured in ways that leave neutrals neutral, so that one photo stands for many."""
     image = photos[rng.integers(len(photos))]
     height, width = (round(side * rng.uniform(0.4, 1.0)) for side in image.shape[1:])
     top, left = rng.integers(image.shape[1] - height + 1), rng.integers(image.shape[2] - width + 1)
-    image = pick(image[:, top : top + height, left : left + width])
+    image = pick(image[:, top : top + height, left : left + width], side)
     if torch.equal(image[0], image[1]) and rng.random() < 0.8:  # a grey photo lights the surfaces of a scene
-        light = to_linear(image) * to_linear(pick(scene(rng)))
+        light = to_linear(image) * to_linear(pick(scene(rng), side))
         image = to_srgb((light * rng.uniform(0.85, 1.15) / light.quantile(0.995)).clamp(0, 1))
     elif rng.random() < 0.6:
         image = turn_hues(image, rng)
@@ -257,20 +257,25 @@ def turn_hues(image: Tensor, rng: np.random.Generator) -> Tensor:
     return (grey + chroma * torch.cos(angle) + across * torch.sin(angle)).clamp(0, 1)
 
 
-def pick(image: Tensor) -> Tensor:
-    return F.interpolate(image[None], (SIDE, SIDE), mode="nearest-exact")[0]
+def pick(image: Tensor, side: int) -> Tensor:
+    return F.interpolate(image[None], (side, side), mode="nearest-exact")[0]
 
 
-def make_targets(count: int, photos: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """(count, 3, SIDE, SIDE): six scenes to four photos."""
-    return torch.stack([pick(scene(rng)) if rng.random() < 0.6 else photo_target(photos, rng) for _ in range(count)])
+def make_targets(count: int, photos: list[Tensor], rng: np.random.Generator, side: int = SIDE) -> Tensor:
+    """(count, 3, side, side): six scenes to four photos."""
+
+    def target() -> Tensor:
+        return pick(scene(rng), side) if rng.random() < 0.6 else photo_target(photos, rng, side)
+
+    return torch.stack([target() for _ in range(count)])
 
 
 def draw(targets: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     """As many of them, four in ten cut together from two, so that no distribution of colours comes twice."""
     one, other = (targets[torch.from_numpy(rng.integers(len(targets), size=count))] for _ in range(2))
-    cut = np.where(rng.random(count) < 0.4, rng.uniform(0.2, 0.8, count), 1) * SIDE
-    return torch.where(torch.arange(SIDE) < torch.from_numpy(cut).view(-1, 1, 1, 1), one, other)
+    side = targets.shape[-1]
+    cut = np.where(rng.random(count) < 0.4, rng.uniform(0.2, 0.8, count), 1) * side
+    return torch.where(torch.arange(side) < torch.from_numpy(cut).view(-1, 1, 1, 1), one, other)
 
 
 # ---- training

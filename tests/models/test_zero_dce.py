@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastenh import Enhancer, ops
 from fastenh.models import ZeroDCE, ZeroDCEPlusPlus, load, save
-from fastenh.models.zero_dce import HALO, convert
+from fastenh.models.zero_dce import HALO, convert, resampled
 
 SYSTEMS = [ZeroDCE, ZeroDCEPlusPlus]
 FILES = {
@@ -90,6 +90,57 @@ def test_tiles_make_the_whole(system, map_scale):
         whole = model(image)
         for tile in (1000, 40, 17) if map_scale == 1 else (11,):
             torch.testing.assert_close(model(image, tile=tile), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 7])
+def test_a_kernel_of_less_reach_sees_what_lies_between_pixels(scale):
+    """As the kernel itself sees a bilinear enlargement."""
+    x, kernel = torch.rand(2, 4, 6, 9, dtype=torch.float64), torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    larger = F.interpolate(x, (5 * scale + 1, 8 * scale + 1), mode="bilinear", align_corners=True)
+    expected = F.conv2d(larger, kernel, padding=1)[..., ::scale, ::scale]
+    result = F.conv2d(x, resampled(kernel, 1 / scale), padding=1)
+    inside = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(result[inside], expected[inside], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_reach_of_all_kernels_follows_the_map_scale(system):
+    """The same network with its kernels resampled by hand; and at s = 1 nothing changes."""
+    model, by_hand = lively(system, 4), lively(system, 4)
+    by_hand.load_state_dict(model.state_dict())
+    for parameter in by_hand.parameters():
+        if parameter.shape[2:] == (3, 3):
+            parameter.data = resampled(parameter.data, 1 / 4)
+    image = torch.rand(2, 3, 37, 50)
+    with torch.no_grad():
+        plain = model(image)
+        model.same_reach = True
+        torch.testing.assert_close(model(image), by_hand(image), rtol=0, atol=1e-6)
+        assert (model(image) - plain).abs().max() > 0.01
+        model.map_scale = 1
+        at_full_size = model(image)
+        model.same_reach = False
+        assert torch.equal(model(image), at_full_size)
+
+
+@pytest.mark.parametrize("name", ["zero-dce", "scl-lle", "zero-dce++"])
+def test_the_same_reach_halves_what_maps_at_an_eighth_are_off_by(assets, name):
+    """Mean ΔE to maps of full size, on dark photos with hard edges."""
+    data = pytest.importorskip("skimage.data", reason="scikit-image carries the photographs")
+    from fastenh.losses import rgb_to_lab
+
+    model = convert(assets / "lle" / FILES[name], name)
+    off = {False: [], True: []}
+    for photo in (data.astronaut()[:320, 100:420], data.coffee()[60:380, 150:470]):
+        image = (torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255) ** 2.5
+        with torch.no_grad():
+            model.map_scale = 1
+            true = rgb_to_lab(model(image))
+            model.map_scale = 8
+            for model.same_reach in off:
+                off[model.same_reach].append((rgb_to_lab(model(image)) - true).norm(dim=1).mean().item())
+    assert np.mean(off[False]) > 2
+    assert np.mean(off[True]) < 0.5 * np.mean(off[False])
 
 
 def test_the_halo_is_what_a_curve_depends_on():
@@ -182,9 +233,10 @@ def test_results_stay_in_range_and_an_untrained_model_changes_little(system):
 def test_a_saved_model_keeps_the_map_scale_that_was_set(system, tmp_path):
     model = lively(system)
     model.map_scale = 5
+    model.same_reach = True
     save(model, tmp_path / "m.safetensors")
     again = load(tmp_path / "m.safetensors")
-    assert type(again) is system and again.map_scale == 5
+    assert type(again) is system and again.map_scale == 5 and again.same_reach
     image = torch.rand(1, 3, 20, 30)
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
@@ -195,6 +247,8 @@ def test_bad_arguments_are_one_line():
         ZeroDCEPlusPlus(0)
     with pytest.raises(TypeError, match="map_scale: expected an int; got float"):
         ZeroDCE(1.5)
+    with pytest.raises(TypeError, match="ZeroDCE: same_reach: expected a bool; got str"):
+        ZeroDCE(8, "yes")
     with pytest.raises(ValueError, match=r"ZeroDCE: image: expected shape \(B, 3, H, W\)"):
         ZeroDCE()(torch.rand(1, 4, 8, 8))
     with pytest.raises(ValueError, match="tile: expected 1 to"), torch.no_grad():
