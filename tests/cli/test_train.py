@@ -247,7 +247,7 @@ def test_the_page_on_training_names_every_preset_and_setting_and_no_other():
 
 
 def test_the_page_on_low_light_names_every_preset_and_setting_and_no_other():
-    page = (Path(__file__).parents[2] / "docs/lowlight.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/lowlight_training.md").read_text()
     presets, settings = (
         re.findall(rf"(?m)^\| {head}.*\n\| ---.*\n((?:\|.*\n)+)", page)[0] for head in ("`--preset`", "key")
     )
