@@ -439,12 +439,9 @@ def train_zero_dce(
     with _one_line(debug), _needing_extra("train"):
         from fastenh.train import zero_dce
 
-        chosen = _preset(zero_dce.PRESETS, preset or "zero-dce")
-        if resume and preset:
-            raise ValueError("expected --resume, or --preset for a new run, got both")
+        chosen = _preset(zero_dce.PRESETS, preset or "zero-dce", again=bool(resume and preset))
         settings = _configure(zero_dce.Config, chosen, config, assignments, out if resume else None)
-        if preset == "fit" and not settings.weights:
-            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
+        _check_fit(preset, settings.weights)
         zero_dce.train(settings, data, out, resume)
     _say_trained(out)
 
@@ -475,20 +472,25 @@ def train_scl_lle(
     with _one_line(debug), _needing_extra("train"):
         from fastenh.train import zero_dce
 
-        chosen = _preset(zero_dce.SEMANTIC_PRESETS, preset or "scl-lle")
-        if resume and preset:
-            raise ValueError("expected --resume, or --preset for a new run, got both")
+        chosen = _preset(zero_dce.SEMANTIC_PRESETS, preset or "scl-lle", again=bool(resume and preset))
         settings = _configure(zero_dce.SemanticConfig, chosen, config, assignments, out if resume else None)
-        if preset == "fit" and not settings.weights:
-            raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
+        _check_fit(preset, settings.weights)
         zero_dce.train_semantic(settings, data, references, out, resume)
     _say_trained(out)
 
 
-def _preset(presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+def _preset(presets: dict[str, dict[str, Any]], name: str, again: bool = False) -> dict[str, Any]:
+    """`again`: it was named for a run that has its settings already."""
     if name not in presets:
         raise ValueError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+    if again:
+        raise ValueError("expected --resume, or --preset for a new run, got both")
     return presets[name]
+
+
+def _check_fit(preset: str | None, weights: str) -> None:
+    if preset == "fit" and not weights:
+        raise ValueError("--preset fit: expected a model to begin with, --set weights=MODEL, got none")
 
 
 def _say_trained(run: Path) -> None:

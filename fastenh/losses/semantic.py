@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh.losses.curve import brightness, gradients
+from fastenh.models.lut3d import check_tensors
 
 IGNORE = 255  # the label of pixels that belong to no class
 N_LABELS = 256
@@ -82,13 +83,7 @@ class VGGFeatures(nn.Module):
             from fastenh.models.segmentation import read_weights
 
             found = read_weights(weights)
-        for key, tensor in expected.items():
-            got = found.get(key)
-            if not isinstance(got, Tensor) or got.shape != tensor.shape:
-                raise ValueError(
-                    f"{weights}: expected {key} {tuple(tensor.shape)} of a VGG-16 as torchvision names it, "
-                    f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
-                )
+        check_tensors(weights, found, expected, "a VGG-16 as torchvision names it")
         self.load_state_dict({key: found[key].float() for key in expected}, assign=True)
         frozen(self)
 

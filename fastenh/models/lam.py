@@ -241,19 +241,12 @@ class ResNet18(nn.Module):
         """
         found = lut3d.read_pth(path)
         kept = {key: tensor for key, tensor in self.state_dict().items() if not key.startswith("fc.")}
-        for key, tensor in kept.items():
-            got = found.get(key)
-            if key.endswith("num_batches_tracked") and got is None:
-                continue  # older files count no batches
-            if not isinstance(got, Tensor) or got.shape != tensor.shape:
-                raise ValueError(
-                    f"{path}: expected {key} {tuple(tensor.shape)} of a ResNet-18 as torchvision names it, "
-                    f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
-                )
-            kept[key] = got
+        for key in [key for key in kept if key.endswith("num_batches_tracked") and key not in found]:
+            del kept[key]  # older files count no batches
+        lut3d.check_tensors(path, found, kept, "a ResNet-18 as torchvision names it")
         if unknown := sorted(str(key) for key in found if key not in kept and not str(key).startswith("fc.")):
             raise ValueError(f"{path}: expected a ResNet-18, got also {', '.join(unknown[:4])}")
-        self.load_state_dict(kept, strict=False)
+        self.load_state_dict({key: found[key] for key in kept}, strict=False)
 
 
 CLASSIFIERS: dict[str, Any] = {"resnet18": ResNet18, **lut3d.CLASSIFIERS}

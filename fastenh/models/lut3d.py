@@ -233,6 +233,17 @@ def read_pth(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_tensors(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> None:
+    """ValueError, in one line, unless a file holds tensors of these names and shapes."""
+    for key, tensor in expected.items():
+        got = found.get(key)
+        if not isinstance(got, Tensor) or got.shape != tensor.shape:
+            raise ValueError(
+                f"{path}: expected {key} {tuple(tensor.shape)} of {network}, "
+                f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
+            )
+
+
 def _is_lut(lut: Any, like: Any) -> bool:
     return isinstance(lut, Tensor) and lut.ndim == 4 and lut.shape == (3, *[lut.shape[-1]] * 3) == like.shape
 

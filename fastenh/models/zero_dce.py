@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import read_pth, thumbnail
+from fastenh.models.lut3d import check_tensors, read_pth, thumbnail
 from fastenh.ops.op import check_image, check_int, gradient_wanted, to_float
 
 ITERATIONS = 8
@@ -229,15 +229,10 @@ def convert(path: str | Path, name: str) -> ZeroDCE:
     found = read_pth(path)
     model = system()
     state = model.state_dict()
-    for key, tensor in state.items():
-        got = found.get(key)
-        if not isinstance(got, Tensor) or got.shape != tensor.shape:
-            raise ValueError(
-                f"{path}: expected {key} {tuple(tensor.shape)} of {name}, "
-                f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
-            )
-        if not got.is_floating_point() or not got.isfinite().all():
-            raise ValueError(f"{path}: expected finite floats in {key}, got {got.dtype} or NaN")
+    check_tensors(path, found, state, name)
+    for key in state:
+        if not found[key].is_floating_point() or not found[key].isfinite().all():
+            raise ValueError(f"{path}: expected finite floats in {key}, got {found[key].dtype} or NaN")
     if unknown := sorted(str(key) for key in found if key not in state):
         raise ValueError(f"{path}: expected {name}, got also {', '.join(unknown[:4])}")
     model.load_state_dict({key: torch.where(found[key].abs() < 1e-20, 0, found[key]) for key in state})

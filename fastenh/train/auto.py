@@ -15,7 +15,7 @@ run makes today saw other random draws, so its bytes differ from the shipped one
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -397,8 +397,13 @@ def measure(model: nn.Module, target: Tensor) -> dict[str, tuple[float, float]]:
     return result
 
 
+def held_out() -> dict[str, Tensor]:
+    """By name the photos, (1, 3, H, W), that no training has seen."""
+    return {photo.name: photo.read()[None] for photo in PHOTOS if photo.held_out}
+
+
 def measure_photos(model: nn.Module) -> dict[str, dict[str, tuple[float, float]]]:
-    return {photo.name: measure(model, photo.read()[None]) for photo in PHOTOS if photo.held_out}
+    return {name: measure(model, photo) for name, photo in held_out().items()}
 
 
 def measure_scenes(model: nn.Module, count: int = 40) -> list[dict[str, tuple[float, float]]]:
@@ -482,27 +487,32 @@ The shipped file: {model.about["training"]}.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(
+    about: str, config: type[Any], task: Callable[[Any], Task], card: Callable[[Any, int], str], to: Path
+) -> None:
+    """What `python -m` does for an embedded model, whose card `to` is named as it is: trains a task made of a config,
+    measures the shipped file, or both."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="train, and leave model.safetensors and more in this folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped model and rewrite its card")
-    parser.add_argument("--steps", type=int, default=Config.steps)
+    parser.add_argument("--steps", type=int, default=config.steps)
     options = parser.parse_args()
     if options.out is None and not options.evaluate:
         parser.error("nothing to do: give --out FOLDER, --evaluate, or both")
 
     if options.out:
-        config = Config(steps=options.steps)
-        photos = [photo.read() for photo in PHOTOS if not photo.held_out]
-        targets = make_targets(TARGETS, photos, np.random.default_rng(SEED))
-        run(Restoration(config, targets), config, options.out, options.resume)
+        settings = config(steps=options.steps)
+        run(task(settings), settings, options.out, options.resume)
     if options.evaluate:
-        shipped = load("auto")
-        assert isinstance(shipped, ImageAdaptiveLUT)
-        CARD.write_text(card(shipped, CARD.with_suffix(".safetensors").stat().st_size))
-        print(f"wrote {CARD}")
+        to.write_text(card(load(to.stem), to.with_suffix(".safetensors").stat().st_size))
+        print(f"wrote {to}")
+
+
+def training_targets(count: int, side: int) -> Tensor:
+    photos = [photo.read() for photo in PHOTOS if not photo.held_out]
+    return make_targets(count, photos, np.random.default_rng(SEED), side)
 
 
 if __name__ == "__main__":
-    main()
+    command(str(__doc__), Config, lambda config: Restoration(config, training_targets(TARGETS, SIDE)), card, CARD)

@@ -11,7 +11,6 @@ curves learn to undo the dark, as an ordinary regression.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
 from fastenh.losses import illumination_smoothness
-from fastenh.models import ZeroDCE, load, save
-from fastenh.train.auto import PHOTOS, delta_e, draw, make_targets, psnr, to_linear, to_srgb
+from fastenh.models import ZeroDCE, save
+from fastenh.train.auto import (
+    PHOTOS,
+    command,
+    delta_e,
+    draw,
+    held_out,
+    psnr,
+    to_linear,
+    to_srgb,
+    training_targets,
+)
 from fastenh.train.config import Settings
-from fastenh.train.loop import Networks, Task, run
+from fastenh.train.loop import Networks, Task
 
 SEED = 1
 SIDE = 20  # of targets, in pixels: about what the network sees of a small photo
@@ -191,7 +200,7 @@ CHANGES: dict[str, dict[str, Any]] = {f"gamma {gamma:g}": {"gamma": gamma} for g
 
 
 def measure_photos(model: nn.Module) -> dict[str, dict[str, tuple[float, float]]]:
-    return {photo.name: measure(model, photo.read()[None]) for photo in PHOTOS if photo.held_out}
+    return {name: measure(model, photo) for name, photo in held_out().items()}
 
 
 # ---- the card
@@ -255,27 +264,5 @@ The shipped file: {model.about["training"]}.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="train, and leave model.safetensors and more in this folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--evaluate", action="store_true", help="measure the shipped model and rewrite its card")
-    parser.add_argument("--steps", type=int, default=Config.steps)
-    options = parser.parse_args()
-    if options.out is None and not options.evaluate:
-        parser.error("nothing to do: give --out FOLDER, --evaluate, or both")
-
-    if options.out:
-        config = Config(steps=options.steps)
-        photos = [photo.read() for photo in PHOTOS if not photo.held_out]
-        targets = make_targets(TARGETS, photos, np.random.default_rng(SEED), SIDE)
-        run(Relighting(config, targets), config, options.out, options.resume)
-    if options.evaluate:
-        shipped = load("lowlight")
-        assert isinstance(shipped, ZeroDCE)
-        CARD.write_text(card(shipped, CARD.with_suffix(".safetensors").stat().st_size))
-        print(f"wrote {CARD}")
-
-
 if __name__ == "__main__":
-    main()
+    command(str(__doc__), Config, lambda config: Relighting(config, training_targets(TARGETS, SIDE)), card, CARD)
