@@ -1,0 +1,48 @@
+"""The command line: `fastenh enhance`, `fastenh train`, `fastenh evaluate`, `fastenh convert`, `fastenh info`.
+
+Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
+2 where nothing was begun. What is slow to import is imported by the commands that need it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import fastenh
+from fastenh.cli import convert, train
+from fastenh.cli.enhance import enhance
+from fastenh.cli.evaluate import evaluate
+from fastenh.cli.options import one_line
+
+app = typer.Typer(
+    help="Retouch photos, fast.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+app.command()(enhance)
+app.command()(evaluate)
+app.add_typer(convert.app, name="convert")
+app.add_typer(train.app, name="train")
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"fastenh {fastenh.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def info() -> None:
+    """Say what is installed and what would run here: paste this into bug reports."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastenh import backends
+
+    with one_line(debug=False):
+        backends.check_chosen()
+    table = Table.grid(padding=(0, 2))
+    for label, text in backends.describe():
+        table.add_row(label, text)
+    Console(markup=False, highlight=False).print(table)

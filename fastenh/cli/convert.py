@@ -1,0 +1,61 @@
+"""`fastenh convert`: published weights become files of fastenh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastenh.cli.options import Debug, Overwrite, one_line, say
+
+app = typer.Typer(help="Turn published weights into files of fastenh.", no_args_is_help=True)
+
+Weights = Annotated[Path, typer.Argument(metavar="FILE.pth", help="The published weights.")]
+Converted = Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")]
+
+
+@app.command("lut3d")
+def convert_lut3d(
+    luts: Annotated[Path, typer.Argument(help="The published basis LUTs, LUTs.pth.")],
+    classifier: Annotated[Path, typer.Argument(help="The published classifier, classifier.pth.")],
+    output: Converted,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Image-adaptive 3D LUT (Zeng et al.), paired or unpaired variant."""
+    _convert(lambda models: models.lut3d.convert(luts, classifier), output, overwrite, debug)
+
+
+@app.command("zero-dce")
+def convert_zero_dce(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """Zero-DCE (Guo et al.) for low light. Its published weights are CC BY-NC 4.0."""
+    _convert(lambda models: models.zero_dce.convert(weights, "zero-dce"), output, overwrite, debug)
+
+
+@app.command("zero-dce++")
+def convert_zero_dce_pp(
+    weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False
+) -> None:
+    """Zero-DCE++ (Li et al.) for low light, at map scale 12. Its published weights are CC BY-NC 4.0."""
+    _convert(lambda models: models.zero_dce.convert(weights, "zero-dce++"), output, overwrite, debug)
+
+
+@app.command("scl-lle")
+def convert_scl_lle(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """SCL-LLE (Liang et al.) for low light. Its published weights come without a licence."""
+    _convert(lambda models: models.zero_dce.convert(weights, "scl-lle"), output, overwrite, debug)
+
+
+def _convert(read: Callable[[Any], Any], output: Path, overwrite: bool, debug: bool) -> None:
+    """`read` makes a model, given the package that is slow to import."""
+    with one_line(debug):
+        if output.suffix != ".safetensors":
+            raise ValueError(f"-o: expected a name that ends in .safetensors, got {output}")
+        from fastenh import models
+        from fastenh.io import check_free
+
+        check_free(output, overwrite)
+        models.save(read(models), output)
+    say(f"Wrote {output}")
