@@ -69,14 +69,14 @@ def test_python_of_portraits() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PORTRAIT, re.S)
     exec(code, names)
     assert torch.equal(names["pass_alone"], names["after"])  # type: ignore[arg-type]
-    assert names["photo"].size == (256, 256)  # type: ignore[attr-defined]
+    assert names["photo"].pixels.shape == (256, 256, 3)  # type: ignore[attr-defined]
 
 
 def test_python_of_low_light() -> None:
     names: dict[str, object] = {}
     (code,) = re.findall(r"```python\n(.*?)```", LOWLIGHT, re.S)
     exec(code, names)
-    assert names["photo"].size == (256, 256)  # type: ignore[attr-defined]
+    assert names["photo"].pixels.shape == (256, 256, 3)  # type: ignore[attr-defined]
     assert names["after"].shape == names["image"].shape  # type: ignore[attr-defined]
 
 

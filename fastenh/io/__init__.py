@@ -1,15 +1,21 @@
-"""Photos and files, in and out: 8-bit JPEG and PNG for now, through Pillow; every write is atomic.
+"""Photos and files, in and out; every write is atomic.
 
-Data sets are read through OpenImageIO, as bare pixels: 16 bit and TIFF too.
+`header` says what formats there are, `photos` reads and writes them, through OpenImageIO by rows (`rows`) or through
+Pillow and others as a whole (`whole`); `metadata` carries EXIF, XMP, IPTC and resolution as bytes, `colour` goes
+between a file's colours and sRGB. Data sets are read as bare pixels.
 """
 
 from fastenh.io.files import check_free, replacing
-from fastenh.io.photos import SUFFIXES, read_photo, write_photo
+from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header
+from fastenh.io.photos import Photo, read_photo, write_photo
 from fastenh.io.pixels import PIXEL_SUFFIXES, read_pixels, read_size
 
 __all__ = [
     "PIXEL_SUFFIXES",
+    "RAW_SUFFIXES",
     "SUFFIXES",
+    "Header",
+    "Photo",
     "check_free",
     "read_photo",
     "read_pixels",

@@ -1,161 +1,187 @@
-"""Reading and writing photos: 8-bit JPEG and PNG.
+"""Photos in and out, as their files have them: `read_photo`, `write_photo` and, for rows of any size, `open_rows`.
 
-What is kept: the pixels' own colour space with its ICC profile, byte for byte; EXIF (maker notes included) and XMP;
-alpha. What changes: a photo stored on its side is turned upright once, and its orientation tags then say so; the EXIF
-thumbnail, a picture of the photo as it was, is let go. IPTC blocks and the gain map of an HDR JPEG are not kept yet.
-
-To come: 16 bit, TIFF, HEIC, camera RAW, CMYK. Until then each is refused by name.
+Depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. Kept are the pixels' own colour space with its
+ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
+quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP is lossless. What changes: a
+photo stored on its side is turned upright once, and its orientation tags then say so; small pictures of the photo as
+it was, gain maps and layers are let go. A TIFF's byte order and strips may change.
 """
 
-import io
+from __future__ import annotations
+
+import contextlib
 import os
-import re
-import stat
-import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+import numpy as np
+import torch
+from torch import Tensor
 
+from fastenh.io import whole
 from fastenh.io.files import replacing
+from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, SUFFIXES, WEBP, Header, format_of
+from fastenh.io.rows import Rows, RowWriter, WriteError
 
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-
-MAX_PIXELS = 2**28  # 268 megapixels: above any single shot of a camera sold today, below what would fill the memory
-
-# What a file starts with, for the files that people do hand to a photo tool.
-_NOT_YET = [
-    (re.compile(rb"II\*\0|MM\0\*|II\x2b\0|MM\0\x2b|IIRO|IIU\0|FUJIFILMCCD-RAW", re.S), "TIFF or camera RAW"),
-    (re.compile(rb"....ftyp(heic|heix|hevc|mif1|msf1|avif)", re.S), "HEIC or AVIF"),
-    (re.compile(rb"....ftypcrx ", re.S), "camera RAW"),
-    (re.compile(rb"RIFF....WEBP", re.S), "WebP"),
-    (re.compile(rb"GIF8"), "GIF"),
-    (re.compile(rb"v/1\x01"), "OpenEXR"),
-    (re.compile(rb"\xff\x0a|....JXL ", re.S), "JPEG XL"),
-]
+BY_WHOLE = (JPEG, WEBP, HEIC, RAW)
 
 
-def read_photo(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an 8-bit JPEG or PNG, upright, as a PIL image of mode "L", "LA", "RGB" or "RGBA".
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo in memory: `pixels`, (height, width, channels), as its file has them, and `header`, all else it says."""
 
-    Pixels stay in the photo's own colour space. `image.info` keeps "icc_profile", "exif" and "xmp" for `write_photo`.
-    A JPEG that holds several pictures (gain map, stereo) is read as its first, the one every viewer shows.
+    header: Header
+    pixels: np.ndarray
 
-    Raises OSError where the file cannot be read, and ValueError, before any pixel is decoded, for anything that is not
-    an 8-bit RGB or gray JPEG or PNG of at most 2²⁸ pixels; ValueError too where the pixels turn out damaged.
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.pixels, dtype=dtype, copy=copy)
+
+    def save(self, path: str | os.PathLike[str], quality: int | None = None, overwrite: bool = False) -> None:
+        """`write_photo`."""
+        write_photo(self, path, quality, overwrite)
+
+
+def read_photo(path: str | os.PathLike[str]) -> Photo:
+    """Read a photo, upright: JPEG, PNG, TIFF, WebP, OpenEXR, and where their packages are installed HEIC and RAW.
+
+    Raises OSError where the file cannot be read, and ValueError, in one line and before any pixel is decoded, for what
+    is no photo of one picture in RGB or gray of at most 2²⁸ pixels; ValueError too where the pixels are damaged.
     """
     path = Path(path)
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before open(): a pipe would wait for a writer for ever
-        raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
-    with open(path, "rb") as file:
-        head = file.read(32)
-        file.seek(0)
-        # The plugins directly: Image.open would try every format, and has one limit on pixels for the whole process.
-        plugin: type[JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile]
-        if head.startswith(b"\xff\xd8\xff"):
-            plugin = JpegImagePlugin.JpegImageFile
-        elif head.startswith(b"\x89PNG\r\n\x1a\n"):
-            plugin = PngImagePlugin.PngImageFile
-        else:
-            raise ValueError(f"{path}: expected a JPEG or PNG photo, got {_kind(head)}")
+    format = format_of(path)
+    if format in BY_WHOLE:
+        header, pixels = whole.read(path, format)
+    else:
+        rows = Rows(path, format)
+        header = rows.header
+        if header.height * header.width > MAX_PIXELS:
+            size = f"{header.width}×{header.height}"
+            raise ValueError(f"{path}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size}")
+        pixels = rows.read(0, header.height)
+    return Photo(header.upright(), turned(pixels, header.orientation))
+
+
+def write_photo(
+    photo: Photo, path: str | os.PathLike[str], quality: int | None = None, overwrite: bool = False
+) -> None:
+    """Write a photo in the format that the suffix of `path` names, whole or not at all.
+
+    `quality`, 1 to 100, is that of JPEG, WebP and HEIC; without it a JPEG keeps its own tables, and what was none has
+    95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and sRGB's curve
+    where the photo was linear light, or the reverse.
+
+    Raises ValueError where the format is another or cannot hold the photo, FileExistsError where the file is there and
+    `overwrite` is false, OSError where it cannot be written.
+    """
+    path = Path(path)
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality: expected 1 to 100, got {quality}")
+    header = stored_as(photo.header, path)
+    pixels = photo.pixels if header.format == photo.header.format else restored(photo.pixels, photo.header, header)
+    if header.format in BY_WHOLE:
         try:
-            image: Image.Image = plugin(file)
-            refusal = _refusal(image, head)
-            if refusal is None:
-                image.load()
-                return _plain(image)
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders meet a damaged file with a dozen kinds of exception
-            raise ValueError(f"{path}: expected a whole {plugin.format}, got a damaged one ({error})") from error
-    raise ValueError(f"{path}: {refusal}")
+            encoded = whole.encode(header, pixels, quality)  # in memory: then only the write itself wants for space
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        with replacing(path, overwrite) as part:
+            part.write_bytes(encoded)
+    else:
+        with row_writer(path, header, overwrite) as writer:
+            writer.write(pixels)
 
 
-def write_photo(image: Image.Image, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Write a PIL image ("L", "LA", "RGB", "RGBA") as JPEG or PNG, chosen by the suffix of `path`, whole or not at all.
-
-    JPEG has quality 95 and full colour resolution (4:4:4). ICC profile, EXIF and XMP are taken from `image.info`.
-
-    Raises ValueError for another suffix or where the format cannot hold the image, FileExistsError where the file is
-    there and `overwrite` is false, OSError where it cannot be written.
-    """
-    path = Path(path)
+def stored_as(header: Header, path: Path) -> Header:
+    """The header of the photo as a file of this name; ValueError where that cannot be."""
     format = SUFFIXES.get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'none'!r}")
-    if format == "JPEG" and image.mode not in ("L", "RGB"):
-        raise ValueError(f"{path}: expected a photo without transparency for JPEG, got mode {image.mode}; PNG keeps it")
-    keep = {key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)}
-    xmp = image.info.get("xmp")
-    encoded = io.BytesIO()  # first in memory: then only the write itself can fail for want of space, and says so
-    if format == "JPEG":
-        image.save(encoded, format, quality=95, subsampling=0, **keep, **({"xmp": xmp} if xmp else {}))
-    else:
-        text = PngImagePlugin.PngInfo()
-        if xmp:
-            text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-        # Level 1 is about four times as fast as the usual 6, for files about a fifth bigger.
-        image.save(encoded, format, compress_level=1, pnginfo=text, **keep)
+    try:
+        return header.stored_as(format)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@contextlib.contextmanager
+def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[RowWriter]:
+    """A writer of rows, whose file is there, whole, once the block has ended without an error."""
     with replacing(path, overwrite) as part:
-        part.write_bytes(encoded.getbuffer())
+        try:
+            writer = RowWriter(part, header)
+            yield writer
+            writer.close()
+        except (OSError, WriteError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise OSError(f"{path}: could not be written ({error})") from None
 
 
-def _kind(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    for pattern, name in _NOT_YET:
-        if pattern.match(head):
-            return f"{name} (not supported yet)"
-    return f"a file that starts with {head[:12]!r}"
+def restored(pixels: np.ndarray, old: Header, new: Header, dither: bool = False, top: int = 0) -> np.ndarray:
+    """Rows of a photo, from `top` on, as another header has them: depth, linear or not, alpha multiplied in or not."""
+    if (old.dtype, old.linear, old.premultiplied) == (new.dtype, new.linear, new.premultiplied) and not dither:
+        return pixels
+    numbers = straight(to_float(pixels), old)
+    colours = numbers[: old.colours]
+    if old.linear != new.linear:
+        colours = new.colour_space.from_srgb(old.colour_space.to_srgb(colours))
+        numbers = torch.cat([colours, numbers[old.colours :]])
+    return from_float(multiplied(numbers, new), new.dtype, dither, top)
 
 
-def _refusal(image: Image.Image, head: bytes) -> str | None:
-    """Why an opened, not yet decoded image is not taken, or None."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        return f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {width}×{height}"
-    if image.format == "PNG" and head[24] == 16:  # the bit depth in IHDR; Pillow would cut it to 8 without a word
-        return "expected 8 bits per channel, got 16 (not supported yet)"
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        return f"expected RGB or gray, got {image.mode} (not supported yet)"
-    if getattr(image, "is_animated", False):
-        return "expected one picture, got an animation (not supported yet)"
-    return None
+# ---- numbers: (channels, rows, width) float32, 1 for full scale
+
+FULL = {"uint8": 255, "uint16": 65535}
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Upright, in one of the four modes, with metadata that says so."""
-    exif, xmp = image.info.get("exif", b""), image.info.get("xmp")
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # damaged EXIF cannot say how the photo is turned, and is not worth refusing it
-        exif = b""
-    # From the blocks as they were read: Pillow has by now written them anew, which moves the maker notes.
-    image.info["exif"] = _turned_upright(exif)
-    if xmp:
-        image.info["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
-    if "transparency" in image.info:
-        mode = "LA" if image.mode in ("1", "L") else "RGBA"
+def to_float(pixels: np.ndarray) -> Tensor:
+    numbers = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).to(torch.float32)
+    full = FULL.get(str(pixels.dtype))
+    return numbers.mul_(1 / full) if full else numbers.clone()
+
+
+def from_float(numbers: Tensor, dtype: np.dtype, dither: bool = False, top: int = 0) -> np.ndarray:
+    """Rounded to nearest; with `dither` up or down by chance, so that the mean of an area is right and gradients show
+    no steps: x + t, rounded down, with t in [0, 1) by interleaved gradient noise (Jimenez, SIGGRAPH 2014), which is
+    even at each scale and the same at each place of the photo, wherever rows begin."""
+    full = FULL.get(str(dtype))
+    if full is None:
+        return numbers.permute(1, 2, 0).numpy().astype(dtype)
+    numbers = numbers.nan_to_num(0.0) * full
+    if dither:
+        channels, height, width = numbers.shape
+        y = torch.arange(top, top + height, dtype=torch.float64)[:, None]
+        x = torch.arange(width, dtype=torch.float64)
+        shifts = (
+            61.0 * torch.arange(channels, dtype=torch.float64)[:, None, None]
+        )  # channels apart, against gray specks
+        noise = (52.9829189 * ((0.06711056 * (x + shifts) + 0.00583715 * y) % 1)) % 1
+        numbers = (numbers + noise.float()).floor_()
     else:
-        mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
-    return image if image.mode == mode else image.convert(mode)
+        numbers = numbers.round_()
+    return numbers.clamp_(0, full).permute(1, 2, 0).to(torch.int32).numpy().astype(dtype)
 
 
-def _turned_upright(exif: bytes) -> bytes:
-    """The same EXIF block with orientation 1 and no thumbnail; all else stays at its place, as maker notes need it.
+def straight(numbers: Tensor, header: Header) -> Tensor:
+    """Colours not multiplied by alpha; where that is 0 they are as they were."""
+    if not header.premultiplied or header.alpha is None:
+        return numbers
+    alpha = numbers[header.alpha]
+    return torch.cat([numbers[: header.colours] / torch.where(alpha > 0, alpha, 1), numbers[header.colours :]])
 
-    EXIF is a TIFF: byte order, 42, offset of the first directory; a directory is a count, 12 bytes per entry (tag,
-    type, count, value), and the offset of the next directory, which in EXIF holds the thumbnail.
-    """
-    data = bytearray(exif)
-    start = 6 if data.startswith(b"Exif\0\0") else 0
-    try:
-        order = {b"II": "<", b"MM": ">"}[bytes(data[start : start + 2])]
-        directory = start + struct.unpack_from(order + "I", data, start + 4)[0]
-        end = directory + 2 + 12 * struct.unpack_from(order + "H", data, directory)[0]
-        for entry in range(directory + 2, end, 12):
-            if struct.unpack_from(order + "H", data, entry)[0] == 0x0112:
-                struct.pack_into(order + "HIHH", data, entry + 2, 3, 1, 1, 0)
-        struct.pack_into(order + "I", data, end, 0)
-    except (KeyError, struct.error):
-        return b""
-    return bytes(data)
+
+def multiplied(numbers: Tensor, header: Header) -> Tensor:
+    if not header.premultiplied or header.alpha is None:
+        return numbers
+    alpha = numbers[header.alpha]
+    return torch.cat([numbers[: header.colours] * torch.where(alpha > 0, alpha, 1), numbers[header.colours :]])
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Rows and columns as they are seen, from how they lie, which EXIF counts from 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,39 @@
+"""Before and after, side by side, in one JPEG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastenh.io import Photo, read_photo, replacing
+from fastenh.io.photos import from_float, straight, to_float
+
+SIDE = 1600  # pixels of each half, at most
+
+
+def write_comparison(before: Path, after: Path, picture: Path, overwrite: bool = False) -> None:
+    """The photo on the left, the result on the right, a white line between; in sRGB, as screens show them."""
+    left, right = (_shown(read_photo(path)) for path in (before, after))
+    gap = max(2, left.width // 100)
+    canvas = Image.new("RGB", (2 * left.width + gap, left.height), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width + gap, 0))
+    with replacing(picture, overwrite) as part:
+        canvas.save(part, "JPEG", quality=95, subsampling=0)
+
+
+def _shown(photo: Photo) -> Image.Image:
+    """8 bits, on white."""
+    header = photo.header
+    step = max(1, max(header.height, header.width) // (2 * SIDE))  # one in so many is enough for so small a picture
+    numbers = straight(to_float(photo.pixels[::step, ::step]), header)
+    colours = header.colour_space.to_srgb(numbers[: header.colours]).clamp(0, 1)
+    if header.alpha is not None:
+        colours = torch.lerp(torch.ones_like(colours), colours, numbers[header.alpha].clamp(0, 1))
+    image = Image.fromarray(from_float(colours, np.dtype(np.uint8)))
+    factor = min(1, SIDE / max(header.height, header.width))
+    size = (max(1, round(header.width * factor)), max(1, round(header.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,300 @@
+"""Photo files through an `Enhancer`: colours, depth, and pictures larger than memory.
+
+Whatever the file's colours are, models see sRGB in [0, 1]. With x the file's numbers, F the way from them to sRGB and B
+the way back (`fastenh.io.colour`), both in floats that have no bounds:
+
+    s = F(x)        c = s within [0, 1]        out = x + B(s + model(c) − c) − B(s)
+
+so that colours outside sRGB, and light above white in OpenEXR and float TIFF, go around the model as what they are more
+than c; and where the model changes nothing, neither does the way there and back. Alpha and further channels stay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastenh.compare import write_comparison
+from fastenh.finish import HALO, finish
+from fastenh.io.files import check_free
+from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header, format_of
+from fastenh.io.photos import (
+    BY_WHOLE,
+    FULL,
+    Photo,
+    from_float,
+    multiplied,
+    read_photo,
+    restored,
+    row_writer,
+    stored_as,
+    straight,
+    to_float,
+    turned,
+    write_photo,
+)  # fmt: skip
+from fastenh.io.rows import Rows
+
+if TYPE_CHECKING:
+    from fastenh.enhance import Enhancer
+
+BAND = 2**19  # pixels whose colours are converted at once: they stay in the cache
+STRIP = 2**21  # pixels of a picture by strips that are in memory at once
+LARGE = 2**26  # pixels beyond which a picture goes by strips, where the model lets it
+SEEN = 2048  # pixels a side of what a model sees of such a picture, at most
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a photo is retouched and written; `Enhancer.enhance` and `fastenh.io.write_photo` say what each does."""
+
+    strength: float = 1.0
+    denoise: bool = False
+    protect_highlights: bool = False
+    dither: bool = False
+    quality: int | None = None
+
+
+class Job(NamedTuple):
+    """One photo to do: where it is, where the result goes, and the before/after picture if one is wanted."""
+
+    photo: Path
+    target: Path
+    comparison: Path | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.target, self.comparison] if self.comparison else [self.target]
+
+
+class Done(NamedTuple):
+    """What became of a job: an error, or nothing to say, or that the result had been there already."""
+
+    job: Job
+    error: Exception | None = None
+    skipped: bool = False
+
+
+# ---- which files
+
+
+def find(folder: Path, recursive: bool = False) -> list[Path]:
+    """The photos in a folder, by their names, in order; those below it too if `recursive`. Hidden ones are left out."""
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        found += [Path(here, name) for name in sorted(names) if not name.startswith(".") and is_photo(Path(name))]
+    return found
+
+
+def is_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or path.suffix.lower() in RAW_SUFFIXES
+
+
+def plan(
+    inputs: list[Path],
+    output: str | None = None,
+    suffix: str | None = None,
+    recursive: bool = False,
+    compare: bool = False,
+) -> list[Job]:
+    """Which photo goes where; ValueError where that cannot be told.
+
+    `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file. Without it
+    a folder's photos go to `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their
+    names. In other folders names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each.
+    """
+    folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
+    for path in [] if folder else inputs:
+        if path.is_dir():
+            raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
+    if suffix is not None and (not suffix or "/" in suffix):
+        raise ValueError(f"--suffix: expected a few letters to add to names, got {suffix!r}")
+    photos = find(folder, recursive) if folder else inputs
+    if folder and not photos:
+        raise ValueError(f"{folder}: expected a folder with photos ({', '.join(SUFFIXES)}, RAW), got none in it")
+    into: Path | None = None  # the folder to write to; None is beside each photo
+    only: Path | None = None  # the one file to write
+    if output is None:
+        into = folder / "enhanced" if folder else None
+    elif Path(output).is_dir() or output.endswith("/") or not (Path(output).suffix or Path(output).exists()):
+        into = Path(output)
+    elif folder or len(inputs) > 1:
+        raise ValueError(f"-o: expected a folder for {len(photos)} photos (end a new one with /), got {output}")
+    elif Path(output).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"-o: expected a folder or a name that ends in {', '.join(SUFFIXES)}, got {output}")
+    else:
+        only = Path(output)
+
+    if folder and into and into.resolve() != folder.resolve():  # what an earlier run wrote there is no photo to do
+        photos = [photo for photo in photos if not photo.resolve().is_relative_to(into.resolve())]
+    jobs = []
+    for photo in photos:
+        target = only
+        if target is None:
+            place = into / photo.parent.relative_to(folder) if folder and into else into or photo.parent
+            target = place / photo.name
+            if photo.suffix.lower() in RAW_SUFFIXES:
+                target = target.with_suffix(".tif")
+            if suffix or target.resolve() == photo.resolve():
+                target = target.with_stem(target.stem + (suffix or "_enhanced"))
+        comparison = target.with_name(f"{target.stem.removesuffix('_enhanced')}_compare.jpg")
+        jobs.append(Job(photo, target, comparison if compare else None))
+
+    given = {photo.resolve() for photo in photos}
+    writers: dict[Path, Path] = {}
+    for job in jobs:
+        for path in job.outputs:
+            other = writers.setdefault(path.resolve(), job.photo)
+            if other is not job.photo:
+                raise ValueError(f"{path}: expected one photo to be written there, got {other} and {job.photo}")
+            in_place = path is job.target and path.resolve() == job.photo.resolve()  # as asked for, with overwrite
+            if path.resolve() in given and not in_place:
+                raise ValueError(f"{path}: expected outputs apart from the photos given, got one of them")
+    return jobs
+
+
+# ---- what is done with them
+
+
+def retouch_files(
+    enhancer: Enhancer, jobs: Iterable[Job], options: Options, *, workers: int = 1, overwrite: bool = False
+) -> Iterator[Done]:
+    """Does the jobs, `workers` at a time, and tells of each, in order. Of several, those whose results are there are
+    passed over, so that a run that was ended goes on; of one that is an error, unless `overwrite` is true.
+
+    Every photo is tried: an error of one is told of and does not end the run.
+    """
+    jobs = list(jobs)
+
+    def do(job: Job) -> Done:
+        try:
+            if len(jobs) > 1 and not overwrite and all(path.is_file() for path in job.outputs):
+                return Done(job, skipped=True)
+            for path in job.outputs:
+                check_free(path, overwrite)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            retouch_file(enhancer, job.photo, job.target, options, overwrite)
+            if job.comparison:
+                write_comparison(job.photo, job.target, job.comparison, overwrite)
+        except Exception as error:
+            return Done(job, error)
+        return Done(job)
+
+    if workers == 1:
+        yield from map(do, jobs)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(do, jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C ends the photos in hand, and begins no other
+
+
+def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Options, overwrite: bool = False) -> None:
+    """Retouches one file into another, whole or not at all.
+
+    A PNG, TIFF or OpenEXR of more than 2²⁶ pixels goes by strips where the model maps colours alike all over the
+    picture (`pointwise`), and then takes a few hundred megabytes whatever its size: the model decides by every k-th
+    pixel, 2048 a side at most, and pixels lie as they did, with their orientation tag.
+    """
+    format = format_of(source)
+    if format not in BY_WHOLE:
+        rows = Rows(source, format)
+        large = rows.header.height * rows.header.width > LARGE
+        target_header = stored_as(rows.header, target)
+        if large and target_header.format not in BY_WHOLE and getattr(enhancer.model, "pointwise", False):
+            return _retouch_by_strips(enhancer, rows, target, target_header, options, overwrite)
+    photo = read_photo(source)
+    header = stored_as(photo.header, target)
+    write_photo(retouch_photo(enhancer, photo, options, header), target, options.quality, overwrite)
+
+
+@torch.inference_mode()
+def retouch_photo(enhancer: Enhancer, photo: Photo, options: Options, header: Header | None = None) -> Photo:
+    """The photo retouched, stored as `header` says, or as it was."""
+    old, new = photo.header, header or photo.header
+    if options.strength == 0:
+        return Photo(new, restored(photo.pixels, old, new, options.dither and new.dtype != old.dtype))
+
+    def model(seen: Tensor) -> Tensor:
+        finishing = {"denoise": options.denoise, "protect_highlights": options.protect_highlights}
+        return enhancer.enhance(seen, options.strength, **finishing)
+
+    plain = old.colour_space.is_srgb and str(old.dtype) in FULL and not old.premultiplied
+    if plain and (new.dtype, new.linear) == (old.dtype, old.linear) and not options.dither:
+        pixels = photo.pixels.copy()
+        pixels[..., :3] = model(torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        return Photo(new, pixels)
+
+    bands = [slice(top, top + max(1, BAND // old.width)) for top in range(0, old.height, max(1, BAND // old.width))]
+    seen = torch.empty(3, old.height, old.width)
+    for band in bands:
+        seen[:, band] = _within(_srgb(photo.pixels[band], old)[1])
+    retouched = model(seen)
+    pixels = np.empty((new.height, new.width, new.channels), new.dtype)
+    for band in bands:
+        pixels[band] = _back(photo.pixels[band], retouched[:, band], old, new, options.dither, band.start)
+    return Photo(new, pixels)
+
+
+@torch.inference_mode()
+def _retouch_by_strips(
+    enhancer: Enhancer, rows: Rows, target: Path, new: Header, options: Options, overwrite: bool
+) -> None:
+    old = rows.header
+    height, width = old.height, old.width
+    tall = -(-max(STRIP // width, 1) // rows.step) * rows.step
+    tops = range(0, height, tall)
+
+    step = -(-max(height, width) // SEEN)
+    few = [rows.read(top, min(top + tall, height))[-top % step :: step, ::step] for top in tops]
+    small = np.concatenate([_within(_srgb(part, old)[1]).permute(1, 2, 0).numpy() for part in few if part.size])
+    image = torch.from_numpy(turned(small, old.orientation)).permute(2, 0, 1)[None]
+    look = enhancer._look(image.to(enhancer.device))
+
+    margin = HALO if options.denoise else 0  # rows around a strip that smoothing looks at
+    with row_writer(target, new, overwrite) as writer:
+        for top in tops:
+            first, last = max(top - margin, 0), min(top + tall + margin, height)
+            strip = rows.read(first, last)
+            inner = slice(top - first, min(top + tall, height) - first)
+            if options.strength == 0:
+                writer.write(restored(strip[inner], old, new, options.dither and new.dtype != old.dtype, top))
+                continue
+            seen = _within(_srgb(strip, old)[1])[None].to(enhancer.device)
+            after = enhancer._retouch(seen, options.strength, look)
+            if options.denoise or options.protect_highlights:
+                after = finish(seen, after, noise=options.denoise, highlights=options.protect_highlights)
+            writer.write(_back(strip[inner], after[0, :, inner].cpu(), old, new, options.dither, top))
+
+
+def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
+    """Rows as numbers, colours straight, and their colours in sRGB, unbounded."""
+    numbers = straight(to_float(pixels), header)
+    return numbers, header.colour_space.to_srgb(numbers[: header.colours])
+
+
+def _within(encoded: Tensor) -> Tensor:
+    return encoded.nan_to_num(0.0).clamp(0, 1)
+
+
+def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dither: bool, top: int) -> np.ndarray:
+    numbers, encoded = _srgb(pixels, old)
+    wanted = encoded + (retouched - _within(encoded))  # NaN and infinite stay what they are
+    space = new.colour_space
+    if new.linear == old.linear:
+        colours = numbers[: old.colours]
+        change = space.from_srgb(wanted) - space.from_srgb(encoded)
+        colours = torch.where(change.isfinite(), colours + change, colours)
+    else:
+        colours = space.from_srgb(wanted)
+    return from_float(multiplied(torch.cat([colours, numbers[old.colours :]]), new), new.dtype, dither, top)

@@ -1,0 +1,145 @@
+"""From a file's colours to sRGB, in which the models work, and back: `ColourSpace`.
+
+lcms2 (through imagecodecs) is what reads ICC profiles. It transforms some 2 megapixels a second, so a profile of curves
+and a matrix, as nearly all photos have, is sampled through lcms2 once and then applied by PyTorch. Any other profile
+goes through lcms2 itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+import torch
+from torch import Tensor
+
+LEVELS = 65536  # a curve has an entry for each value of 16 bits
+SAME = 1e-3  # a profile that differs less from sRGB is sRGB: makers' own versions of it do
+EXACT = 1e-4  # how well curves and a matrix must reproduce, in linear light, what lcms2 says of a profile
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB
+RELATIVE = 1  # lcms2's number for the colorimetric intent: white stays white, nothing is compressed
+PRIMARIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # of sRGB, x and y of red, green, blue; white is WHITE
+WHITE = (0.3127, 0.3290)
+
+
+@dataclass(frozen=True)
+class ColourSpace:
+    """What the numbers of a photo mean, and how they become sRGB and come back.
+
+    The numbers x are those of the file divided by full scale, `colours` of them a pixel: 3, or 1 where it is gray.
+
+        light = curve(x)      linear sRGB = matrix · light      sRGB = encode(linear sRGB)
+
+    in floats without bounds: what lies outside sRGB is below 0 or above 1, and nothing is clipped. The way back inverts
+    each step; gray takes the luminance. A missing `curves` is sRGB's own, or none where the numbers are `linear` light;
+    a missing `matrix` is that of sRGB's primaries. Where a `profile` is given it does all of this, through lcms2.
+    """
+
+    colours: int = 3
+    linear: bool = False
+    curves: Tensor | None = None  # (colours, LEVELS): light by number, from 0 to 1
+    numbers: Tensor | None = None  # (colours, LEVELS): number by light, at i/(LEVELS − 1) = light^(1/2.4)
+    matrix: Tensor | None = None  # (3, colours)
+    profile: bytes = b""
+
+    @property
+    def is_srgb(self) -> bool:
+        return self.colours == 3 and not self.linear and self.curves is None and not self.profile
+
+    def to_srgb(self, x: Tensor) -> Tensor:
+        """(colours, H, W) float32 → (3, H, W), encoded. Curves say nothing beyond 0 and 1: there x clamps."""
+        if self.profile:
+            return _lcms(x, self.profile, SRGB, self.colours, 3)
+        if not self.linear and self.curves is None:
+            return x.expand(3, -1, -1)
+        light = x if self.curves is None else _look_up(self.curves, x)
+        return encode(light.expand(3, -1, -1) if self.matrix is None else _mix(self.matrix, light))
+
+    def from_srgb(self, y: Tensor) -> Tensor:
+        """(3, H, W) float32, encoded → (colours, H, W)."""
+        if self.profile:
+            return _lcms(y, SRGB, self.profile, 3, self.colours)
+        if self.is_srgb:
+            return y
+        light = decode(y)
+        if self.colours == 1:
+            light = _mix(torch.tensor([LUMINANCE]), light)
+        elif self.matrix is not None:
+            light = _mix(torch.linalg.inv(self.matrix), light)
+        if self.numbers is not None:
+            return _look_up(self.numbers, light.clamp(0, 1).pow_(1 / 2.4))
+        return light if self.linear else encode(light)
+
+
+def encode(light: Tensor) -> Tensor:
+    """sRGB's curve (IEC 61966-2-1), odd, and going on above 1."""
+    size = light.abs()
+    return torch.where(size <= 0.0031308, 12.92 * light, (1.055 * size.pow(1 / 2.4) - 0.055).copysign(light))
+
+
+def decode(encoded: Tensor) -> Tensor:
+    size = encoded.abs()
+    light = ((size + 0.055) / 1.055).pow(2.4).copysign(encoded)
+    return torch.where(size <= 0.04045, encoded / 12.92, light)
+
+
+@functools.lru_cache(8)
+def from_profile(icc: bytes, colours: int) -> ColourSpace:
+    """Of a photo with this ICC profile, b"" for none. A photo without one is sRGB, and so is one whose profile lcms2
+    cannot read or that is for other than `colours` channels."""
+    try:
+        steps = torch.linspace(0, 1, LEVELS)
+        each = torch.zeros(colours, colours, LEVELS)  # (channel, number, step): one channel rises, the others are 0
+        for channel in range(colours):
+            each[channel, channel] = steps
+        light = _lcms(each.permute(1, 0, 2), icc, LINEAR, colours, 3)  # (3, channel, step)
+        grid = torch.cartesian_prod(*[torch.linspace(0, 1, 17)] * colours).reshape(-1, colours).T[:, None].contiguous()
+        truth = _lcms(grid, icc, LINEAR, colours, 3)
+        if (encode(truth) - grid.expand(3, -1, -1)).abs().max() < SAME:
+            return ColourSpace(colours)
+    except Exception:  # imagecodecs has one kind of error of its own for each way in which a profile is wrong
+        return ColourSpace(colours)
+
+    matrix = light[:, :, -1]
+    curves = torch.einsum("oc,ocs->cs", matrix, light) / matrix.square().sum(0)[:, None]
+    if (_mix(matrix, _look_up(curves, grid)) - truth).abs().max() > EXACT:
+        return ColourSpace(colours, profile=icc)
+    numbers = [np.interp(steps.double().numpy() ** 2.4, curve, steps) for curve in curves.cummax(1).values.numpy()]
+    return ColourSpace(colours, curves=curves, numbers=torch.from_numpy(np.stack(numbers)).float(), matrix=matrix)
+
+
+def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[float, ...] = WHITE) -> ColourSpace:
+    """Numbers proportional to light, of sRGB's primaries unless others are given, as in OpenEXR."""
+    if colours == 1 or not primaries or np.allclose([*primaries, *white], [*PRIMARIES, *WHITE], atol=1e-3):
+        return ColourSpace(colours, linear=True)
+    profile = imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=1.0)
+    return ColourSpace(colours, linear=True, matrix=_lcms(torch.eye(3)[:, None], profile, LINEAR, 3, 3)[:, 0])
+
+
+SRGB = imagecodecs.cms_profile("srgb")
+LINEAR = imagecodecs.cms_profile("rgb", whitepoint=WHITE, primaries=PRIMARIES, gamma=1.0)
+
+
+def _lcms(x: Tensor, profile: bytes, other: bytes, channels: int, other_channels: int) -> Tensor:
+    rows = np.ascontiguousarray(x.movedim(0, -1).cpu().numpy())
+    kinds = {1: "gray", 3: "rgb"}
+    rows = imagecodecs.cms_transform(
+        rows[..., 0] if channels == 1 else rows, profile, other,
+        colorspace=kinds[channels], outcolorspace=kinds[other_channels], outdtype="float32", intent=RELATIVE,
+    )  # fmt: skip
+    return torch.from_numpy(rows[..., None] if other_channels == 1 else rows).movedim(-1, 0).to(x.device)
+
+
+def _mix(matrix: Tensor, light: Tensor) -> Tensor:
+    return (matrix.to(light) @ light.flatten(1)).unflatten(1, light.shape[1:])
+
+
+def _look_up(curves: Tensor, x: Tensor) -> Tensor:
+    """Between the entries of (C, LEVELS) curves, at x in [0, 1], (C, H, W)."""
+    place = x.clamp(0, 1) * (LEVELS - 1)
+    low = place.long().clamp_(max=LEVELS - 2)  # NaN becomes some number, and the fraction stays NaN
+    starts = LEVELS * torch.arange(len(curves), device=x.device)[:, None, None]
+    table = curves.to(x.device)
+    return torch.lerp(table.take(low.clamp_(min=0) + starts), table.take(low + (starts + 1)), place - low)

@@ -1,0 +1,335 @@
+"""What a photo says of itself beside its pixels, as the bytes it says it with, and how that goes from format to format.
+
+EXIF is a TIFF: byte order, 42, the offset of a directory; a directory is a count, an entry for each tag (tag, type,
+count, value or its offset), and the offset of the next directory, which in EXIF holds a thumbnail. A TIFF file keeps
+the same tags in the directory of its picture. XMP is XML, IPTC a block of Photoshop's image resources ("8BIM").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
+BLOCKS = (XMP, IPTC, RESOURCES, ICC)
+DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags whose value is a directory: EXIF, GPS, interoperability
+# What says how and where the pixels of a TIFF are stored, or is a picture itself: thumbnails, layers.
+STRUCTURE = {
+    *range(254, 260), 262, 263, 266, 273, ORIENTATION, *range(277, 282), 284, *range(288, 294), 301, 317, 320, 321,
+    *range(322, 326), 330, 332, 334, *range(336, 343), 347, *range(512, 522), *range(529, 533),
+    *BLOCKS, 37724, 50255,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """`exif` as in JPEG, after "Exif\\0\\0"; `xmp`, the packet; `iptc`, image resources; b"" where there is none."""
+
+    icc: bytes = b""
+    exif: bytes = b""
+    xmp: bytes = b""
+    iptc: bytes = b""
+    dpi: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Tag:
+    type: int
+    count: int
+    value: bytes | Directory  # bytes, the last byte of a number first
+
+
+class Directory(dict[int, Tag]):
+    """Tags of a TIFF by their number."""
+
+    def block(self, tag: int) -> bytes:
+        """The bytes of a tag, b"" where it is missing."""
+        value = self[tag].value if tag in self else b""
+        return value if isinstance(value, bytes) else b""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How struct names the count of entries and an offset, and how many bytes each takes."""
+
+    count: str
+    count_size: int
+    offset: str
+    offset_size: int
+    entry_size: int
+
+
+CLASSIC, BIG = Layout("H", 2, "I", 4, 12), Layout("Q", 8, "Q", 8, 20)
+
+
+def upright_exif(exif: bytes) -> bytes:
+    """The same block with orientation 1 and no thumbnail, which shows the photo as it was; all else stays at its place,
+    as maker notes need it. b"" where the block is damaged."""
+    data = bytearray(exif)
+    try:
+        order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
+        directory = struct.unpack_from(order + "I", data, 4)[0]
+        end = directory + 2 + 12 * struct.unpack_from(order + "H", data, directory)[0]
+        for entry in range(directory + 2, end, 12):
+            if struct.unpack_from(order + "H", data, entry)[0] == ORIENTATION:
+                struct.pack_into(order + "HIHH", data, entry + 2, 3, 1, 1, 0)
+        struct.pack_into(order + "I", data, end, 0)
+    except (KeyError, struct.error):
+        return b""
+    return bytes(data)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """1 to 8, as EXIF counts them; 1 where it does not say."""
+    try:
+        tag = read_directory(exif).get(ORIENTATION)
+    except ValueError:
+        return 1
+    value = tag.value[0] if tag and isinstance(tag.value, bytes) and tag.value else 1
+    return value if value in range(1, 9) else 1
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    return re.sub(rb'(tiff:Orientation(?:\s*=\s*["\']|>))[2-8]', rb"\g<1>1", xmp)
+
+
+# ---- TIFF directories
+
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+UNITS = SIZES | {5: 4, 10: 4}  # of what turns around where the byte order differs: a fraction is two numbers
+
+
+def read_directory(source: BinaryIO | bytes) -> Directory:
+    """The first directory of a TIFF or BigTIFF, or of an EXIF block, and those below it. ValueError where damaged."""
+
+    def at(offset: int, size: int) -> bytes:
+        if isinstance(source, bytes):
+            data = source[offset : offset + size]
+        else:
+            source.seek(offset)
+            data = source.read(size)
+        if len(data) < size:
+            raise ValueError("expected a whole TIFF directory, got one cut short")
+        return data
+
+    def read(offset: int, depth: int) -> Directory:
+        result = Directory()
+        count = struct.unpack(order + layout.count, at(offset, layout.count_size))[0]
+        if depth > 3 or count > 4096:
+            raise ValueError("expected a TIFF directory, got other bytes")
+        entries = at(offset + layout.count_size, count * layout.entry_size)
+        for start in range(0, len(entries), layout.entry_size):
+            tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entries, start)
+            size = SIZES.get(kind, 0) * number
+            inline = entries[start + layout.entry_size - layout.offset_size : start + layout.entry_size]
+            if not size or size > 1 << 28 or tag in (273, 279, 324, 325):  # the last: as long as the picture is large
+                continue
+            place = struct.unpack(order + layout.offset, inline)[0]
+            if tag in DIRECTORIES:
+                place = struct.unpack(order + "I", inline[:4])[0] if size == 4 else place
+                result[tag] = Tag(4, 1, read(place, depth + 1))
+            else:
+                value = inline[:size] if size <= layout.offset_size else at(place, size)
+                result[tag] = Tag(kind, number, value if order == "<" else _turned(value, UNITS[kind]))
+        return result
+
+    head = at(0, 8)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
+    if not order:
+        raise ValueError("expected a TIFF, got other bytes")
+    layout = BIG if struct.unpack_from(order + "H", head, 2)[0] == 43 else CLASSIC
+    return read(struct.unpack(order + layout.offset, at(8, 8) if layout is BIG else head[4:])[0], 0)
+
+
+def _turned(value: bytes, unit: int) -> bytes:
+    return b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit)) if unit > 1 else value
+
+
+def _written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = False) -> bytes:
+    """A directory and all it holds, the last byte of a number first, as it lies at `offset` of a file. Tags given as
+    bytes are entries that are written as they are: their values lie elsewhere in the file already."""
+    layout = BIG if big else CLASSIC
+    values = offset + layout.count_size + layout.entry_size * len(directory) + layout.offset_size
+    entries, rest = b"", b""
+    for number, tag in sorted(directory.items()):
+        if isinstance(tag, bytes):
+            entries += tag
+            continue
+        entry = struct.pack("<HH" + layout.offset, number, tag.type, tag.count)
+        if isinstance(tag.value, bytes) and len(tag.value) <= layout.offset_size:
+            entries += entry + tag.value.ljust(layout.offset_size, b"\0")
+            continue
+        rest += bytes(len(rest) % 2)
+        place = values + len(rest)
+        entries += entry + struct.pack("<" + layout.offset, place)
+        rest += tag.value if isinstance(tag.value, bytes) else _written(tag.value, place, big)
+    return struct.pack("<" + layout.count, len(directory)) + entries + bytes(layout.offset_size) + rest
+
+
+def exif_of_tiff(directory: Directory) -> bytes:
+    """What a TIFF's directory says of the photo, and not of its storage, as an EXIF block; b"" if that is nothing."""
+    kept = Directory({tag: value for tag, value in directory.items() if tag not in STRUCTURE})
+    return b"II*\0\x08\0\0\0" + _written(kept, 8) if kept else b""
+
+
+def add_to_tiff(path: Path, metadata: Metadata) -> None:
+    """Puts metadata in a TIFF that has its pixels already: a new directory at the end of the file takes the old one's
+    place, with the entries of the old one that say where the pixels are."""
+    extra = Directory()
+    if metadata.exif:
+        try:
+            extra = Directory(
+                {tag: value for tag, value in read_directory(metadata.exif).items() if tag not in STRUCTURE}
+            )
+        except ValueError:  # damaged, and no reason to lose the photo
+            extra = Directory()
+    if metadata.dpi:
+        for tag, value in zip((282, 283), metadata.dpi, strict=True):
+            extra[tag] = Tag(5, 1, struct.pack("<II", *_fraction(value)))
+        extra[296] = Tag(3, 1, struct.pack("<H", 2))
+    for tag, kind, block in ((XMP, 1, metadata.xmp), (RESOURCES, 7, metadata.iptc), (ICC, 7, metadata.icc)):
+        if block:
+            extra[tag] = Tag(kind, len(block), block)
+    if records := iptc_records(metadata.iptc):
+        extra[IPTC] = Tag(7, len(records), records)
+    with open(path, "r+b") as file:
+        head = file.read(16)
+        layout, place = (BIG, 8) if head[2] == 43 else (CLASSIC, 4)
+        file.seek(struct.unpack_from("<" + layout.offset, head, place)[0])
+        count = struct.unpack("<" + layout.count, file.read(layout.count_size))[0]
+        entries = [file.read(layout.entry_size) for _ in range(count)]
+        numbered = ((struct.unpack_from("<H", entry)[0], entry) for entry in entries)
+        pixels = {tag: entry for tag, entry in numbered if tag in STRUCTURE and tag not in BLOCKS}
+        end = file.seek(0, 2)
+        end += end % 2
+        file.seek(end)
+        file.write(_written({**pixels, **extra}, end, layout is BIG))
+        file.seek(place)
+        file.write(struct.pack("<" + layout.offset, end))
+
+
+def _fraction(value: float) -> tuple[int, int]:
+    return (round(value), 1) if value == round(value) else (round(value * 10000), 10000)
+
+
+# ---- IPTC
+
+
+def iptc_records(resources: bytes) -> bytes:
+    """The IPTC records, resource 1028 of a block of Photoshop's image resources."""
+    return dict(_resources(resources)).get(1028, b"")
+
+
+def iptc_resources(records: bytes) -> bytes:
+    """The block that holds these records alone."""
+    return b"8BIM" + struct.pack(">HHI", 1028, 0, len(records)) + records + bytes(len(records) % 2) if records else b""
+
+
+def without_thumbnails(resources: bytes) -> bytes:
+    """The block without its small pictures of the photo as it was, 1033 and 1036."""
+    kept = b""
+    for number, value in _resources(resources):
+        if number not in (1033, 1036):
+            kept += b"8BIM" + struct.pack(">HHI", number, 0, len(value)) + value + bytes(len(value) % 2)
+    return kept
+
+
+def _resources(block: bytes) -> list[tuple[int, bytes]]:
+    found, place = [], 0
+    while block[place : place + 4] == b"8BIM" and place + 12 <= len(block):
+        number, name = struct.unpack_from(">HB", block, place + 4)
+        start = place + 6 + (name + 2) // 2 * 2  # the name is padded to an even length, its own count included
+        if start + 4 > len(block):
+            break
+        size = struct.unpack_from(">I", block, start)[0]
+        found.append((number, block[start + 4 : start + 4 + size]))
+        place = start + 4 + size + size % 2
+    return found
+
+
+# ---- PNG
+
+# Chunks that say how pixels are stored, or belong to an animation; those that are written anew.
+PIXEL_CHUNKS = {
+    b"IHDR",
+    b"PLTE",
+    b"IDAT",
+    b"IEND",
+    b"tRNS",
+    b"bKGD",
+    b"hIST",
+    b"sBIT",
+    b"sPLT",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+}
+ANEW_CHUNKS = {b"iCCP", b"eXIf", b"pHYs"}
+XMP_CHUNK = b"XML:com.adobe.xmp\0"
+
+
+def read_chunks(path: Path) -> list[tuple[bytes, bytes]]:
+    """The chunks of a PNG but for its pixels, in their order. What is damaged ends the list."""
+    chunks = []
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind in (b"IDAT", b"fdAT"):
+                file.seek(size + 4, 1)
+                continue
+            data = file.read(min(size, 1 << 28))
+            if len(data) < size or len(file.read(4)) < 4:
+                break
+            chunks.append((kind, data))
+    return chunks
+
+
+def png_profile(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """The ICC profile in the chunks of a PNG, b"" where there is none that can be unpacked."""
+    for data in (data for kind, data in chunks if kind == b"iCCP"):
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj().decompress(data.split(b"\0", 1)[-1][1:], 1 << 26)
+    return b""
+
+
+def add_to_png(path: Path, chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> None:
+    """Puts chunks of another PNG, and metadata, in one that has its pixels already and little else."""
+    added = []
+    if metadata.icc:
+        added.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+    if metadata.exif:
+        added.append((b"eXIf", metadata.exif))
+    if metadata.dpi:
+        added.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in metadata.dpi), 1)))
+    if metadata.xmp:
+        added.append((b"iTXt", XMP_CHUNK + bytes(4) + metadata.xmp))
+    added += [
+        (kind, data)
+        for kind, data in chunks
+        if kind not in PIXEL_CHUNKS | ANEW_CHUNKS and not (kind == b"iTXt" and data.startswith(XMP_CHUNK))
+    ]
+    whole = path.with_name(path.name + ".whole")
+    try:
+        with open(path, "rb") as file, open(whole, "wb") as out:
+            out.write(file.read(33))  # the signature and IHDR, after which all of these may stand
+            for kind, data in added:
+                out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+            kind = b""
+            while kind != b"IEND":
+                head = file.read(8)
+                size, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
+                data = file.read(size + 4)
+                if len(data) < size + 4:  # the writer had no room, and did not say so
+                    raise OSError("a PNG cut short")
+                if kind in (b"PLTE", b"IDAT", b"IEND", b"tRNS"):  # not what the writer says of itself and the colours
+                    out.write(head + data)
+        whole.replace(path)
+    finally:
+        whole.unlink(missing_ok=True)

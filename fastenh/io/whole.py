@@ -1,0 +1,219 @@
+"""JPEG, WebP, HEIC and cameras' RAW: formats that are read and written as a whole.
+
+JPEG and WebP go through Pillow and not OpenImageIO, since Pillow gives and takes EXIF, XMP, ICC profile and the
+quantisation tables as they are; OpenImageIO writes EXIF and XMP anew, without maker notes and what it does not know.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, WebPImagePlugin
+
+from fastenh.io import metadata
+from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, WEBP, Header
+from fastenh.io.metadata import Metadata
+
+QUALITY = 95  # where a photo comes from a format that has none
+EXIF, PHOTOSHOP, EXTENDED_XMP = b"Exif\0\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xmp/extension/\0"
+
+
+def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
+    """Header and pixels, as they are stored. ValueError where the file is damaged or holds something else."""
+    try:
+        return {JPEG: _read_jpeg, WEBP: _read_webp, HEIC: _read_heic, RAW: _read_raw}[format](path)
+    except (MemoryError, _Refused, ModuleNotFoundError) as error:
+        extra = {HEIC: "heic", RAW: "raw"}.get(format)
+        if isinstance(error, ModuleNotFoundError) and extra:
+            need = f"expected the package {error.name} to read {format}, got none: pip install 'fastenh[{extra}]'"
+            raise ValueError(f"{path}: {need}") from None
+        raise ValueError(f"{path}: {error}") from None if isinstance(error, _Refused) else error
+    except Exception as error:  # decoders meet a damaged file with a dozen kinds of exception
+        first = (str(error).splitlines() or ["unknown"])[0]
+        raise ValueError(f"{path}: expected a whole {format}, got a damaged one ({first})") from error
+
+
+def encode(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
+    """The file, in memory. Without `quality` a JPEG keeps the quantisation tables and subsampling that it came with."""
+    return {JPEG: _jpeg, WEBP: _webp, HEIC: _heic}[header.format](header, pixels, quality)
+
+
+class _Refused(Exception):
+    """What was expected and what came, of a whole file that is not taken."""
+
+
+def _check(image: Image.Image) -> None:
+    _check_size(*image.size)
+    if image.mode not in ("L", "RGB", "RGBA"):
+        raise _Refused(f"expected RGB or gray, got {image.mode}")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _Refused(f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {width}×{height}")
+
+
+def _header(
+    format: str, pixels: np.ndarray, orientation: int, about: Metadata, storage: dict[str, Any] | None = None
+) -> Header:
+    height, width, channels = pixels.shape
+    colours = 3 if channels > 2 else 1
+    alpha = colours if channels > colours else None
+    return Header(
+        format, height, width, channels, pixels.dtype, colours, alpha, False, orientation, metadata=about,
+        storage=storage or {},
+    )  # fmt: skip
+
+
+# ---- JPEG
+
+
+def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
+    """A file that holds several pictures (gain map, stereo) is its first, the one every viewer shows."""
+    with open(path, "rb") as file:
+        image = JpegImagePlugin.JpegImageFile(file)  # not Image.open, which has one limit on pixels for the process
+        _check(image)
+        exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
+        image.load()
+    blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
+    about = Metadata(
+        image.info.get("icc_profile", b""), exif, image.info.get("xmp", b""),
+        b"".join(block[len(PHOTOSHOP) :] for block in blocks), _dpi(image),
+    )  # fmt: skip
+    extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
+    storage = {
+        "qtables": image.quantization,
+        "subsampling": JpegImagePlugin.get_sampling(image),
+        "progressive": bool(image.info.get("progressive")),
+        "comment": image.info.get("comment", b""),
+        "extended xmp": extended,
+    }
+    pixels = np.array(image).reshape(image.height, image.width, -1)
+    return _header(JPEG, pixels, metadata.exif_orientation(exif), about, storage), pixels
+
+
+def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
+    about, storage = header.metadata, header.storage
+    how: dict[str, Any] = {"quality": QUALITY if quality is None else quality, "subsampling": 0}
+    if storage:
+        how["subsampling"] = max(storage["subsampling"], 0)  # -1 is none that can be named: all colour is kept
+        how["progressive"], how["comment"] = storage["progressive"], storage["comment"]
+        if quality is None:  # Pillow would scale the tables by a quality
+            how["qtables"] = storage["qtables"]
+            del how["quality"]
+    segments = [(0xE1, data) for data in storage.get("extended xmp", [])]
+    if about.iptc:
+        whole = [about.iptc[at : at + 65000] for at in range(0, len(about.iptc), 65000)]
+        segments += [(0xED, PHOTOSHOP + part) for part in whole]
+    how["extra"] = b"".join(b"\xff" + struct.pack(">BH", kind, len(data) + 2) + data for kind, data in segments)
+    return _saved(_image(pixels), JPEG, how, about)
+
+
+def _saved(image: Image.Image, format: str, how: dict[str, Any], about: Metadata) -> bytes:
+    if about.exif:
+        how["exif"] = EXIF + about.exif
+    how |= {key: value for key, value in (("icc_profile", about.icc), ("xmp", about.xmp)) if value}
+    if about.dpi:
+        how["dpi"] = about.dpi
+    out = io.BytesIO()
+    image.save(out, format, **how)
+    return out.getvalue()
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    dpi = image.info.get("dpi")
+    return (float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 0 else None
+
+
+# ---- WebP
+
+
+def _read_webp(path: Path) -> tuple[Header, np.ndarray]:
+    data = path.read_bytes()
+    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+    _check(image)
+    if getattr(image, "is_animated", False):
+        raise _Refused("expected one picture, got an animation")
+    image.load()
+    exif = image.info.get("exif", b"").removeprefix(EXIF)
+    about = Metadata(image.info.get("icc_profile", b""), exif, image.info.get("xmp", b""))
+    pixels = np.array(image)
+    lossless = data[12:16] == b"VP8L" or (data[12:16] == b"VP8X" and _chunk(data, b"VP8L"))
+    return _header(WEBP, pixels, metadata.exif_orientation(exif), about, {"lossless": lossless}), pixels
+
+
+def _chunk(data: bytes, kind: bytes) -> bool:
+    place = 12
+    while place + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, place)
+        if name == kind:
+            return True
+        place += 8 + size + size % 2
+    return False
+
+
+def _webp(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
+    lossless = bool(header.storage.get("lossless")) and quality is None
+    level = 75 if lossless else QUALITY if quality is None else quality  # of lossless: how hard it tries
+    how = {"lossless": lossless, "quality": level, "exact": True}  # exact: colours under what is transparent stay
+    if header.colours == 1:  # WebP knows no gray
+        pixels = np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2)
+    return _saved(_image(pixels), WEBP, how, header.metadata)
+
+
+# ---- HEIC
+
+
+def _read_heic(path: Path) -> tuple[Header, np.ndarray]:
+    import pillow_heif
+
+    file = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
+    image = file[file.primary_index]
+    _check_size(*image.size)
+    info: dict[str, Any] = image.info
+    pixels = np.array(image).reshape(image.size[1], image.size[0], -1)
+    exif = (info.get("exif") or b"").removeprefix(EXIF)
+    about = Metadata(info.get("icc_profile") or b"", exif, info.get("xmp") or b"")
+    return _header(HEIC, pixels, 1, about), pixels  # libheif has turned it upright
+
+
+def _heic(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        need = f"expected the package {error.name} to write HEIC, got none: pip install 'fastenh[heic]'"
+        raise ValueError(need) from None
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.shape[2]] + (";16" if pixels.dtype == np.uint16 else "")
+    file = pillow_heif.from_bytes(mode, (header.width, header.height), np.ascontiguousarray(pixels).tobytes())
+    about, out = header.metadata, io.BytesIO()
+    if about.icc:
+        file[0].info["icc_profile"] = about.icc
+    file.save(out, quality=QUALITY if quality is None else quality, exif=about.exif or None, xmp=about.xmp or None)
+    return out.getvalue()
+
+
+# ---- RAW
+
+
+def _read_raw(path: Path) -> tuple[Header, np.ndarray]:
+    """Developed by LibRaw to 16-bit sRGB, in the camera's white balance, upright, as light as it was taken. EXIF is
+    that of the JPEG that cameras put beside their sensor's numbers."""
+    import rawpy
+
+    with rawpy.imread(str(path)) as raw:
+        pixels = raw.postprocess(output_bps=16, use_camera_wb=True, no_auto_bright=True)
+        try:
+            thumbnail = raw.extract_thumb()
+            preview = bytes(thumbnail.data) if thumbnail.format == rawpy.ThumbFormat.JPEG else b""
+            exif = JpegImagePlugin.JpegImageFile(io.BytesIO(preview)).info.get("exif", b"") if preview else b""
+        except (rawpy.LibRawError, SyntaxError, OSError):  # no preview, or one that is none
+            exif = b""
+    return _header(RAW, pixels, 1, Metadata(exif=exif.removeprefix(EXIF))), pixels

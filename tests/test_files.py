@@ -1,0 +1,459 @@
+"""Photo files through a model: colours, depth, alpha and metadata come back right, whatever the file and its size."""
+
+import importlib
+import io
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+import torch
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from torch import nn
+
+from fastenh import files
+from fastenh.enhance import Enhancer
+from fastenh.files import Job, Options, plan, retouch_file, retouch_files, retouch_photo
+from fastenh.io import Header, Photo, read_photo, write_photo
+from fastenh.io.colour import decode, encode
+from fastenh.io.metadata import Metadata
+from fastenh.io.photos import from_float
+from fastenh.models import ImageAdaptiveLUT
+
+RNG = np.random.default_rng(5)
+P3 = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+PROFILES = {
+    "none": b"",
+    "Adobe RGB": imagecodecs.cms_profile("adobergb"),
+    "ProPhoto": imagecodecs.cms_profile(
+        "rgb", whitepoint=(0.3457, 0.3585), primaries=(0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001), gamma=1.8
+    ),
+    "Display P3": imagecodecs.cms_profile(
+        "rgb", whitepoint=(0.3127, 0.3290), primaries=P3,
+        transferfunction=(decode(torch.linspace(0, 1, 4096)).numpy() * 65535).round().astype(np.uint16),
+    ),
+}  # fmt: skip
+
+
+class Same(nn.Module):
+    def forward(self, image):
+        return image
+
+
+class Curve(nn.Module):
+    """Brightens, each pixel alike."""
+
+    def forward(self, image):
+        return image**0.7
+
+
+def photo_of(pixels: np.ndarray, icc: bytes = b"", **header) -> Photo:
+    height, width, channels = pixels.shape
+    colours = 3 if channels > 2 else 1
+    alpha = colours if channels > colours else None
+    about = Metadata(icc=icc, xmp=header.pop("xmp", b""), dpi=header.pop("dpi", None))
+    return Photo(Header("", height, width, channels, pixels.dtype, colours, alpha, metadata=about, **header), pixels)
+
+
+def numbers(height: int, width: int, channels: int, dtype: str) -> np.ndarray:
+    if dtype.startswith("u"):
+        return RNG.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+    return RNG.random((height, width, channels), np.float32).astype(dtype)
+
+
+def written(path: Path, photo: Photo) -> Photo:
+    write_photo(photo, path)
+    return read_photo(path)
+
+
+KINDS = [
+    ("a.png", "uint8"), ("a.png", "uint16"), ("a.tif", "uint8"), ("a.tif", "uint16"), ("a.tif", "float32"),
+    ("a.exr", "float16"), ("a.exr", "float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_strength_0_is_the_same_bit_for_bit(tmp_path, name, dtype, channels):
+    if name == "a.exr" and channels == 2:
+        pytest.skip("OpenEXR has no name for gray with alpha that is read as such")
+    pixels = numbers(23, 37, channels, dtype)
+    linear = {"linear": True, "premultiplied": channels == 4} if name == "a.exr" else {}
+    stored = photo_of(pixels, b"" if linear or channels < 3 else PROFILES["ProPhoto"], **linear)
+    photo = written(tmp_path / name, stored)
+    assert photo.pixels.dtype == dtype and np.array_equal(photo.pixels, pixels)
+    result = Enhancer(Curve(), "cpu").enhance(tmp_path / name, 0)
+    again = written(tmp_path / f"out_{name}", result)
+    assert again.pixels.dtype == dtype and np.array_equal(again.pixels, pixels)
+    assert again.header.metadata.icc == stored.header.metadata.icc
+
+
+@pytest.mark.parametrize("space", PROFILES)
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+def test_colours_survive_the_way_to_the_model_and_back(tmp_path, space, name):
+    """All of the space's colours, those too that sRGB has not."""
+    photo = photo_of(numbers(61, 83, 3, "uint8" if name == "a.jpg" else "uint16"), PROFILES[space])
+    photo = written(tmp_path / name, photo)
+    result = retouch_photo(Enhancer(Same(), "cpu"), photo, Options())
+    assert result.header.metadata.icc == PROFILES[space] and result.pixels.dtype == photo.pixels.dtype
+    full = np.iinfo(photo.pixels.dtype).max
+    assert np.abs(result.pixels.astype(int) - photo.pixels.astype(int)).max() / full <= 12 / 65535
+
+
+def test_the_model_sees_srgb_and_its_work_comes_back_in_the_files_colours():
+    """One picture, stored in three spaces by lcms2, comes out as one picture."""
+    light = encode(decode(torch.from_numpy(numbers(20, 30, 3, "float32"))) * 0.8 + 0.02).numpy()
+    srgb = (light * 65535).round().astype(np.uint16)
+    model = Enhancer(Curve(), "cpu")
+    expected = retouch_photo(model, photo_of(srgb), Options()).pixels
+    assert np.abs(expected / 65535 - (srgb / 65535) ** 0.7).max() < 2e-5
+    plain = imagecodecs.cms_profile("srgb")
+
+    def through_lcms2(pixels: np.ndarray, *profiles: bytes) -> np.ndarray:
+        floats = (pixels / 65535).astype(np.float32)  # in integers it interpolates in a coarse table
+        result = imagecodecs.cms_transform(floats, *profiles, colorspace="rgb", outdtype="float32", intent=1)
+        return (result * 65535).round().clip(0, 65535).astype(np.uint16)
+
+    for space in ("Adobe RGB", "ProPhoto", "Display P3"):
+        icc = PROFILES[space]
+        stored = through_lcms2(srgb, plain, icc)
+        result = retouch_photo(model, photo_of(stored, icc), Options()).pixels
+        assert np.abs(through_lcms2(result, icc, plain).astype(int) - expected.astype(int)).max() < 12
+        assert np.abs(result.astype(int) - stored.astype(int)).mean() > 1000
+
+
+def test_colours_outside_srgb_stay_apart():
+    """Reds that sRGB would all clip to one, through a model that darkens."""
+    pixels = np.full((1, 200, 3), 0, np.uint16)
+    pixels[..., 0] = np.linspace(62_000, 65_535, 200)
+    result = retouch_photo(Enhancer(nn.Sequential(Curve()), "cpu"), photo_of(pixels, PROFILES["Display P3"]), Options())
+    assert (np.diff(result.pixels[0, :, 0].astype(int)) >= 0).all() and len(np.unique(result.pixels[0, :, 0])) > 190
+
+
+def test_light_above_white_and_what_is_no_number():
+    light = np.array([[-0.1, 0.0, 0.18, 0.9, 1.0, 7.5, 900.0, np.inf, np.nan]], np.float32)
+    photo = photo_of(np.repeat(light[..., None], 3, 2), linear=True)
+    same = retouch_photo(Enhancer(Same(), "cpu"), photo, Options()).pixels
+    assert np.allclose(same, photo.pixels, rtol=1e-4, atol=1e-6, equal_nan=True)
+    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels[0, :, 0]
+    assert result[2] > 0.25 and result[4] == pytest.approx(1, abs=1e-5) and result[5] == pytest.approx(7.5, rel=1e-4)
+    middle = encode(torch.tensor(0.18)).item() ** 0.7
+    assert result[2] == pytest.approx(decode(torch.tensor(middle)).item(), rel=1e-4)
+    assert np.isinf(result[7]) and np.isnan(result[8])
+
+
+def test_alpha_and_further_channels_stay(tmp_path):
+    pixels = numbers(20, 30, 4, "uint16")
+    pixels[:, :10, 3] = 0
+    photo = written(tmp_path / "a.tif", photo_of(pixels))
+    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
+    expected = retouch_photo(Enhancer(Curve(), "cpu"), photo_of(pixels[..., :3].copy()), Options()).pixels
+    assert np.array_equal(result[..., 3], pixels[..., 3]) and np.array_equal(result[..., :3], expected)
+
+    straight = numbers(20, 30, 4, "float32")
+    multiplied = straight * np.concatenate([straight[..., 3:]] * 3 + [np.ones_like(straight[..., 3:])], -1)
+    photo = photo_of(multiplied.astype(np.float32), linear=True, premultiplied=True)
+    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
+    plain = retouch_photo(Enhancer(Curve(), "cpu"), photo_of(straight[..., :3].copy(), linear=True), Options()).pixels
+    assert np.allclose(result[..., :3], plain * straight[..., 3:], atol=1e-4)
+
+
+def test_gray_stays_gray(tmp_path):
+    photo = written(tmp_path / "a.tif", photo_of(numbers(20, 30, 1, "uint16")))
+    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
+    assert result.shape == (20, 30, 1)
+    assert np.abs(result / 65535 - (photo.pixels / 65535) ** 0.7).max() < 3e-4  # by luminance, and back
+
+
+def test_dither_is_right_on_average_and_shows_no_steps():
+    ramp = np.linspace(0.3, 0.32, 4096, dtype=np.float32)[None, :, None].repeat(64, 0).repeat(3, 2)
+    ramp_tensor = torch.from_numpy(ramp).permute(2, 0, 1)
+    plain, dithered = (from_float(ramp_tensor, np.dtype(np.uint8), dither) for dither in (False, True))
+    off = [
+        np.abs(x.reshape(8, 8, 512, 8, 3).mean((1, 3)) / 255 - ramp[:8, 4::8][None].mean(1)).mean() * 255
+        for x in (plain, dithered)
+    ]
+    assert off[1] < 0.25 * off[0]
+    assert set(np.unique(dithered)) <= {76, 77, 78, 79, 80, 81, 82}
+    lower = from_float(ramp_tensor[:, 10:], np.dtype(np.uint8), True, top=10)
+    assert np.array_equal(lower, dithered[10:])
+    exact = torch.arange(256).float().repeat(3, 5, 1) / 255
+    assert np.array_equal(from_float(exact, np.dtype(np.uint8), True), from_float(exact, np.dtype(np.uint8)))
+
+
+def test_dither_of_a_retouched_photo():
+    """16 bits to 8: the ramp has no steps, and nothing is off by more than one level."""
+    pixels = np.linspace(20_000, 21_000, 600).astype(np.uint16)[None, :, None].repeat(40, 0).repeat(3, 2)
+    photo = photo_of(pixels)
+    for dither in (False, True):
+        for strength in (0, 1):
+            options = Options(strength=strength, dither=dither)
+            result = retouch_photo(Enhancer(Same(), "cpu"), photo, options, photo.header.stored_as("JPEG")).pixels
+            assert result.dtype == np.uint8 and np.abs(result * 257.0 - pixels).max() < 257 * (1 if dither else 0.51)
+            assert (len(np.unique(result[:, 300, 0])) > 1) == dither
+
+
+# ---- pictures larger than memory
+
+
+def lut_model() -> ImageAdaptiveLUT:
+    torch.manual_seed(0)
+    model = ImageAdaptiveLUT(2, 9, "statistics")
+    with torch.no_grad():
+        model.luts += 0.1 * torch.rand_like(model.luts)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.png", "uint8"), ("a.tif", "uint16"), ("tiled.tif", "uint16"), ("a.exr", "float32")]
+)
+@pytest.mark.parametrize("options", [Options(), Options(denoise=True, protect_highlights=True), Options(strength=0)])
+def test_by_strips_as_at_once(tmp_path, monkeypatch, name, dtype, options):
+    pixels = numbers(75, 53, 3, dtype)
+    linear = {"linear": True} if name == "a.exr" else {"icc": PROFILES["Adobe RGB"]}
+    if name == "tiled.tif":
+        spec = oiio.ImageSpec(53, 75, 3, dtype)
+        spec.tile_width = spec.tile_height = 16
+        out = oiio.ImageOutput.create(str(tmp_path / name))
+        assert out.open(str(tmp_path / name), spec) and out.write_image(pixels) and out.close()
+    else:
+        write_photo(photo_of(pixels, **linear), tmp_path / name)
+    enhancer = Enhancer(lut_model(), "cpu")
+    retouch_file(enhancer, tmp_path / name, tmp_path / f"whole_{name}", options)
+    monkeypatch.setattr(files, "LARGE", 100)
+    monkeypatch.setattr(files, "STRIP", 53 * 7)
+    retouch_file(enhancer, tmp_path / name, tmp_path / f"strips_{name}", options)
+    whole, strips = (read_photo(tmp_path / f"{how}_{name}") for how in ("whole", "strips"))
+    near = 1e-5 if dtype == "float32" else 1 / np.iinfo(dtype).max
+    scale = 1 if dtype == "float32" else np.iinfo(dtype).max
+    assert np.abs(whole.pixels.astype(float) - strips.pixels.astype(float)).max() / scale <= near
+    assert (np.abs(strips.pixels.astype(float) - pixels).mean() > 0) == (options.strength > 0)
+    assert strips.header.metadata.icc == whole.header.metadata.icc
+
+
+def test_strips_of_a_photo_on_its_side(tmp_path, monkeypatch):
+    """It lies as it lay, says so still, and is decided on as it is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    dark = np.linspace(10, 120, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
+    Image.fromarray(dark).save(tmp_path / "a.png", exif=exif)
+    enhancer = Enhancer(lut_model(), "cpu")
+    whole = enhancer.enhance(tmp_path / "a.png")
+    monkeypatch.setattr(files, "LARGE", 100)
+    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.png", Options())
+    assert Image.open(tmp_path / "b.png").size == (60, 40) and Image.open(tmp_path / "b.png").getexif()[0x0112] == 6
+    assert np.abs(read_photo(tmp_path / "b.png").pixels.astype(int) - whole.pixels).max() <= 1
+
+
+def test_a_large_picture_is_seen_from_afar(tmp_path, monkeypatch):
+    """Every second pixel decides, where more are too many."""
+    pixels = np.repeat(np.repeat(numbers(30, 40, 3, "uint8"), 2, 0), 2, 1)
+    write_photo(photo_of(pixels), tmp_path / "a.png")
+    monkeypatch.setattr(files, "LARGE", 100)
+    monkeypatch.setattr(files, "SEEN", 40)
+    monkeypatch.setattr(files, "STRIP", 80 * 7)
+    seen = []
+    enhancer = Enhancer(lut_model(), "cpu")
+    monkeypatch.setattr(enhancer, "_look", lambda image: seen.append(image) or type(enhancer)._look(enhancer, image))
+    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.png", Options())
+    assert np.array_equal((seen[0][0] * 255).round().permute(1, 2, 0).numpy(), pixels[::2, ::2])
+
+
+# ---- what is kept
+
+
+def test_a_jpeg_keeps_its_quality(tmp_path):
+    smooth = np.add.outer(np.arange(48), np.arange(64))[..., None].repeat(3, 2).astype(np.uint8)
+    for quality, subsampling, progressive in ((60, 2, True), (97, 1, False)):
+        Image.fromarray(smooth).save(
+            tmp_path / "a.jpg",
+            quality=quality,
+            subsampling=subsampling,
+            progressive=progressive,
+            comment=b"mine",
+            dpi=(300, 300),
+        )
+        write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "b.jpg", overwrite=True)
+        before, after = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
+        assert after.quantization == before.quantization and after.info["dpi"] == (300, 300)
+        assert JpegImagePlugin.get_sampling(after) == subsampling and after.info["comment"] == b"mine"
+        assert bool(after.info.get("progressive")) == progressive
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "c.jpg", quality=40)
+    assert Image.open(tmp_path / "c.jpg").quantization[0][0] > before.quantization[0][0]
+
+
+@pytest.mark.parametrize("compression", ["none", "lzw", "zip", "packbits"])
+def test_a_tiff_keeps_its_compression_and_metadata(tmp_path, compression):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[270], tags[315], tags[33432] = "a harbour", "someone", "© 2026"
+    tags[700], tags[33723] = b"<x:xmpmeta/>", b"\x1c\x02\x78\x00\x05hello"
+    tags.tagtype[33723] = 7
+    how = {"none": "raw", "lzw": "tiff_lzw", "zip": "tiff_adobe_deflate", "packbits": "packbits"}[compression]
+    Image.fromarray(numbers(20, 30, 3, "uint8")).save(
+        tmp_path / "a.tif", compression=how, tiffinfo=tags, dpi=(240, 240), icc_profile=PROFILES["Display P3"]
+    )
+    write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.tif")
+    before, after = Image.open(tmp_path / "a.tif"), Image.open(tmp_path / "b.tif")
+    assert after.info["compression"] == before.info["compression"] and after.info["dpi"] == (240, 240)
+    assert after.info["icc_profile"] == PROFILES["Display P3"]
+    for tag in (270, 315, 33432, 700, 33723):
+        assert after.tag_v2[tag] == before.tag_v2[tag]
+    assert np.array_equal(np.asarray(after), np.asarray(before))
+
+
+def test_metadata_go_from_format_to_format(tmp_path):
+    """EXIF with exposure and maker note, XMP, IPTC and resolution, by way of each format that holds them."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769)[0x829A] = TiffImagePlugin.IFDRational(1, 250)
+    exif.get_ifd(0x8769)[0x927C] = b"a maker's note"
+    records = b"\x1c\x02\x78\x00\x05hello"
+    block = b"8BIM\x04\x04\0\0\0\0\0\x0a" + records
+    thumbnail = b"8BIM\x04\x0c\0\0\0\0\0\x04\1\2\3\4"
+    segment = b"Photoshop 3.0\0" + thumbnail + block
+    app13 = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
+    Image.fromarray(numbers(20, 30, 3, "uint8")).save(
+        tmp_path / "0.jpg", exif=exif, xmp=b"<x/>", dpi=(300, 300), extra=app13, icc_profile=PROFILES["Adobe RGB"]
+    )
+    assert read_photo(tmp_path / "0.jpg").header.metadata.iptc == block
+    names = ["0.jpg", "1.tif", "2.jpg", "3.png", "4.tif", "5.webp", "6.jpg"]
+    for source, target in pairwise(names):
+        write_photo(read_photo(tmp_path / source), tmp_path / target)
+    for name in names[1:]:
+        about, image = read_photo(tmp_path / name).header.metadata, Image.open(tmp_path / name)
+        ifd = image.getexif().get_ifd(0x8769)
+        assert image.getexif()[0x010F] == "a camera" and float(ifd[0x829A]) == 1 / 250
+        assert ifd[0x927C] == b"a maker's note" and about.xmp == b"<x/>" and about.icc == PROFILES["Adobe RGB"]
+    assert [read_photo(tmp_path / name).header.metadata.iptc for name in names[1:4]] == [block, block, b""]
+    assert Image.open(tmp_path / "1.tif").tag_v2[33723] == records
+    assert all(round(Image.open(tmp_path / name).info["dpi"][0]) == 300 for name in names[1:5])
+
+
+def test_a_lossless_webp_stays_so(tmp_path):
+    pixels = numbers(20, 30, 4, "uint8")
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True, exact=True)
+    assert np.array_equal(written(tmp_path / "b.webp", read_photo(tmp_path / "a.webp")).pixels, pixels)
+    write_photo(read_photo(tmp_path / "a.webp"), tmp_path / "c.webp", quality=50)
+    assert (tmp_path / "c.webp").stat().st_size < (tmp_path / "b.webp").stat().st_size
+
+
+def test_heic(tmp_path):
+    pytest.importorskip("pillow_heif", reason="pip install fastenh[heic]")
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64, 1).repeat(3, 2)
+    for dtype, off in (("uint8", 3 / 255), ("uint16", 3 / 1023)):
+        pixels = (ramp / (257 if dtype == "uint8" else 1)).astype(dtype)
+        photo = written(tmp_path / f"{dtype}.heic", photo_of(pixels, PROFILES["Display P3"], xmp=b"<x/>"))
+        assert photo.pixels.dtype == dtype and photo.header.metadata.icc == PROFILES["Display P3"]
+        assert photo.header.metadata.xmp == b"<x/>"
+        assert np.abs(photo.pixels.astype(float) - pixels).max() / np.iinfo(dtype).max < off
+    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "uint16.heic", tmp_path / "out.heic", Options())
+    assert read_photo(tmp_path / "out.heic").pixels.mean() > pixels.mean() + 3000
+
+
+def test_raw(tmp_path):
+    """A DNG of a gray card, half as light as white, by hand: developed to 16-bit sRGB, and written as a TIFF."""
+    pytest.importorskip("rawpy", reason="pip install fastenh[raw]")
+    tifffile = pytest.importorskip("tifffile")
+    mosaic = np.full((128, 192), 8192, np.uint16)
+    identity = (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1)
+    extratags = [
+        (50706, 1, 4, (1, 4, 0, 0), True), (50708, 2, 0, "A Camera", True), (33421, 3, 2, (2, 2), True),
+        (33422, 1, 4, (0, 1, 1, 2), True), (50717, 4, 1, 16384, True), (50721, 10, 9, identity, True),
+        (50728, 5, 3, (1, 1, 1, 1, 1, 1), True), (50778, 3, 1, 21, True), (271, 2, 0, "A Camera", True),
+        (272, 2, 0, "Model", True),
+    ]  # fmt: skip
+    tifffile.imwrite(tmp_path / "a.dng", mosaic, photometric=32803, extratags=extratags, metadata=None)
+    assert plan([tmp_path / "a.dng"]) == [Job(tmp_path / "a.dng", tmp_path / "a.tif")]
+    photo = read_photo(tmp_path / "a.dng")
+    assert photo.pixels.dtype == np.uint16 and photo.pixels.shape == (128, 192, 3)
+    green = photo.pixels[40:80, 60:120, 1].mean() / 65535
+    assert abs(green - 0.7) < 0.08  # 0.5 of white, in sRGB's curve or one near it
+    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "a.dng", tmp_path / "b.tif", Options())
+    assert read_photo(tmp_path / "b.tif").pixels.mean() > photo.pixels.mean()
+    with pytest.raises(ValueError, match="expected a name that ends in"):
+        write_photo(photo, tmp_path / "c.dng")
+
+
+@pytest.mark.parametrize(("name", "start", "package", "extra"), [
+    ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "pillow_heif", "heic"), ("a.nef", b"II*\0\x08\0\0\0", "rawpy", "raw"),
+])  # fmt: skip
+def test_what_is_missing_is_named_in_one_line(tmp_path, monkeypatch, name, start, package, extra):
+    (tmp_path / name).write_bytes(start + bytes(40))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ValueError, match=rf"expected the package {package} to read .*: pip install 'fastenh\[{extra}\]'"
+    ):
+        read_photo(tmp_path / name)
+
+
+# ---- which files, and many of them
+
+
+def test_where_photos_go(tmp_path):
+    for name in ("a.jpg", "b/c.png", "b/.hidden.png", ".d/e.png", "f.nef", "notes.txt", "out/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = lambda jobs: {str(job.photo.relative_to(tmp_path)): str(job.target.relative_to(tmp_path)) for job in jobs}  # noqa: E731
+    assert names(plan([tmp_path])) == {"a.jpg": "enhanced/a.jpg", "f.nef": "enhanced/f.tif"}
+    assert names(plan([tmp_path], f"{tmp_path}/out", recursive=True)) == {
+        "a.jpg": "out/a.jpg", "b/c.png": "out/b/c.png", "f.nef": "out/f.tif",
+    }  # fmt: skip
+    assert names(plan([tmp_path], f"{tmp_path}/out", "_new")) == {"a.jpg": "out/a_new.jpg", "f.nef": "out/f_new.tif"}
+    assert names(plan([tmp_path / "a.jpg"])) == {"a.jpg": "a_enhanced.jpg"}
+    assert names(plan([tmp_path / "a.jpg", tmp_path / "f.nef"], None, "_x")) == {"a.jpg": "a_x.jpg", "f.nef": "f_x.tif"}
+    assert plan([tmp_path / "f.nef"])[0].target == tmp_path / "f.tif"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_many_files_in_order_and_each_tried(tmp_path, workers):
+    jobs = [Job(tmp_path / f"{n}.png", tmp_path / "out" / f"{n}.png") for n in range(7)]
+    for n, job in enumerate(jobs):
+        if n != 4:
+            Image.fromarray(numbers(9, 11, 3, "uint8")).save(job.photo)
+    done = list(retouch_files(Enhancer(Curve(), "cpu"), jobs, Options(), workers=workers))
+    assert [one.job for one in done] == jobs and [n for n, one in enumerate(done) if one.error] == [4]
+    for job in jobs[:4] + jobs[5:]:
+        assert np.array_equal(read_photo(job.target).pixels, Enhancer(Curve(), "cpu").enhance(job.photo).pixels)
+    (tmp_path / "out" / "2.png").unlink()
+    done = list(retouch_files(Enhancer(Curve(), "cpu"), jobs, Options(), workers=workers))
+    assert [n for n, one in enumerate(done) if one.skipped] == [0, 1, 3, 5, 6] and not done[2].error
+
+
+def test_watch_takes_a_file_once_it_is_whole(tmp_path, monkeypatch, capsys):
+    """A clock of our own: what is there at first, one that grows for three seconds, one that is no photo."""
+    whole = io.BytesIO()
+    Image.fromarray(numbers(9, 11, 3, "uint8")).save(whole, "PNG")
+    data = whole.getvalue()
+    (tmp_path / "a.png").write_bytes(data)
+    seconds = []
+
+    def second(_):
+        seconds.append(sorted(path.name for path in (tmp_path / "enhanced").glob("*")))
+        now = len(seconds)
+        if now <= 3:
+            (tmp_path / "b.png").write_bytes(data[: len(data) * now // 3])
+        if now == 4:
+            (tmp_path / "c.png").write_text("hello")
+        if now == 9:
+            raise KeyboardInterrupt
+
+    command = importlib.import_module("fastenh.cli.enhance")
+    monkeypatch.setattr(command.time, "sleep", second)
+    enhancer = Enhancer(Curve(), "cpu")
+    command._watch(tmp_path, lambda: plan([tmp_path]), lambda jobs: retouch_files(enhancer, jobs, Options()))
+    assert seconds[0] == [] and seconds[1] == ["a.png"] and "b.png" not in seconds[3] and "b.png" in seconds[5]
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
+        f"Watching {tmp_path}; Ctrl-C ends it", f"Wrote {tmp_path / 'enhanced' / 'a.png'}",
+        f"Wrote {tmp_path / 'enhanced' / 'b.png'}", "Ended",
+    ]  # fmt: skip
+    assert output.err.count("c.png") == 1  # it is tried once
+
+
+def test_headers_are_values():
+    header = photo_of(numbers(4, 5, 3, "uint8")).header
+    assert replace(header, orientation=6).upright() == replace(header, height=5, width=4)
