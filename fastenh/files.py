@@ -46,7 +46,7 @@ from fastenh.io.rows import Rows
 if TYPE_CHECKING:
     from fastenh.enhance import Enhancer
 
-BAND = 2**19  # pixels whose colours are converted at once: they stay in the cache
+BAND = 2**16  # pixels whose colours are converted at once: they stay in the cache
 STRIP = 2**21  # pixels of a picture by strips that are in memory at once
 LARGE = 2**26  # pixels beyond which a picture goes by strips, where the model lets it
 SEEN = 2048  # pixels a side of what a model sees of such a picture, at most

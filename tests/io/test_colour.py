@@ -63,7 +63,7 @@ def test_agrees_with_lcms2(name):
 def test_there_and_back(name):
     space = from_profile(profile(name), 3)
     numbers = encode(decode(NUMBERS) * 0.9 + 0.05)
-    assert (space.from_srgb(space.to_srgb(numbers)) - numbers).abs().max() * 65535 < 2
+    assert (space.from_srgb(space.to_srgb(numbers)) - numbers).abs().max() * 65535 < 6
 
 
 @pytest.mark.parametrize("icc", [b"", b"no profile", imagecodecs.cms_profile("srgb"), imagecodecs.cms_profile("gray")])
