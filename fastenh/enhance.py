@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastenh import models, ops
 from fastenh.finish import finish
-from fastenh.io import LutFile, read_photo
+from fastenh.io import read_photo
 from fastenh.models.lut3d import identity_lut
 
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}  # the integer that stands for 1.0
@@ -40,9 +40,8 @@ class Enhancer:
     rounded to nearest; floats (16, 32, 64 bit; bfloat16 in tensors) are in [0, 1]. The image given is never changed.
 
     `model` is the name of a model that comes with fastenh, the path of one saved by it, or a module of your own,
-    (B, 3, H, W) RGB in [0, 1] → the same shape, which is then moved to `device` and set to eval mode. The LUT that
-    `fastenh.io.read_lut` reads is such a module. `device` is anything torch takes, or "auto": a CUDA GPU where there is
-    one, else the CPU.
+    (B, 3, H, W) RGB in [0, 1] → the same shape, which is then moved to `device` and set to eval mode. `device` is
+    anything torch takes, or "auto": a CUDA GPU where there is one, else the CPU.
 
     Raises TypeError for another kind or dtype of image, ValueError for another shape, mode, range, model or device,
     and what `fastenh.io.read_photo` raises for a path.
@@ -134,7 +133,7 @@ class Enhancer:
             luts = identity_lut(luts.shape[-1]).to(luts).lerp(luts, strength)
             result = ops.lut_transform(image, luts[:, None])
             return result if scale else result.clamp_(0, 1)
-        if scale and strength == 1 and type(self.model) in (LutFile, *models.SYSTEMS.values()):
+        if scale and strength == 1 and type(self.model) in models.SYSTEMS.values():
             return self.model(image)  # takes integers as they are, without frames of floats, four times as large
         real = image.float()
         if scale:

@@ -123,7 +123,7 @@ def lut_bake(
         if size is None and _is_hald(output):
             size = HALD_SIZE
         if photo is not None:
-            looks = {output: bake(module, _pixels(photo), size)}
+            looks = {output: bake(module, _seen(photo), size)}
             looks[output].title = f"{Path(model).stem}, {photo.stem}"
         else:
             if not hasattr(module, "fused_lut"):
@@ -193,14 +193,21 @@ def _is_hald(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _pixels(photo: Path) -> Tensor:
-    """(1, 3, H, W), as `Enhancer` gives a photo to a model."""
-    import numpy as np
-    import torch
+def _seen(photo: Path) -> Tensor:
+    """(1, 3, H, W): what a model sees of a photo, whatever is done to a file's pixels on the way."""
+    from torch import nn
 
-    from fastenh.io import read_photo
+    from fastenh import Enhancer
 
-    return torch.from_numpy(np.array(read_photo(photo).convert("RGB"))).permute(2, 0, 1)[None]
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image.clone())
+            return image
+
+    Enhancer(Witness(), "cpu")(photo)
+    return seen[0]
 
 
 def _falls(look: LutFile) -> list[str]:

@@ -55,6 +55,8 @@ class LutFile(nn.Module):
     Raises ValueError, in one line, for tensors of other sizes, for NaN or infinity, and for an empty domain.
     """
 
+    pointwise = True  # colours are mapped alike all over a photo
+
     table: Tensor | None
     shaper: Tensor | None
 
@@ -115,11 +117,16 @@ class LutFile(nn.Module):
         level = math.isqrt(self.table.shape[1])
         return level if level > 1 and level**2 == self.table.shape[1] else None
 
-    def forward(self, image: Tensor) -> Tensor:
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Nothing: it is one for all photos."""
+        return ()
+
+    def render(self, image: Tensor, look: tuple[Tensor, ...] = (), out: Tensor | None = None) -> Tensor:
+        """`forward`, into `out` if given, which may be `image` itself."""
         check_image("LutFile", image)
         if self.table is not None and self.shaper is None and self.table_domain == UNIT:
-            return ops.lut_transform(image, self.table[None], interpolation=self.interpolation)
-        out, rows = torch.empty_like(image), max(1, BAND // image.shape[3])
+            return ops.lut_transform(image, self.table[None], interpolation=self.interpolation, out=out)
+        out, rows = torch.empty_like(image) if out is None else out, max(1, BAND // image.shape[3])
         for b in range(len(image)):
             for top in range(0, image.shape[2], rows):
                 x = to_float(image[b : b + 1, :, top : top + rows])
@@ -130,6 +137,9 @@ class LutFile(nn.Module):
                     x = ops.lut_transform(x, self.table[None], interpolation=self.interpolation)
                 out[b : b + 1, :, top : top + rows] = from_float(x, image.dtype)
         return out
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.render(image)
 
 
 def read_lut(path: str | os.PathLike[str]) -> LutFile:

@@ -591,6 +591,17 @@ def test_every_dtype_layout_and_size(kind, dtype, monkeypatch):
     np.testing.assert_allclose(result.double().numpy(), expected, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_into_a_buffer_or_in_place(dtype):
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 9, 7)
+    image = (image * 255).to(dtype) if dtype is torch.uint8 else image
+    for lut in (LutFile(torch.rand(3, 5, 5, 5)), LutFile(torch.rand(3, 5, 5, 5), torch.rand(3, 9))):
+        expected, buffer, same = lut(image), torch.empty_like(image), image.clone()
+        for out in (buffer, same):
+            assert lut.render(same, lut.look(image), out=out) is out and torch.equal(out, expected)
+
+
 def test_nan_stays_where_it_was():
     image = torch.rand(1, 3, 4, 5)
     image[0, 1, 2, 3] = torch.nan
@@ -608,8 +619,8 @@ def test_enhancer_takes_a_lut_as_a_model(dtype):
         pixels = np.rint(pixels * np.iinfo(dtype).max).astype(dtype)
     for lut in (LutFile(torch.rand(3, 5, 5, 5)), LutFile(None, torch.rand(3, 9))):
         whole, half = (Enhancer(lut, "cpu")(pixels, strength).astype(float) for strength in (1.0, 0.5))
-        np.testing.assert_array_equal(whole, pixels_of(lut(image_of(pixels))).astype(float))
         atol = 1 if dtype is not np.float32 else 1e-6
+        np.testing.assert_allclose(whole, pixels_of(lut(image_of(pixels))).astype(float), rtol=0, atol=atol)
         np.testing.assert_allclose(half, (whole + pixels.astype(float)) / 2, rtol=0, atol=atol)
 
 
