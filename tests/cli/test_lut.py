@@ -101,11 +101,16 @@ def test_info_knows_the_identity(folder, look):
 
 def test_info_finds_one_entry_that_is_off(folder):
     table = identity_lut(33)
-    table[2, 7, 5, 3] -= 0.05
+    table[2, 7, 5, 3] += 0.02
     write_lut(LutFile(table), "a.cube")
-    said = lut("info", "a.cube")
-    assert "identity    no, off by up to 0.0500" in said
-    assert "monotonic   no: B falls at 1 of 34848 steps of the 3D LUT" in said
+    assert "identity    no, off by up to 0.0200\nmonotonic   yes" in lut("info", "a.cube")
+
+
+def test_info_finds_what_falls_along_its_own_axis(folder):
+    table = identity_lut(33)
+    table[0, :, 4], table[2, 7], table[1, :, :, 9] = 0.5, 0.0, 0.7  # only blue falls as blue rises
+    write_lut(LutFile(table), "a.cube")
+    assert f"monotonic   no: B falls at {33 * 33} of 34848 steps of the 3D LUT" in lut("info", "a.cube")
 
 
 def test_a_title_cannot_command_the_terminal(folder):
