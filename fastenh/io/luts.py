@@ -33,7 +33,7 @@ UNIT: Domain = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SHAPER_SIZES = (2, 65536)
 TABLE_SIZES = (2, 256)
 
-BAND = 2**16  # pixels that are worked on at once
+BAND = 2**20  # pixels that are worked on at once
 BLOCK = 2**24  # characters of a .cube that are read at once
 MAX_LINE = 2**16  # characters
 
