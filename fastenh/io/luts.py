@@ -232,7 +232,7 @@ def bake(model: nn.Module, image: Tensor, size: int | None = None) -> LutFile:
             "expected a model that is one map of colours for the whole photo, "
             f"got {type(model).__name__}, which treats a colour by what lies around it"
         )
-    return sample(look, 33 if size is None else size)
+    return sample(lambda colours: look(colours.to(image.device)), 33 if size is None else size)
 
 
 def _check_size(name: str, size: int, bounds: tuple[int, int]) -> None:
@@ -503,7 +503,9 @@ def _read_through_opencolorio(path: Path) -> LutFile:
     open(path, "rb").close()  # so that a file that may not be read says so itself
     try:
         ocio.ClearAllCaches()  # of a file that was at this path before
-        steps = list(config.getProcessor(ocio.FileTransform(os.path.abspath(path))).createGroupTransform())
+        transform, bare = ocio.FileTransform(os.path.abspath(path)), ocio.Context()  # to which a $ in a name is a $
+        processor = config.getProcessor(bare, transform, ocio.TRANSFORM_DIR_FORWARD)
+        steps = list(processor.createGroupTransform())
         mixing = (i for i, step in enumerate(steps) if config.getProcessor(step).hasChannelCrosstalk())
         first = next(mixing, len(steps))
         before, after = steps[:first], steps[first:]
@@ -522,9 +524,11 @@ def _read_through_opencolorio(path: Path) -> LutFile:
                 domain = (low, low, low), (high, high, high)
             size = next((step.getGridSize() for step in after if isinstance(step, ocio.Lut3DTransform)), 65)
             table = sample(look(after), size, domain).table
-    except ocio.Exception as error:
+        lut = LutFile(table, shaper, table_domain=domain)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (ocio.Exception, ocio.ExceptionMissingFile) as error:
         reason = " ".join(str(error).rpartition("failed with:")[2].split())
         raise ValueError(f"{path}: expected a LUT that OpenColorIO reads, got none ({reason:.200})") from None
-    lut = LutFile(table, shaper, table_domain=domain)
     lut.format = f"{path.suffix.lower()}, through OpenColorIO"
     return lut

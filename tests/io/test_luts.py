@@ -223,7 +223,8 @@ def test_a_curve_after_what_mixes_channels_holds_at_the_vertices(tmp_path):
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path):
-    path, stamp = tmp_path / "a.spi1d", 10**9
+    """Its name holds what OpenColorIO would take for a variable."""
+    path, stamp = tmp_path / "a$HOME %PATH% b.spi1d", 10**9
     for value in ("0.25", "0.75"):
         path.write_text("Version 1\nFrom 0.0 1.0\nLength 2\nComponents 1\n{\n" + f"{value}\n" * 2 + "}\n")
         os.utime(path, (stamp, stamp))
@@ -491,6 +492,27 @@ def test_a_gigabyte_of_one_line_is_not_read(tmp_path):
         assert f"line {head.count(10) + 1}: expected at most 65536 characters, got a longer line" in line
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), name=st.sampled_from(sorted(OTHERS)))
+def test_damage_to_what_opencolorio_reads_is_a_lut_or_a_value_error(data, name, tmp_path_factory):
+    text = OTHERS[name][0]
+    start = data.draw(st.integers(0, len(text)))
+    length = data.draw(st.integers(0, 9) | st.just(len(text)))
+    text = (
+        text[:start]
+        + data.draw(st.sampled_from(["", "0", "nan", "1e40", "-1", "\0", "<", "\n"]))
+        + text[start + length :]
+    )
+    path = tmp_path_factory.mktemp("luts") / name
+    path.write_text(text)
+    try:
+        lut = read_lut(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert lut(torch.rand(1, 3, 4, 5)).isfinite().all()
+
+
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_damage_anywhere_is_a_lut_or_a_value_error(data, tmp_path_factory):
@@ -517,6 +539,8 @@ def test_other_files_are_one_clear_line(tmp_path):
     for name in ("a.3dl", "a.clf", "a.csp", "a.spi1d", "a.spi3d"):
         (tmp_path / name).write_text("hello\n")
         assert "expected a LUT that OpenColorIO reads, got none (" in refusal(tmp_path / name)
+    (tmp_path / "b.spi1d").write_text("Version 1\nFrom 0.0 1.0\nLength 2\nComponents 1\n{\n0\n1e39\n}\n")
+    refusal(tmp_path / "b.spi1d")
     for size, got in (((64, 27), "64×27"), ((26, 26), "26×26"), ((1, 1), "1×1")):
         Image.new("RGB", size).save(tmp_path / "a.png")
         assert refusal(tmp_path / "a.png").endswith(f"8×8, 27×27, 64×64, … or 4096×4096 pixels, got {got}")
