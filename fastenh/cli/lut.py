@@ -22,10 +22,11 @@ File = Annotated[
 ]
 Written = Annotated[Path, typer.Option("-o", "--output", help="The .cube to write, or .png for a Hald CLUT.")]
 
-COLOURS = {"black": (0, 0, 0), "dark grey": (0.25, 0.25, 0.25), "grey": (0.5, 0.5, 0.5)}
-COLOURS |= {"light grey": (0.75, 0.75, 0.75), "white": (1, 1, 1)}
-COLOURS |= {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0)}
-COLOURS |= {"cyan": (0, 1, 1), "blue": (0, 0, 1), "magenta": (1, 0, 1)}
+COLOURS = {
+    "black": (0, 0, 0), "dark grey": (0.25, 0.25, 0.25), "grey": (0.5, 0.5, 0.5), "light grey": (0.75, 0.75, 0.75),
+    "white": (1, 1, 1), "red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1),
+    "blue": (0, 0, 1), "magenta": (1, 0, 1),
+}  # fmt: skip
 HALD_SIZE = 64  # level 8, which most programs take
 
 
@@ -53,7 +54,8 @@ def lut_info(lut: File, debug: Debug = False) -> None:
 
         lines = [("format", look.format), ("title", look.title), ("holds", look.contents)]
         lines += [("takes", domain_in_words(look.domain)), ("gives", ", ".join(ranges))]
-        lines += [("identity", "yes" if off < 1e-6 else f"no, off by up to {off:.4f}")]
+        rounding = 1e-6 * (high - low).max().clamp_min(1).item()
+        lines += [("identity", "yes" if off < rounding else f"no, off by up to {off:.4g}")]
         lines += [("monotonic", "no: " + ", ".join(falls) if (falls := _falls(look)) else "yes")]
         for name, colour in COLOURS.items():
             result = look(torch.tensor(colour, dtype=torch.float32).reshape(1, 3, 1, 1)).flatten().tolist()

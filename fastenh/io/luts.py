@@ -273,8 +273,10 @@ def _look_up(x: Tensor, curves: Tensor) -> Tensor:
 
 # ---- .cube
 
-COUNTS = {"LUT_1D_SIZE": 1, "LUT_3D_SIZE": 1, "DOMAIN_MIN": 3, "DOMAIN_MAX": 3}  # keywords, and how many numbers follow
-COUNTS |= {"LUT_1D_INPUT_RANGE": 2, "LUT_3D_INPUT_RANGE": 2}
+COUNTS = {  # keywords, and how many numbers follow
+    "LUT_1D_SIZE": 1, "LUT_3D_SIZE": 1, "DOMAIN_MIN": 3, "DOMAIN_MAX": 3,
+    "LUT_1D_INPUT_RANGE": 2, "LUT_3D_INPUT_RANGE": 2,
+}  # fmt: skip
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MAX_FLOAT = torch.finfo(torch.float32).max
 Header = dict[str, tuple[float, ...]]
