@@ -1,4 +1,4 @@
-"""What README, docs/portrait.md and docs/lowlight.md tell people to type works as it stands there."""
+"""What README and the pages of docs/ named here tell people to type works as it stands there."""
 
 import re
 import shlex
@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from fastenh.cli import app
 from fastenh.data.example import make_portraits
+from fastenh.io import LutFile, write_lut
 from fastenh.models import LocalContextLUT, ZeroDCE, save
+from fastenh.models.lut3d import identity_lut
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md")
-README, PORTRAIT, LOWLIGHT = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
+PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md")
+README, PORTRAIT, LOWLIGHT, LUTS = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
 
 
 def commands(page: str) -> list[str]:
@@ -28,9 +30,10 @@ COMMANDS = commands(README)
 @pytest.fixture(autouse=True)
 def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("holiday", "shoot", "run", "portraits/shoot"):
+    for folder in ("holiday", "shoot", "run", "portraits/shoot", "luts"):
         Path(folder).mkdir(parents=True)
     photos = "photo.jpg holiday/1.jpg holiday/2.png shoot/1.jpg portraits/shoot/8.jpg portraits/8k.jpg dark.png"
+    photos += " luts/photo.jpg luts/dark.jpg"
     for name in photos.split():
         Image.linear_gradient("L").convert("RGB").save(name)
     make_portraits(Path("portraits"), groups=2, photos=2, augmentations=0, size=(32, 40))
@@ -39,18 +42,20 @@ def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     save(LocalContextLUT(2, 5, "statistics"), "run/model.safetensors")  # as training left it
     torch.save(ZeroDCE().state_dict(), "Epoch99.pth")  # as published
     save(ZeroDCE(), "zero_dce.safetensors")  # as converted
+    for name in ("warm", "dark"):
+        write_lut(LutFile(identity_lut(5)), f"luts/{name}.cube")
 
 
 def arguments(command: str) -> list[str]:
     words = shlex.split(command)[1:]
-    if words[0] == "convert":
+    if words[0] == "convert" or words[:2] in (["lut", "bake"], ["lut", "convert"]):
         words.append("--overwrite")
     if words[0] == "train":  # for a second, not for days
         words += [f"--set={item}" for item in ("classifier=statistics", "size=5", "side=24", "batch=2", "steps=1")]
     return words
 
 
-@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT))
+@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT) + commands(LUTS))
 def test_commands(command: str) -> None:
     result = CliRunner().invoke(app, arguments(command))
     assert result.exit_code == 0, result.output
@@ -87,3 +92,13 @@ def test_python() -> None:
     assert Path("after.jpg").is_file()
     assert names["result"].shape == (1, 3, 1080, 1920)  # type: ignore[attr-defined]
     assert names["luts"].grad.abs().sum() > 0  # type: ignore[attr-defined]
+
+
+def test_python_of_luts() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", LUTS, re.S)
+    exec(code, names)
+    image, warm = names["image"], names["warm"]
+    torch.testing.assert_close(names["milder"], torch.lerp(image, warm, 0.6))  # type: ignore[arg-type]
+    torch.testing.assert_close(names["after"], names["model"](image))  # type: ignore[operator]
+    assert Path("look.cube").is_file() and Path("half.cube").is_file()

@@ -1,4 +1,5 @@
-"""The command line: `fastenh enhance`, `fastenh train`, `fastenh evaluate`, `fastenh convert`, `fastenh info`.
+"""The command line: `fastenh enhance`, `fastenh train`, `fastenh evaluate`, `fastenh convert`, `fastenh lut`,
+`fastenh info`.
 
 Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
 2 where nothing was begun. What is slow to import is imported by the commands that need it.
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 import fastenh
-from fastenh.cli import convert, train
+from fastenh.cli import convert, lut, train
 from fastenh.cli.enhance import enhance
 from fastenh.cli.evaluate import evaluate
 from fastenh.cli.options import one_line
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(enhance)
 app.command()(evaluate)
 app.add_typer(convert.app, name="convert")
+app.add_typer(lut.app, name="lut")
 app.add_typer(train.app, name="train")
 
 

@@ -1,0 +1,224 @@
+"""`fastenh lut`: LUT files looked at, applied to photos, baked from models, converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fastenh.cli.enhance import enhance
+from fastenh.cli.options import Debug, Device, Model, Overwrite, needing_extra, one_line, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastenh.io import LutFile
+
+app = typer.Typer(help="Look at LUT files, apply them, bake them from models, convert them.", no_args_is_help=True)
+
+File = Annotated[
+    Path, typer.Argument(metavar="LUT", help=".cube, Hald CLUT (.png), or .3dl, .clf, .csp, .spi1d, .spi3d.")
+]
+Written = Annotated[Path, typer.Option("-o", "--output", help="The .cube to write, or .png for a Hald CLUT.")]
+
+COLOURS = {
+    "black": (0, 0, 0), "dark grey": (0.25, 0.25, 0.25), "grey": (0.5, 0.5, 0.5), "light grey": (0.75, 0.75, 0.75),
+    "white": (1, 1, 1), "red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1),
+    "blue": (0, 0, 1), "magenta": (1, 0, 1),
+}  # fmt: skip
+HALD_SIZE = 64  # level 8, which most programs take
+
+
+@app.command("info")
+def lut_info(lut: File, debug: Debug = False) -> None:
+    """Say what a LUT file holds, and what it does to a few colours."""
+    with one_line(debug):
+        import torch
+
+        from fastenh.io.luts import domain_in_words
+        from fastenh.models.lut3d import identity_lut
+
+        look = _read(lut)
+        # Where it has entries, so that nothing hides between them.
+        inputs = []
+        low, high = (torch.tensor(end)[:, None, None] for end in look.domain)
+        if look.shaper is not None:
+            inputs.append(low + (high - low) * torch.linspace(0, 1, look.shaper.shape[1]).expand(3, 1, -1))
+        if look.table is not None:
+            inputs.append(low + (high - low) * identity_lut(look.table.shape[1]).flatten(2))
+        results = [look(colours[None])[0] for colours in inputs]
+        off = max((result - colours).abs().max().item() for colours, result in zip(inputs, results, strict=True))
+        values = torch.cat([result.flatten(1) for result in results], 1)
+        ranges = [f"{c} {v.min().item():.4g} to {v.max().item():.4g}" for c, v in zip("RGB", values, strict=True)]
+
+        lines = [("format", look.format), ("title", look.title), ("holds", look.contents)]
+        lines += [("takes", domain_in_words(look.domain)), ("gives", ", ".join(ranges))]
+        rounding = 1e-6 * (high - low).max().clamp_min(1).item()
+        lines += [("identity", "yes" if off < rounding else f"no, off by up to {off:.4g}")]
+        lines += [("monotonic", "no: " + ", ".join(falls) if (falls := _falls(look)) else "yes")]
+        for name, colour in COLOURS.items():
+            result = look(torch.tensor(colour, dtype=torch.float32).reshape(1, 3, 1, 1)).flatten().tolist()
+            text = "{:.2f} {:.2f} {:.2f} → {:.4f} {:.4f} {:.4f}".format(*colour, *result)
+            lines.append((name, text))
+    for name, text in lines:
+        if text:
+            say(f"{name:<12}{text}")
+
+
+@app.command("apply")
+def lut_apply(
+    lut: File,
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos, or one folder of them.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
+        ),
+    ] = None,
+    interpolation: Annotated[
+        Literal["tetrahedral", "trilinear"],
+        typer.Option(help="Tetrahedral as ffmpeg has it by default, trilinear as Resolve has and as models compute."),
+    ] = "tetrahedral",
+    strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole LUT.")] = 1.0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a LUT file to photos.
+
+    Everything else is as with `fastenh enhance`: what is read and written, kept and refused.
+    """
+    with one_line(debug):
+        look: Any = _read(lut)  # stands where the name of a model would: to Enhancer, a module is as good
+        look.interpolation = interpolation
+    enhance(photos, output, model=look, strength=strength, device=device, overwrite=overwrite, debug=debug)
+
+
+@app.command("bake")
+def lut_bake(
+    output: Written,
+    model: Model = "auto",
+    photo: Annotated[Path | None, typer.Option(help="The photo whose look it is to be.")] = None,
+    basis: Annotated[
+        bool, typer.Option("--basis", help="The LUTs that the model blends: OUT_1.cube, OUT_2.cube …")
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Vertices of the 3D LUT along each side.", show_default="the model's own, or 33"),
+    ] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write what a model makes of a photo as a LUT file, for other programs.
+
+    Only models that treat equal colours alike, wherever they are in the photo, can become a LUT: `auto` is one.
+    """
+    with one_line(debug):
+        if basis == (photo is not None):
+            raise ValueError(f"expected --photo PHOTO or --basis, got {'both' if basis else 'neither'}")
+        from fastenh import models
+        from fastenh.io import LutFile, check_free
+        from fastenh.io.luts import bake, sample
+
+        module: Any = models.load(model)
+        if size is None and _is_hald(output):
+            size = HALD_SIZE
+        if photo is not None:
+            looks = {output: bake(module, _seen(photo), size)}
+            looks[output].title = f"{Path(model).stem}, {photo.stem}"
+        else:
+            if not hasattr(module, "fused_lut"):
+                raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(module).__name__}")
+            looks = {}
+            for n, table in enumerate(module.luts, 1):
+                look = LutFile(table, interpolation="trilinear")
+                look = look if size is None else sample(look, size)
+                look.title = f"{Path(model).stem}, LUT {n} of {len(module.luts)}"
+                looks[output.with_stem(f"{output.stem}_{n}")] = look
+        for path in looks:
+            check_free(path, overwrite)
+        for path, look in looks.items():
+            _write(look, path, overwrite)
+
+
+@app.command("convert")
+def lut_convert(
+    lut: File,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The .cube to write, or .png for a Hald CLUT.")],
+    size: Annotated[
+        int | None,
+        typer.Option(help="Make it one 3D LUT of as many vertices along each side.", show_default="as it is"),
+    ] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write a LUT file in another format, as exactly as that can hold it, or in another size.
+
+    A Hald CLUT becomes one of level 8 (64 vertices) where the LUT is not of a size that it can have.
+    """
+    with one_line(debug):
+        from fastenh.io import check_free
+        from fastenh.io.luts import UNIT, sample
+
+        check_free(output, overwrite)
+        look = _read(lut)
+        if size is None and _is_hald(output) and not look.hald_level:
+            size = HALD_SIZE
+        if size is not None:
+            look = sample(look, size, UNIT if _is_hald(output) else look.domain, look.title)
+        _write(look, output, overwrite)
+
+
+def _read(path: Path) -> LutFile:
+    from fastenh.io import read_lut
+
+    with needing_extra("luts"):
+        return read_lut(path)
+
+
+def _write(look: LutFile, path: Path, overwrite: bool) -> None:
+    from fastenh.io import write_lut
+
+    write_lut(look, path, overwrite)
+    if _is_hald(path) and look.table is not None:
+        low, high = look.table.min().item(), look.table.max().item()
+        if low < 0 or high > 1:
+            say(
+                f"{path}: a Hald CLUT holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped",
+                err=True,
+            )
+    say(f"Wrote {path}")
+
+
+def _is_hald(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _seen(photo: Path) -> Tensor:
+    """(1, 3, H, W): what a model sees of a photo, whatever is done to a file's pixels on the way."""
+    from torch import nn
+
+    from fastenh import Enhancer
+
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image.clone())
+            return image
+
+    Enhancer(Witness(), "cpu")(photo)
+    return seen[0]
+
+
+def _falls(look: LutFile) -> list[str]:
+    """Where a channel becomes darker as its own input becomes lighter."""
+    found = []
+    for c, name in enumerate("RGB"):
+        for kind, entries in (("1D", look.shaper), ("3D", look.table)):
+            if entries is not None:
+                steps = entries[c].diff(dim=-1 if kind == "1D" else 2 - c)
+                if count := (steps < 0).sum().item():
+                    found.append(f"{name} falls at {count} of {steps.numel()} steps of the {kind} LUT")
+    return found
