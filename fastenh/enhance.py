@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastenh import models, ops
+from fastenh import models
 from fastenh.finish import finish
 from fastenh.io import read_photo
 from fastenh.models.lut3d import identity_lut
+from fastenh.ops.op import FLOATS, FULL_SCALE, from_float, to_float
+from fastenh.stream import Frame, stream
 
-FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}  # the integer that stands for 1.0
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Enhancer:
-    """Retouch photos: `Enhancer("auto")(image, strength=1.0)`.
+    """Retouch photos: `Enhancer("auto").enhance(image, strength=1.0)`, or without the `.enhance`; videos: `stream`.
 
     out = (1 − strength) · image + strength · model(image), clamped to [0, 1]; strength 0 gives the image back exactly.
 
@@ -43,17 +44,33 @@ class Enhancer:
     (B, 3, H, W) RGB in [0, 1] → the same shape, which is then moved to `device` and set to eval mode. `device` is
     anything torch takes, or "auto": a CUDA GPU where there is one, else the CPU.
 
-    Raises TypeError for another kind or dtype of image, ValueError for another shape, mode, range, model or device,
-    and what `fastenh.io.read_photo` raises for a path.
+    `precision` is "float32" or, on a GPU, "float16" or "bfloat16": what networks and images of wider floats are computed
+    in. LUTs stay float32, and results have the image's dtype. It is float32 unless asked for, so that a photo comes out
+    alike on every device, within rounding. A CPU has float32 alone: halves gain little there, and often cost time.
+
+    Raises TypeError for another kind or dtype of image, ValueError for another shape, mode, range, model, device or
+    precision, and what `fastenh.io.read_photo` raises for a path.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | nn.Module = "auto", device: str | torch.device = "auto") -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module = "auto",
+        device: str | torch.device = "auto",
+        precision: str = "float32",
+    ) -> None:
         self.device = _device(device)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
+        if self.device.type == "cpu" and precision != "float32":
+            raise ValueError(f"precision: expected float32 on a CPU, got {precision}")
+        self.dtype = PRECISIONS[precision]
         module = model if isinstance(model, nn.Module) else models.load(os.fspath(model))
         self.model = module.to(self.device).eval()
+        # The same, if it has the two methods that `fastenh.models` tells of.
+        self.parts: Any = module if hasattr(module, "look") and hasattr(module, "render") else None
 
     @overload
-    def __call__(
+    def enhance(
         self,
         image: str | os.PathLike[str] | Image.Image,
         strength: float = 1.0,
@@ -62,16 +79,16 @@ class Enhancer:
         protect_highlights: bool = False,
     ) -> Image.Image: ...
     @overload
-    def __call__(
+    def enhance(
         self, image: np.ndarray, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
     ) -> np.ndarray: ...
     @overload
-    def __call__(
+    def enhance(
         self, image: Tensor, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
     ) -> Tensor: ...
 
     @torch.inference_mode()
-    def __call__(self, image, strength=1.0, *, denoise=False, protect_highlights=False):
+    def enhance(self, image, strength=1.0, *, denoise=False, protect_highlights=False):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
 
@@ -93,6 +110,21 @@ class Enhancer:
         if isinstance(image, Tensor):
             return self._tensor(image, retouch)
         raise TypeError(f"image: expected a path, PIL image, NumPy array or tensor, got {type(image).__name__}")
+
+    __call__ = enhance
+
+    def stream(
+        self, frames: Iterable[Frame], *, renew: int = 8, smoothing: float = 12, strength: float = 1.0
+    ) -> Iterator[Frame]:
+        """Retouches the frames of a video, one by one, in buffers that are used again: `fastenh.stream` says how.
+
+        frames: arrays (H, W, 3) or tensors (3, H, W), on the CPU or on this device, all of one kind, shape and dtype.
+        renew, smoothing: the look is decided anew every `renew` frames, and followed with a time constant of
+            `smoothing` frames; a cut is followed at once. 1 and 0 decide it for each frame on its own.
+
+        A frame that it gives is overwritten when the next but one is asked for: copy what you keep.
+        """
+        return stream(self, frames, renew=renew, smoothing=smoothing, strength=strength)
 
     def _pil(self, image: Image.Image, retouch: Callable[[Tensor], Tensor]) -> Image.Image:
         colour = {"L": "RGB", "LA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}.get(image.mode)
@@ -124,25 +156,41 @@ class Enhancer:
             raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
         return retouch(batch).reshape(image.shape)
 
-    def _retouch(self, image: Tensor, strength: float) -> Tensor:
-        scale = FULL_SCALE.get(image.dtype)
-        fused_lut = getattr(self.model, "fused_lut", None)
-        if fused_lut:
-            # Blending tables blends their results, and integers go through a table as they are: both come for free.
-            luts = fused_lut(image)
-            luts = identity_lut(luts.shape[-1]).to(luts).lerp(luts, strength)
-            result = ops.lut_transform(image, luts[:, None])
-            return result if scale else result.clamp_(0, 1)
-        if scale and strength == 1 and type(self.model) in models.SYSTEMS.values():
-            return self.model(image)  # takes integers as they are, without frames of floats, four times as large
-        real = image.float()
-        if scale:
-            real /= scale
-        retouched = self.model(real.clone())  # a model may work in place
-        if retouched.shape != real.shape:
-            raise ValueError(f"model: expected a result of shape {tuple(real.shape)}, got {tuple(retouched.shape)}")
-        result = real.lerp(retouched.to(real.dtype), strength).clamp_(0, 1)
-        return (result.mul_(scale).round_() if scale else result).to(image.dtype)
+    def _look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What the model decides of an image as a whole: () where that is nothing, or where it does not say."""
+        if not self.parts:
+            return ()
+        with self._autocast():
+            return tuple(t.float() for t in self.parts.look(image))
+
+    def _retouch(
+        self, image: Tensor, strength: float, look: tuple[Tensor, ...] | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """`look`: another than the image's own; `out`: where to write."""
+        look = self._look(image) if look is None else look
+        if strength < 1 and hasattr(self.model, "fused_lut"):  # blending tables blends their results
+            (lut,) = look
+            look, strength = (identity_lut(lut.shape[-1], lut.device).lerp(lut, strength),), 1.0
+        floats = image.is_floating_point()
+        wide = floats and image.dtype.itemsize > self.dtype.itemsize
+        seen = image.to(self.dtype) if wide else image
+        with self._autocast():
+            if strength == 1 and self.parts:  # which take integers as they are, without frames of floats
+                result = self.parts.render(seen, look, out=None if wide else out)
+                result = result.clamp_(0, 1) if floats else result
+            else:
+                real = to_float(seen)
+                # A model may work in place.
+                retouched = self.parts.render(real, look) if self.parts else self.model(real.clone())
+                if retouched.shape != real.shape:
+                    expected, got = tuple(real.shape), tuple(retouched.shape)
+                    raise ValueError(f"model: expected a result of shape {expected}, got {got}")
+                result = from_float(real.lerp(retouched.to(real.dtype), strength).clamp_(0, 1), seen.dtype)
+        result = result.to(image.dtype)
+        return result if out is None or result is out else out.copy_(result)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def _device(name: str | torch.device) -> torch.device:

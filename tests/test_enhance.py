@@ -94,8 +94,8 @@ def test_local_context_takes_integers_without_a_frame_of_floats(dtype):
     model = LocalContextLUT(2, 5, "statistics").eval()
     with torch.no_grad():
         model.luts[1] = torch.rand(3, 5, 5, 5)
-    seen = []
-    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    seen, render = [], model.render
+    model.render = lambda image, look, out=None: (seen.append(image.dtype), render(image, look, out))[1]
     full = 255 if dtype == torch.uint8 else 65535
     image = (torch.rand(3, 24, 36) * full).to(dtype)
     result = Enhancer(model, "cpu")(image)
@@ -216,6 +216,32 @@ def test_strength_out_of_range(strength):
 def test_a_device_that_is_not_there(device):
     with pytest.raises(ValueError, match=rf"device: expected auto or what torch sees here \(cpu.*\), got {device}"):
         Enhancer(Curve(), device)
+
+
+@pytest.mark.parametrize(("precision", "message"), [("half", "expected float32, float16, bfloat16, got 'half'"),
+                                                    ("float16", "expected float32 on a CPU, got float16")])  # fmt: skip
+def test_a_precision_that_is_not_there(precision, message):
+    with pytest.raises(ValueError, match=f"^precision: {message}$"):
+        Enhancer(Curve(), "cpu", precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("parts", [True, False])
+def test_half_precision_is_of_networks_and_wide_floats(lut_model, dtype, parts):
+    """On the CPU, which refuses it, to see what becomes of dtypes: networks run in it, tables do not."""
+    enhancer = Enhancer(lut_model if parts else Plain(lut_model), "cpu")
+    image = (torch.rand(3, 24, 36) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    expected = enhancer(image)
+    seen = []
+    hook = lut_model.classifier.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    enhancer.dtype = torch.bfloat16
+    result = enhancer(image)
+    hook.remove()
+    assert seen == [torch.bfloat16] and len(enhancer._look(image[None])) == parts and result.dtype == dtype
+    assert all(t.dtype == torch.float32 for t in enhancer._look(image[None]))
+    bound = 2 if dtype == torch.uint8 else 1e-2
+    assert 0 < (result.double() - expected.double()).abs().max() <= bound
+    assert torch.equal(enhancer(image, 0), image)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

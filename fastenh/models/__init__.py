@@ -2,6 +2,11 @@
 
 The file's metadata hold one entry, `fastenh`: JSON with `system` (a name in SYSTEMS), `arguments` (of its constructor),
 `version` (of the fastenh that wrote it) and `about` (colour space and range, licence, notes). Nothing is unpickled.
+
+Without gradients a system does its work in two parts, which `Enhancer` and its streams call:
+
+    look(image) -> tuple of tensors (B, ...)    what it decides of a photo as a whole, in numbers that may be averaged
+    render(image, look, out=None) -> Tensor     the photo with that look; model(image) is render(image, look(image))
 """
 
 from __future__ import annotations

@@ -98,13 +98,22 @@ class LocalContextLUT(nn.Module):
             raise ValueError("fused=True: expected a model with context 'lam' and attention 'softmax', got another")
         if fused is None:
             fused = possible and not gradient_wanted([image, *self.parameters()])
-        if not fused or self.lam is None:
-            return self.compose(image).image
-        return ops.local_context_retouch(image, self.luts, self.predict_weights(image), self.lam.params())
+        return self.render(image, self.look(image)) if fused else self.compose(image).image
 
-    def compose(self, image: Tensor) -> Retouch:
-        """Layer after layer, as training needs it."""
-        weights = self.predict_weights(image)
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The image-adaptive weights of each photo, which may be averaged with others."""
+        return (self.predict_weights(image),)
+
+    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+        """The photo with a look of its own or of another, into `out` if given; in one pass where the model has one."""
+        if self.lam is not None and not self.lam.sums:
+            return ops.local_context_retouch(image, self.luts, look[0], self.lam.params(), out=out)
+        result = self.compose(image, look[0]).image
+        return result if out is None else out.copy_(result)
+
+    def compose(self, image: Tensor, weights: Tensor | None = None) -> Retouch:
+        """Layer after layer, as training needs it; with image-adaptive weights of your own, if given."""
+        weights = self.predict_weights(image) if weights is None else weights
         x = to_float(image).to(self.luts.dtype)
         pixel_weights = attention = None
         if self.lam is not None:

@@ -50,7 +50,17 @@ class ImageAdaptiveLUT(nn.Module):
 
     def fused_lut(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, 3, D, D, D): the one LUT that stands for the model on each photo, to bake or to stream."""
-        return torch.einsum("bn,n...->b...", self.predict_weights(image), self.luts)
+        weights = self.predict_weights(image)
+        with torch.autocast(image.device.type, enabled=False):  # a LUT stays as exact as it is
+            return torch.einsum("bn,n...->b...", weights.to(self.luts.dtype), self.luts)
+
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The fused LUT of each photo, which may be averaged with others."""
+        return (self.fused_lut(image),)
+
+    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+        """The photo with a look of its own or of another, into `out` if given."""
+        return ops.lut_transform(image, look[0][:, None], out=out)
 
 
 class ConvClassifier(nn.Module):
@@ -121,7 +131,8 @@ class StatisticsClassifier(nn.Module):
         chroma = ((rgb[:, ::2] + 0.05) / (rgb[:, 1:2] + 0.05)).log().clamp(-1, 1) / 2 + 0.5
         levels = torch.cat([rgb, lightest[:, None], darkest[:, None], chroma], 1).sort(-1).values
         count = levels.shape[-1]
-        quantiles = levels[:, :, [round(q * (count - 1)) for q in self.QUANTILES]]
+        # One by one: a list of places would go to a GPU by a copy that waits for it.
+        quantiles = torch.stack([levels[:, :, round(q * (count - 1))] for q in self.QUANTILES], -1)
         by_lightness = rgb.gather(2, rgb.sum(1, keepdim=True).argsort(-1).expand_as(rgb))
         bands = F.adaptive_avg_pool1d(by_lightness, self.BANDS)
         top = by_lightness[:, :, -max(1, count // 100) :].mean(-1)
@@ -163,9 +174,9 @@ def thumbnail(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     return torch.lerp(left, right, fractions[1].to(pixels.dtype))
 
 
-def identity_lut(size: int) -> Tensor:
+def identity_lut(size: int, device: torch.device | None = None) -> Tensor:
     """(3, D, D, D), axes (C, B, G, R), with LUT[c, b, g, r] = (r, g, b)[c] / (D − 1)."""
-    axis = torch.linspace(0, 1, size)
+    axis = torch.linspace(0, 1, size, device=device)
     b, g, r = torch.meshgrid(axis, axis, axis, indexing="ij")
     return torch.stack([r, g, b])
 

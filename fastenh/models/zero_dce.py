@@ -88,19 +88,29 @@ class ZeroDCE(nn.Module):
         By default 256 on a CPU, which is also the fastest there, and 1024 elsewhere."""
         if gradient_wanted([image, *self.parameters()]):
             return ops.curve_iterate(image, self.predict_curves(image), ITERATIONS)
+        return self.render(image, tile=tile)
+
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Nothing is decided of a photo as a whole: its curves follow its pixels."""
+        return ()
+
+    def render(
+        self, image: Tensor, look: tuple[Tensor, ...] = (), out: Tensor | None = None, tile: int | None = None
+    ) -> Tensor:
+        """As `forward` without gradients, into `out` if given."""
         seen = self.reduced(image)
         if tile is None:
             tile = CPU_TILE if image.device.type == "cpu" else TILE
         check_int(type(self).__name__, "tile", tile, 1, 2**31)
         if self.map_scale == 1:
-            out = torch.empty_like(image)
+            out = torch.empty_like(image) if out is None else out
             for part, curves in self.tiles(seen, tile):
                 ops.curve_iterate(image[part], curves, ITERATIONS, out=out[part])
             return out
         maps = next(self.parameters()).new_empty(len(seen), self.MAPS, *seen.shape[2:])
         for part, curves in self.tiles(seen, tile):
             maps[part] = curves
-        return ops.curve_iterate(image, maps, ITERATIONS)
+        return ops.curve_iterate(image, maps, ITERATIONS, out=out)
 
     def predict_curves(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, 24, ⌈H/s⌉, ⌈W/s⌉): r₁ … r₈, each of R, G, B; of ZeroDCEPlusPlus (B, 3, ⌈H/s⌉, ⌈W/s⌉).
