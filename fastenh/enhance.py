@@ -46,7 +46,7 @@ class Enhancer:
     anything torch takes, or "auto": a CUDA GPU where there is one, else the CPU.
 
     `precision` is "float32" or, on a GPU, "float16" or "bfloat16": in it networks work, and images of wider floats are
-    computed. LUTs stay float32, and results have the image's dtype. It is float32 unless asked for, so that a photo comes
+    computed. LUTs stay float32, and results have the image's dtype. It is float32 unless asked for, so that photos come
     out alike on every device, within rounding. A CPU has float32 alone: halves gain little there, and often cost time.
 
     Raises TypeError for another kind or dtype of image, ValueError for another shape, mode, range, model, device or

@@ -2,10 +2,10 @@
 
 What a model decides of a picture as a whole (its look: a fused LUT, the weights of LUTs) would tremble if each frame
 were decided on its own. So it is decided every `renew` frames, and the look that frames get moves towards what was
-decided last by a share 1 − e^(−1/smoothing) of the way each frame. A constant scene keeps its look, a slow change is
+decided last by a share 1 − e^(−1/smoothing) of the way each frame. A constant scene keeps its look; a slow change is
 followed with a delay of at most `smoothing` + `renew` frames, and a cut at once: where the colours of a frame differ
-from those of the frame before by more than CUT, the look is decided for that frame and taken as it is. What differs from
-pixel to pixel (curves, local context) follows each frame.
+from those of the frame before by more than CUT, the look is decided for that frame and taken as it is. What differs
+from pixel to pixel (curves, local context) follows each frame.
 
 Frames that are handed out lie in a ring of buffers: each is overwritten when the next but one is asked for. On a CPU a
 frame is taken when it is asked for, and read where it lies. On a CUDA GPU one frame more is taken, and copied, so that
