@@ -1,4 +1,4 @@
-"""What README, docs/portrait.md and docs/lowlight.md tell people to type works as it stands there."""
+"""What README and the pages in docs tell people to type works as it stands there."""
 
 import re
 import shlex
@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from fastenh.cli import app
 from fastenh.data.example import make_portraits
-from fastenh.models import LocalContextLUT, ZeroDCE, save
+from fastenh.models import AdaInt, CSRNet, LocalContextLUT, ZeroDCE, save
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md")
-README, PORTRAIT, LOWLIGHT = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
+PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/lut_models.md")
+README, PORTRAIT, LOWLIGHT, LUT_MODELS = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
 
 
 def commands(page: str) -> list[str]:
@@ -38,7 +38,10 @@ def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("PPR10K").symlink_to("portraits")
     save(LocalContextLUT(2, 5, "statistics"), "run/model.safetensors")  # as training left it
     torch.save(ZeroDCE().state_dict(), "Epoch99.pth")  # as published
+    torch.save(CSRNet().state_dict(), "csrnet.pth")
     save(ZeroDCE(), "zero_dce.safetensors")  # as converted
+    save(CSRNet(), "csrnet.safetensors")
+    save(AdaInt(), "adaint.safetensors")
 
 
 def arguments(command: str) -> list[str]:
@@ -50,7 +53,7 @@ def arguments(command: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT))
+@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT) + commands(LUT_MODELS))
 def test_commands(command: str) -> None:
     result = CliRunner().invoke(app, arguments(command))
     assert result.exit_code == 0, result.output
@@ -87,3 +90,10 @@ def test_python() -> None:
     assert Path("after.jpg").is_file()
     assert names["result"].shape == (1, 3, 1080, 1920)  # type: ignore[attr-defined]
     assert names["luts"].grad.abs().sum() > 0  # type: ignore[attr-defined]
+
+
+def test_python_of_lut_models() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", LUT_MODELS, re.S)
+    exec(code, names)
+    assert torch.equal(names["strips"], names["after"])  # type: ignore[arg-type]

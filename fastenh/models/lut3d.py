@@ -6,6 +6,7 @@ Real-time", TPAMI 2020. Inference costs one thumbnail and one table lookup per p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,14 @@ class ImageAdaptiveLUT(nn.Module):
         self.classifier = CLASSIFIERS[classifier](n_luts)
 
     def forward(self, image: Tensor) -> Tensor:
-        return ops.lut_transform(image, self.luts, self.predict_weights(image))
+        return self.colour_map(image)(image)
+
+    def colour_map(self, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the model decides once for each picture, as a function to apply to any of its pixels, (B, 3, H, W) of
+        any size: to the picture itself, which is `forward`; strip by strip; to the frames that follow; or to colours.
+        """
+        weights = self.predict_weights(image)
+        return lambda pixels: ops.lut_transform(pixels, self.luts, weights)
 
     def predict_weights(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, N): how much of each basis LUT each photo takes. uint8 and uint16 are full scale."""
@@ -242,6 +250,29 @@ def check_tensors(path: str | Path, found: dict[str, Any], expected: dict[str, T
                 f"{path}: expected {key} {tuple(tensor.shape)} of {network}, "
                 f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
             )
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The dict of tensors in a .pth file, which may stand beside notes of its training, as its "state_dict"."""
+    content = read_pth(path)
+    state = content.get("state_dict", content)
+    return state if isinstance(state, dict) else content
+
+
+def exactly(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> dict[str, Tensor]:
+    """The tensors of a file, which are to be finite floats of these names and shapes, and no more; else ValueError, in
+    one line.
+
+    Weights smaller than 1e-20 become 0. Weight decay leaves many such in channels that are dead, and with those below
+    1e-38, which float32 cannot normalise, CPUs multiply a hundred times more slowly.
+    """
+    check_tensors(path, found, expected, network)
+    for key in expected:
+        if not found[key].is_floating_point() or not found[key].isfinite().all():
+            raise ValueError(f"{path}: expected finite floats in {key}, got {found[key].dtype} or NaN")
+    if unknown := sorted(str(key) for key in found if key not in expected):
+        raise ValueError(f"{path}: expected {network}, got also {', '.join(unknown[:4])}")
+    return {key: torch.where(found[key].abs() < 1e-20, 0, found[key]).float() for key in expected}
 
 
 def _is_lut(lut: Any, like: Any) -> bool:
