@@ -12,12 +12,21 @@ from typer.testing import CliRunner
 from fastenh.cli import app
 from fastenh.data.example import make_portraits
 from fastenh.io import LutFile, write_lut
-from fastenh.models import LocalContextLUT, ZeroDCE, save
+from fastenh.models import AdaInt, CSRNet, LocalContextLUT, ZeroDCE, save
 from fastenh.models.lut3d import identity_lut
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md")
-README, PORTRAIT, LOWLIGHT, LUTS = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
+PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md", "docs/lut_models.md")
+README, PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS = (
+    (ROOT / name)
+    .read_text()
+    .replace(
+        "\
+",
+        "",
+    )
+    for name in PAGES
+)
 
 
 def commands(page: str) -> list[str]:
@@ -41,9 +50,12 @@ def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("PPR10K").symlink_to("portraits")
     save(LocalContextLUT(2, 5, "statistics"), "run/model.safetensors")  # as training left it
     torch.save(ZeroDCE().state_dict(), "Epoch99.pth")  # as published
+    torch.save(CSRNet().state_dict(), "csrnet.pth")
     save(ZeroDCE(), "zero_dce.safetensors")  # as converted
     for name in ("warm", "dark"):
         write_lut(LutFile(identity_lut(5)), f"luts/{name}.cube")
+    save(CSRNet(), "csrnet.safetensors")
+    save(AdaInt(), "adaint.safetensors")
 
 
 def arguments(command: str) -> list[str]:
@@ -55,7 +67,9 @@ def arguments(command: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("command", COMMANDS + commands(PORTRAIT) + commands(LOWLIGHT) + commands(LUTS))
+@pytest.mark.parametrize(
+    "command", COMMANDS + [command for page in (PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS) for command in commands(page)]
+)
 def test_commands(command: str) -> None:
     result = CliRunner().invoke(app, arguments(command))
     assert result.exit_code == 0, result.output
@@ -102,3 +116,10 @@ def test_python_of_luts() -> None:
     torch.testing.assert_close(names["milder"], torch.lerp(image, warm, 0.6))  # type: ignore[arg-type]
     torch.testing.assert_close(names["after"], names["model"](image))  # type: ignore[operator]
     assert Path("look.cube").is_file() and Path("half.cube").is_file()
+
+
+def test_python_of_lut_models() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", LUT_MODELS, re.S)
+    exec(code, names)
+    assert torch.equal(names["strips"], names["after"])  # type: ignore[arg-type]

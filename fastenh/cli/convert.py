@@ -28,6 +28,24 @@ def convert_lut3d(
     _convert(lambda models: models.lut3d.convert(luts, classifier), output, overwrite, debug)
 
 
+@app.command("adaint")
+def convert_adaint(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """AdaInt (Yang et al.), a 3D LUT on a grid of its own for each photo. Its published weights are Apache-2.0."""
+    _convert(lambda models: models.adaint.convert(weights), output, overwrite, debug)
+
+
+@app.command("seplut")
+def convert_seplut(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """SepLUT (Yang et al.), 1D LUTs and then a 3D LUT, M6 or M8. Its published weights are Apache-2.0."""
+    _convert(lambda models: models.seplut.convert(weights), output, overwrite, debug)
+
+
+@app.command("csrnet")
+def convert_csrnet(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
+    """CSRNet (He et al.), a small network for each pixel's colour. Its published weights come without a licence."""
+    _convert(lambda models: models.csrnet.convert(weights), output, overwrite, debug)
+
+
 @app.command("zero-dce")
 def convert_zero_dce(weights: Weights, output: Converted, overwrite: Overwrite = False, debug: Debug = False) -> None:
     """Zero-DCE (Guo et al.) for low light. Its published weights are CC BY-NC 4.0."""

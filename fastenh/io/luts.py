@@ -214,25 +214,22 @@ def sample(look: Callable[[Tensor], Tensor], size: int, domain: Domain = UNIT, t
 def bake(model: nn.Module, image: Tensor, size: int | None = None) -> LutFile:
     """The look of a model for one image, (1, 3, H, W), as a 3D LUT of `size`, unclamped.
 
-    A model with `fused_lut(image)` gives that LUT, exactly the model if `size` is its own, which is the default, and
-    interpolation trilinear. One with `colour_map(image)`, a map of colours, is sampled at the vertices, 33³ by default.
+    A model that is a LUT itself (`fused_lut`) gives that, exactly, if `size` is its own, which is the default, and
+    interpolation trilinear. Another that is `pointwise` is sampled at the vertices, 33³ by default.
 
     Raises ValueError for other models: where a pixel lies changes its colour, so no LUT can stand for them.
     """
-    look: Callable[[Tensor], Tensor]
-    if fused_lut := getattr(model, "fused_lut", None):
-        table = fused_lut(image)[0]
-        look = LutFile(table, interpolation="trilinear")
-        if size in (None, table.shape[-1]):
-            return look
-    elif colour_map := getattr(model, "colour_map", None):
-        look = colour_map(image)
-    else:
+    if not getattr(model, "pointwise", False):
         raise ValueError(
             "expected a model that is one map of colours for the whole photo, "
             f"got {type(model).__name__}, which treats a colour by what lies around it"
         )
-    return sample(lambda colours: look(colours.to(image.device)), 33 if size is None else size)
+    system: Any = model
+    look = system.look(image)
+    if hasattr(system, "fused_lut") and size in (None, look[0].shape[-1]):
+        return LutFile(look[0][0], interpolation="trilinear")
+    render: Callable[[Tensor], Tensor] = lambda colours: system.render(colours.to(image.device), look)  # noqa: E731
+    return sample(render, 33 if size is None else size)
 
 
 def _check_size(name: str, size: int, bounds: tuple[int, int]) -> None:

@@ -23,15 +23,21 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import fastenh
+from fastenh.models.adaint import AdaInt
+from fastenh.models.csrnet import CSRNet
 from fastenh.models.lam import LocalContextLUT
 from fastenh.models.lut3d import ImageAdaptiveLUT
+from fastenh.models.seplut import SepLUT
 from fastenh.models.zero_dce import ZeroDCE, ZeroDCEPlusPlus
 
 __all__ = [
     "EMBEDDED",
     "SYSTEMS",
+    "AdaInt",
+    "CSRNet",
     "ImageAdaptiveLUT",
     "LocalContextLUT",
+    "SepLUT",
     "ZeroDCE",
     "ZeroDCEPlusPlus",
     "load",
@@ -43,6 +49,9 @@ __all__ = [
 SYSTEMS: dict[str, type[nn.Module]] = {
     "lut3d": ImageAdaptiveLUT,
     "lam": LocalContextLUT,
+    "adaint": AdaInt,
+    "seplut": SepLUT,
+    "csrnet": CSRNet,
     "zero-dce": ZeroDCE,
     "zero-dce++": ZeroDCEPlusPlus,
 }

@@ -257,6 +257,29 @@ def check_tensors(path: str | Path, found: dict[str, Any], expected: dict[str, T
             )
 
 
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The dict of tensors in a .pth file, which may stand beside notes of its training, as its "state_dict"."""
+    content = read_pth(path)
+    state = content.get("state_dict", content)
+    return state if isinstance(state, dict) else content
+
+
+def exactly(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> dict[str, Tensor]:
+    """The tensors of a file, which are to be finite floats of these names and shapes, and no more; else ValueError, in
+    one line.
+
+    Weights smaller than 1e-20 become 0. Weight decay leaves many such in channels that are dead, and with those below
+    1e-38, which float32 cannot normalise, CPUs multiply a hundred times more slowly.
+    """
+    check_tensors(path, found, expected, network)
+    for key in expected:
+        if not found[key].is_floating_point() or not found[key].isfinite().all():
+            raise ValueError(f"{path}: expected finite floats in {key}, got {found[key].dtype} or NaN")
+    if unknown := sorted(str(key) for key in found if key not in expected):
+        raise ValueError(f"{path}: expected {network}, got also {', '.join(unknown[:4])}")
+    return {key: torch.where(found[key].abs() < 1e-20, 0, found[key]).float() for key in expected}
+
+
 def _is_lut(lut: Any, like: Any) -> bool:
     return isinstance(lut, Tensor) and lut.ndim == 4 and lut.shape == (3, *[lut.shape[-1]] * 3) == like.shape
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import check_tensors, read_pth, thumbnail
+from fastenh.models.lut3d import exactly, read_pth, thumbnail
 from fastenh.ops.op import check_image, check_int, gradient_wanted, to_float
 
 ITERATIONS = 8
@@ -231,20 +231,9 @@ def convert(path: str | Path, name: str) -> ZeroDCE:
 
     Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
     of that system raises ValueError, in one line.
-
-    Weights smaller than 1e-20 become 0. Weight decay leaves many such in channels that are dead, and with those below
-    1e-38, which float32 cannot normalise, CPUs multiply a hundred times more slowly.
     """
     system, licence = PUBLISHED[name]
-    found = read_pth(path)
     model = system()
-    state = model.state_dict()
-    check_tensors(path, found, state, name)
-    for key in state:
-        if not found[key].is_floating_point() or not found[key].isfinite().all():
-            raise ValueError(f"{path}: expected finite floats in {key}, got {found[key].dtype} or NaN")
-    if unknown := sorted(str(key) for key in found if key not in state):
-        raise ValueError(f"{path}: expected {name}, got also {', '.join(unknown[:4])}")
-    model.load_state_dict({key: torch.where(found[key].abs() < 1e-20, 0, found[key]) for key in state})
+    model.load_state_dict(exactly(path, read_pth(path), model.state_dict(), name))
     model.about |= {"licence": licence, "note": f"{name}, converted from {Path(path).name}"}
     return model.eval()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fastenh import models
 from fastenh.cli import app
-from fastenh.models import ZeroDCE, ZeroDCEPlusPlus
+from fastenh.models import CSRNet, ZeroDCE, ZeroDCEPlusPlus
 from fastenh.models.lut3d import PUBLISHED_LAYERS, ImageAdaptiveLUT
 
 
@@ -150,4 +150,61 @@ def test_published_curves_brighten_a_photo_as_published(assets, tmp_path):
     assert result.exit_code == 0, result.output
     theirs = np.rint(255 * np.load(folder / "golden/lime6_zerodce.npy").reshape(3, 326, 326).clip(0, 1))
     difference = np.abs(np.asarray(Image.open(out)) - theirs.transpose(1, 2, 0))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_a_network_for_colours_converts_to_a_file_that_says_its_licence(tmp_path):
+    torch.manual_seed(0)
+    model = CSRNet().eval()
+    torch.save(model.state_dict(), tmp_path / "csrnet.pth")
+    out = tmp_path / "m.safetensors"
+    assert convert(tmp_path / "csrnet.pth", "-o", out, system="csrnet") == (0, f"Wrote {out}\n")
+    again = models.load(out)
+    assert type(again) is CSRNet and again.about["licence"].startswith("none given") and "CSRNet" in again.about["note"]
+    image = torch.rand(1, 3, 20, 30)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+
+
+def test_what_is_no_colour_map_is_one_line(tmp_path):
+    torch.save(CSRNet().state_dict(), tmp_path / "csrnet.pth")
+    torch.save(ZeroDCE().state_dict(), tmp_path / "dce.pth")
+    before = sorted(tmp_path.iterdir())
+    for system, file, expected in [
+        (
+            "adaint",
+            "csrnet.pth",
+            "csrnet.pth: expected backbone.0.0.weight (16, 3, 3, 3) of AdaInt, got no such tensor",
+        ),
+        ("seplut", "csrnet.pth", "csrnet.pth: expected backbone.0.0.weight (8, 3, 3, 3) of SepLUT, got no such tensor"),
+        ("csrnet", "dce.pth", "dce.pth: expected cond_net.conv1.weight (32, 3, 7, 7) of CSRNet, got no such tensor"),
+        ("csrnet", "missing.pth", "no such file"),
+    ]:
+        code, output = convert(tmp_path / file, "-o", tmp_path / "m.safetensors", system=system)
+        assert code == 2 and len(output.splitlines()) == 1 and expected in output, output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("system", "file", "photo", "golden", "licence"),
+    [
+        ("adaint", "AdaInt/pretrained/AiLUT-FiveK-sRGB.pth", "AdaInt/resources/a4739.jpg", "adaint_sRGB_a4739",
+         "Apache-2.0"),
+        ("seplut", "SepLUT/pretrained/SepLUT-FiveK-sRGB-M8#3D17#1D17.pth", "AdaInt/resources/a4739.jpg",
+         "seplut_sRGB_M8_17_a4739", "Apache-2.0"),
+        ("csrnet", "CSRNet/csrnet.pth", "LUTwithBGrid/a0634.jpg", "csrnet_a0634", "none given"),
+    ],
+)  # fmt: skip
+def test_published_colour_maps_retouch_a_photo_as_published(assets, tmp_path, system, file, photo, golden, licence):
+    folder = assets / "lut"
+    weights, out = tmp_path / "m.safetensors", tmp_path / "a.png"
+    assert convert(folder / file, "-o", weights, system=system)[0] == 0
+    assert models.load(weights).about["licence"].startswith(licence)
+    result = CliRunner().invoke(app, ["enhance", str(folder / photo), "-o", str(out), "--weights", str(weights)])
+    assert result.exit_code == 0, result.output
+
+    theirs = np.load(folder / "golden" / f"{golden}.npz")
+    y, x = theirs["crop_yx"]
+    ours = np.asarray(Image.open(out))[y : y + 256, x : x + 256]
+    difference = np.abs(ours - np.rint(255 * theirs["out_crop"].clip(0, 1)).transpose(1, 2, 0))
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3

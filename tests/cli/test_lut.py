@@ -195,9 +195,14 @@ def test_the_basis_of_a_model(folder):
 
 def test_a_model_with_a_map_of_colours(folder, monkeypatch):
     class Darker(nn.Module):
-        def colour_map(self, image):
+        pointwise = True
+
+        def look(self, image):
             assert np.array_equal(image[0].permute(1, 2, 0) * 255, pixels("photo.png"))
-            return lambda colours: 0.5 * colours
+            return ()
+
+        def render(self, image, look, out=None):
+            return 0.5 * image
 
     monkeypatch.setattr("fastenh.models.load", lambda name: Darker().eval())
     lut("bake", "--model", "any", "--photo", "photo.png", "-o", "a.cube")

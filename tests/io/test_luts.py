@@ -652,11 +652,15 @@ def test_enhancer_takes_a_lut_as_a_model(dtype):
 
 
 class Gamma(nn.Module):
-    """A map of colours that depends on the photo, as a model with colour_map has it."""
+    """A map of colours that depends on the photo."""
 
-    def colour_map(self, image: Tensor):
-        gamma = image.mean((2, 3), keepdim=True) + 0.5
-        return lambda colours: colours**gamma
+    pointwise = True
+
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image.mean((2, 3), keepdim=True) + 0.5,)
+
+    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+        return image ** look[0]
 
 
 def test_a_baked_lut_is_the_model_on_its_photo():

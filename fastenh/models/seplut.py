@@ -1,0 +1,135 @@
+"""SepLUT: a curve for each channel, then a small 3D LUT that mixes the channels, both made for the photo.
+
+Yang, Jin, Xu, Zhang, Chen, Liu: "SepLUT: Separable Image-adaptive Lookup Tables for Real-time Image Enhancement",
+ECCV 2022. The curves spread the photo's colours over the grid, which can then have far fewer points.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastenh import ops
+from fastenh.models.adaint import LICENCE, Backbone, as_ours, bank_sizes, shape_of
+from fastenh.models.lut3d import identity_lut, read_state
+from fastenh.ops.op import check_image, from_float, gradient_wanted, to_float
+
+CPU_BAND, BAND = 1 << 18, 1 << 23  # pixels of a band: on a CPU, what its caches hold; elsewhere, what keeps it busy
+
+
+class SepLUT(nn.Module):
+    """out = LUT(curves(image)): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
+
+        f = backbone(thumbnail of 256×256)                   (B, 32·width)
+        curves = sigmoid(Linear(f))                          (B, 3, S): a 1D LUT for each channel, linear in between
+        LUT = Σₙ wₙ · lutsₙ, w = Linear(f)                   (B, 3, D, D, D), weights raw; trilinear
+
+    `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros, and the
+    curves start about straight, so that an untrained model returns about its input. Images are floats of any size, or
+    uint8 and uint16 at full scale; what the curves give is float32 in any case, never rounded to the image's dtype.
+    Values outside [0, 1] clamp.
+
+    Args:
+        n_luts, size: N and D.
+        size_1d: S.
+        width: channels of the backbone's first layer; 6 and 8 are the paper's M6 and M8.
+
+    Raises:
+        ValueError, TypeError: on a wrong argument or image, in one line.
+    """
+
+    pointwise = True
+
+    def __init__(self, n_luts: int = 3, size: int = 17, size_1d: int = 17, width: int = 8) -> None:
+        super().__init__()
+        if n_luts < 1 or not 2 <= size <= 256:
+            raise ValueError(f"need at least one LUT of 2 to 256 vertices per axis, got n_luts={n_luts}, size={size}")
+        if not 2 <= size_1d <= 256 or width < 1:
+            raise ValueError(f"need curves of 2 to 256 points and a width, got size_1d={size_1d}, width={width}")
+        self.arguments: dict[str, Any] = {"n_luts": n_luts, "size": size, "size_1d": size_1d, "width": width}
+        self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
+        self.backbone = Backbone(width)
+        self.weights = nn.Linear(32 * width, n_luts)
+        self.curves = nn.Linear(32 * width, 3 * size_1d)
+        for layer in (self.weights, self.curves):
+            nn.init.normal_(layer.weight, std=0.005)
+        nn.init.ones_(self.weights.bias)
+        with torch.no_grad():
+            self.curves.bias.copy_(torch.linspace(0, 1, size_1d).logit(eps=0.01).repeat(3))
+        self.luts = nn.Parameter(torch.cat([identity_lut(size)[None], torch.zeros(n_luts - 1, 3, size, size, size)]))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.render(image, self.look(image))
+
+    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The curves and the fused LUT of each photo, which may be averaged with others."""
+        weights, curves = self.predict(image)
+        return curves, torch.einsum("bn,n...->b...", weights, self.luts)
+
+    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+        """The photo with a look of its own or of another, into `out` if given."""
+        curves, lut = look
+        return transform(image, separable(curves), lut, out)
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) → weights (B, N) and curves (B, 3, S) in (0, 1)."""
+        check_image("SepLUT", image)
+        features = self.backbone(image)
+        return self.weights(features), self.curves(features).unflatten(1, (3, -1)).sigmoid()
+
+
+def separable(curves: Tensor) -> Tensor:
+    """(B, 3, S) → the 3D LUTs (B, 3, S, S, S), axes (C, B, G, R), that compute the same, each channel on its own."""
+    red, green, blue = curves.unbind(1)
+    cube = curves.shape[:1] + curves.shape[2:] * 3
+    return torch.stack(
+        [red[:, None, None, :].expand(cube), green[:, None, :, None].expand(cube), blue[:, :, None, None].expand(cube)],
+        dim=1,
+    )
+
+
+def transform(pixels: Tensor, first: Tensor, then: Tensor, out: Tensor | None = None) -> Tensor:
+    """(B, 3, H, W) through one 3D LUT each and another. Where no gradient is asked for, in bands of rows, of which the
+    second reads what the first has just written."""
+    check_image("SepLUT", pixels)
+    first, then = first[:, None], then[:, None]
+    if gradient_wanted([pixels, first, then]):
+        between = ops.lut_transform(to_float(pixels), first)
+        return from_float(ops.lut_transform(between, then), pixels.dtype)
+    out = torch.empty_like(pixels) if out is None else out
+    height, width = pixels.shape[2:]
+    band = CPU_BAND if pixels.device.type == "cpu" else BAND
+    rows = min(max(1, band // (len(pixels) * width)), height)
+    dtype = torch.float64 if pixels.dtype is torch.float64 else torch.float32
+    scratch = torch.empty((len(pixels), 3, rows, width), dtype=dtype, device=pixels.device)
+    for top in range(0, height, rows):
+        part = pixels[:, :, top : top + rows]
+        between = ops.lut_transform(to_float(part), first, out=scratch[:, :, : part.shape[2]])
+        between = ops.lut_transform(between, then, out=between)
+        out[:, :, top : top + rows] = from_float(between, pixels.dtype)
+    return out
+
+
+# ---- checkpoints as published
+
+BANK = "lut3d_generator.basis_luts_bank.weight"
+PUBLISHED_LAYERS = {"lut3d_generator.weights_generator": "weights", "lut1d_generator.lut1d_generator": "curves"}
+
+
+def convert(path: str | Path) -> SepLUT:
+    """Reads a published file into a model in eval mode: M6 or M8, N, D and S follow from its shapes.
+
+    Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
+    of SepLUT raises ValueError, in one line.
+    """
+    found = read_state(path)
+    n_luts, size = bank_sizes(found, BANK)
+    (points,) = shape_of(found, "lut1d_generator.lut1d_generator.bias", (3 * 17,))
+    (width,) = shape_of(found, "backbone.0.0.bias", (8,))
+    model = SepLUT(n_luts, size, min(max(points // 3, 2), 256), min(max(width, 1), 64))
+    model.load_state_dict(as_ours(model.state_dict(), path, found, PUBLISHED_LAYERS, BANK, "SepLUT"))
+    model.about |= {"licence": LICENCE, "note": f"SepLUT, converted from {Path(path).name}"}
+    return model.eval()
