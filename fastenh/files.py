@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fastenh.enhance import Enhancer
 
 BAND = 2**16  # pixels whose colours are converted at once: they stay in the cache
-STRIP = 2**21  # pixels of a picture by strips that are in memory at once
+STRIP = 2**20  # pixels of a picture by strips that are in memory at once
 LARGE = 2**26  # pixels beyond which a picture goes by strips, where the model lets it
 SEEN = 2048  # pixels a side of what a model sees of such a picture, at most
 
@@ -235,15 +235,8 @@ def retouch_photo(enhancer: Enhancer, photo: Photo, options: Options, header: He
         pixels[..., :3] = model(torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         return Photo(new, pixels)
 
-    bands = [slice(top, top + max(1, BAND // old.width)) for top in range(0, old.height, max(1, BAND // old.width))]
-    seen = torch.empty(3, old.height, old.width)
-    for band in bands:
-        seen[:, band] = _within(_srgb(photo.pixels[band], old)[1])
-    retouched = model(seen)
-    pixels = np.empty((new.height, new.width, new.channels), new.dtype)
-    for band in bands:
-        pixels[band] = _back(photo.pixels[band], retouched[:, band], old, new, options.dither, band.start)
-    return Photo(new, pixels)
+    retouched = model(_seen(photo.pixels, old))
+    return Photo(new, _back(photo.pixels, retouched, old, new, options.dither))
 
 
 @torch.inference_mode()
@@ -256,9 +249,8 @@ def _retouch_by_strips(
     tops = range(0, height, tall)
 
     step = -(-max(height, width) // SEEN)
-    few = [rows.read(top, min(top + tall, height))[-top % step :: step, ::step] for top in tops]
-    small = np.concatenate([_within(_srgb(part, old)[1]).permute(1, 2, 0).numpy() for part in few if part.size])
-    image = torch.from_numpy(turned(small, old.orientation)).permute(2, 0, 1)[None]
+    few = [rows.read(top, min(top + tall, height))[-top % step :: step, ::step].copy() for top in tops]
+    image = _seen(turned(np.concatenate(few), old.orientation), old)[None]
     look = enhancer._look(image.to(enhancer.device))
 
     margin = HALO if options.denoise else 0  # rows around a strip that smoothing looks at
@@ -270,11 +262,43 @@ def _retouch_by_strips(
             if options.strength == 0:
                 writer.write(restored(strip[inner], old, new, options.dither and new.dtype != old.dtype, top))
                 continue
-            seen = _within(_srgb(strip, old)[1])[None].to(enhancer.device)
+            seen = _seen(strip, old)[None].to(enhancer.device)
             after = enhancer._retouch(seen, options.strength, look)
             if options.denoise or options.protect_highlights:
                 after = finish(seen, after, noise=options.denoise, highlights=options.protect_highlights)
             writer.write(_back(strip[inner], after[0, :, inner].cpu(), old, new, options.dither, top))
+
+
+def _bands(pixels: np.ndarray) -> Iterator[slice]:
+    rows = max(1, BAND // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        yield slice(top, min(top + rows, len(pixels)))
+
+
+def _seen(pixels: np.ndarray, header: Header) -> Tensor:
+    """(3, H, W): what a model sees of these rows."""
+    seen = torch.empty(3, *pixels.shape[:2])
+    for band in _bands(pixels):
+        seen[:, band] = _within(_srgb(pixels[band], header)[1])
+    return seen
+
+
+def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dither: bool, top: int = 0) -> np.ndarray:
+    """What a model made of rows, from `top` on, stored as `new` says; `pixels` are those rows as they were."""
+    result = np.empty(pixels.shape, new.dtype)
+    space = new.colour_space
+    for band in _bands(pixels):
+        numbers, encoded = _srgb(pixels[band], old)
+        wanted = encoded + (retouched[:, band] - _within(encoded))  # NaN and infinite stay what they are
+        if new.linear == old.linear:
+            colours = numbers[: old.colours]
+            change = space.from_srgb(wanted) - space.from_srgb(encoded)
+            colours = torch.where(change.isfinite(), colours + change, colours)
+        else:
+            colours = space.from_srgb(wanted)
+        numbers = multiplied(torch.cat([colours, numbers[old.colours :]]), new)
+        result[band] = from_float(numbers, new.dtype, dither, top + band.start)
+    return result
 
 
 def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
@@ -285,16 +309,3 @@ def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
 
 def _within(encoded: Tensor) -> Tensor:
     return encoded.nan_to_num(0.0).clamp(0, 1)
-
-
-def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dither: bool, top: int) -> np.ndarray:
-    numbers, encoded = _srgb(pixels, old)
-    wanted = encoded + (retouched - _within(encoded))  # NaN and infinite stay what they are
-    space = new.colour_space
-    if new.linear == old.linear:
-        colours = numbers[: old.colours]
-        change = space.from_srgb(wanted) - space.from_srgb(encoded)
-        colours = torch.where(change.isfinite(), colours + change, colours)
-    else:
-        colours = space.from_srgb(wanted)
-    return from_float(multiplied(torch.cat([colours, numbers[old.colours :]]), new), new.dtype, dither, top)

@@ -17,16 +17,7 @@ from fastenh.models.lut3d import identity_lut
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md", "docs/lut_models.md")
-README, PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS = (
-    (ROOT / name)
-    .read_text()
-    .replace(
-        "\
-",
-        "",
-    )
-    for name in PAGES
-)
+README, PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
 
 
 def commands(page: str) -> list[str]:

@@ -108,3 +108,11 @@ def test_linear_light_has_no_bounds():
     assert torch.allclose(wide.from_srgb(wide.to_srgb(light)), light, rtol=1e-4, atol=1e-6)
     green = wide.to_srgb(torch.tensor([0.0, 1.0, 0.0])[:, None, None])
     assert green[0].item() < -0.5 and green[1].item() > 1
+
+
+def test_the_usual_profile_is_srgb(assets):
+    """sRGB IEC61966-2.1 of 1998, which is in most photos, has slightly other primaries."""
+    from fastenh.io import read_photo
+
+    header = read_photo(assets / "lut" / "AdaInt" / "resources" / "a4739.jpg").header
+    assert len(header.metadata.icc) == 3144 and header.colour_space.is_srgb
