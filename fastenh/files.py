@@ -279,7 +279,7 @@ def _seen(pixels: np.ndarray, header: Header) -> Tensor:
     """(3, H, W): what a model sees of these rows."""
     seen = torch.empty(3, *pixels.shape[:2])
     for band in _bands(pixels):
-        seen[:, band] = _within(_srgb(pixels[band], header)[1])
+        seen[:, band] = _within(_srgb(pixels[band], header)[1], header)
     return seen
 
 
@@ -289,7 +289,7 @@ def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dithe
     space = new.colour_space
     for band in _bands(pixels):
         numbers, encoded = _srgb(pixels[band], old)
-        wanted = encoded + (retouched[:, band] - _within(encoded))  # NaN and infinite stay what they are
+        wanted = encoded + (retouched[:, band] - _within(encoded, old))  # NaN and infinite stay what they are
         if new.linear == old.linear:
             colours = numbers[: old.colours]
             change = space.from_srgb(wanted) - space.from_srgb(encoded)
@@ -307,5 +307,6 @@ def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
     return numbers, header.colour_space.to_srgb(numbers[: header.colours])
 
 
-def _within(encoded: Tensor) -> Tensor:
-    return encoded.nan_to_num(0.0).clamp(0, 1)
+def _within(encoded: Tensor, header: Header) -> Tensor:
+    """What a model sees of sRGB without bounds."""
+    return (encoded if str(header.dtype) in FULL else encoded.nan_to_num(0.0)).clamp(0, 1)

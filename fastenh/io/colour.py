@@ -138,6 +138,6 @@ def _mix(matrix: Tensor, light: Tensor) -> Tensor:
 
 def _look_up(curves: Tensor, x: Tensor) -> Tensor:
     """The entries of (C, LEVELS) curves that are nearest to x in [0, 1], (C, H, W); NaN is as 0."""
-    places = x.clamp(0, 1).mul_(LEVELS - 1).add_(0.5).nan_to_num_(0.0).int()
+    places = x.clamp(0, 1).mul_(LEVELS - 1).add_(0.5).int().clamp_(0, LEVELS - 1)
     pairs = zip(curves.to(x), places, strict=True)
     return torch.stack([curve.index_select(0, place.flatten()).view_as(place) for curve, place in pairs])

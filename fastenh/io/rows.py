@@ -148,7 +148,8 @@ class RowWriter:
         if header.format == TIFF:
             spec["compression"] = storage.get("compression", "zip")
         elif header.format == PNG:
-            spec["png:compressionLevel"] = 1  # about four times as fast as the usual 6, for files a fifth bigger
+            spec["png:compressionLevel"] = 1
+            spec["png:filter"] = 64  # "average": with level 1 a third of the time, for files as large
         self._path, self._header, self._spec, self._next = path, header, spec, spec.y
         file = oiio.ImageOutput.create(str(path))
         if file is None or not file.open(str(path), spec):
