@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastenh import models
-from fastenh.files import Options, retouch_photo
+from fastenh.files import Done, Options, plan, retouch_files, retouch_photo
 from fastenh.finish import finish
 from fastenh.io import Photo, read_photo
 from fastenh.models.lut3d import identity_lut
@@ -117,9 +118,46 @@ class Enhancer:
             return self._array(image, retouch)
         if isinstance(image, Tensor):
             return self._tensor(image, retouch)
-        raise TypeError(f"image: expected a path, PIL image, NumPy array or tensor, got {type(image).__name__}")
+        raise TypeError(f"image: expected a path, Photo, PIL image, NumPy array or tensor, got {type(image).__name__}")
 
     __call__ = enhance
+
+    def enhance_files(
+        self,
+        inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        output: str | os.PathLike[str] | None = None,
+        strength: float = 1.0,
+        *,
+        denoise: bool = False,
+        protect_highlights: bool = False,
+        dither: bool = False,
+        quality: int | None = None,
+        suffix: str | None = None,
+        recursive: bool = False,
+        workers: int = 1,
+        overwrite: bool = False,
+    ) -> list[Done]:
+        """Retouches files into files, as `fastenh enhance`; what became of each, with its error if it has one.
+
+        inputs: photos, or one folder, with those below it if `recursive`.
+        output, suffix: where results go and what their names get, as `fastenh.files.plan` says.
+        dither: rounds up or down by chance, so that gradients show no bands.
+        quality: 1 to 100, of JPEG, WebP and HEIC; without it a JPEG keeps its own.
+        workers: photos at a time.
+        overwrite: else photos whose results are there are passed over, or of one alone an error.
+
+        Raises ValueError before anything is done where a result has no place to go or an argument is out of range.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"quality: expected 1 to 100, got {quality}")
+        if workers < 1:
+            raise ValueError(f"workers: expected 1 or more, got {workers}")
+        paths = [Path(inputs)] if isinstance(inputs, (str, os.PathLike)) else [Path(path) for path in inputs]
+        jobs = plan(paths, None if output is None else os.fspath(output), suffix, recursive)
+        options = Options(strength, denoise, protect_highlights, dither, quality)
+        return list(retouch_files(self, jobs, options, workers=workers, overwrite=overwrite))
 
     def stream(
         self, frames: Iterable[Frame], *, renew: int = 8, smoothing: float = 12, strength: float = 1.0

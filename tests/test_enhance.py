@@ -197,7 +197,7 @@ def test_models_by_path_and_device_by_hand(lut_model, tmp_path):
         (torch.zeros(8), ValueError, r"got \(8,\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError, "got a tensor of torch.int64"),
         (Image.new("CMYK", (4, 4)), ValueError, "mode L, LA, RGB or RGBA, got CMYK"),
-        ([[0, 0, 0]], TypeError, "expected a path, PIL image, NumPy array or tensor, got list"),
+        ([[0, 0, 0]], TypeError, "expected a path, Photo, PIL image, NumPy array or tensor, got list"),
         (Path("missing.jpg"), FileNotFoundError, "missing.jpg"),
     ],
 )

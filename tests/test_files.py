@@ -423,6 +423,24 @@ def test_many_files_in_order_and_each_tried(tmp_path, workers):
     assert [n for n, one in enumerate(done) if one.skipped] == [0, 1, 3, 5, 6] and not done[2].error
 
 
+def test_from_python(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(numbers(9, 11, 3, "uint8")).save(tmp_path / name)
+    (tmp_path / "c.png").write_text("hello")
+    enhancer = Enhancer(Curve(), "cpu")
+    results = enhancer.enhance_files(tmp_path, f"{tmp_path}/out", 0.5, suffix="_x", workers=2)
+    assert [(one.job.target.name, one.error is None) for one in results] == [
+        ("a_x.png", True), ("b_x.png", True), ("c_x.png", False),
+    ]  # fmt: skip
+    assert np.array_equal(read_photo(tmp_path / "out/a_x.png").pixels, enhancer.enhance(tmp_path / "a.png", 0.5).pixels)
+    assert enhancer.enhance_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", suffix="_x")[0].skipped
+    wrongs = {"quality": (0, "quality: expected 1"), "workers": (0, "workers: expected 1")}
+    wrongs |= {"strength": (2, "strength: expected"), "suffix": ("a/b", "--suffix: expected")}
+    for name, (wrong, message) in wrongs.items():
+        with pytest.raises(ValueError, match=message):
+            enhancer.enhance_files(tmp_path / "a.png", **{name: wrong})
+
+
 def test_watch_takes_a_file_once_it_is_whole(tmp_path, monkeypatch, capsys):
     """A clock of our own: what is there at first, one that grows for three seconds, one that is no photo."""
     whole = io.BytesIO()

@@ -16,8 +16,8 @@ from fastenh.models import AdaInt, CSRNet, LocalContextLUT, ZeroDCE, save
 from fastenh.models.lut3d import identity_lut
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md", "docs/lut_models.md")
-README, PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
+PAGES = ("README.md", "docs/portrait.md", "docs/lowlight.md", "docs/luts.md", "docs/lut_models.md", "docs/files.md")
+README, PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS, FILES = ((ROOT / name).read_text().replace("\\\n", "") for name in PAGES)
 
 
 def commands(page: str) -> list[str]:
@@ -45,6 +45,7 @@ def in_a_folder_with_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     save(ZeroDCE(), "zero_dce.safetensors")  # as converted
     for name in ("warm", "dark"):
         write_lut(LutFile(identity_lut(5)), f"luts/{name}.cube")
+    write_lut(LutFile(identity_lut(5)), "graded.cube")
     save(CSRNet(), "csrnet.safetensors")
     save(AdaInt(), "adaint.safetensors")
 
@@ -59,7 +60,8 @@ def arguments(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", COMMANDS + [command for page in (PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS) for command in commands(page)]
+    "command",
+    COMMANDS + [command for page in (PORTRAIT, LOWLIGHT, LUTS, LUT_MODELS, FILES) for command in commands(page)],
 )
 def test_commands(command: str) -> None:
     result = CliRunner().invoke(app, arguments(command))
@@ -114,3 +116,11 @@ def test_python_of_lut_models() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", LUT_MODELS, re.S)
     exec(code, names)
     assert torch.equal(names["strips"], names["after"])  # type: ignore[arg-type]
+
+
+def test_python_of_files() -> None:
+    names: dict[str, object] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", FILES, re.S)
+    exec(code, names)
+    assert Path("after.tif").is_file() and Path("web/photo.jpg").is_file()
+    assert [one.error for one in names["results"]] == [None]  # type: ignore[attr-defined]
