@@ -299,6 +299,16 @@ def png_profile(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b""
 
 
+def png_xmp(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """The XMP packet in the chunks of a PNG, compressed or not."""
+    for data in (data for kind, data in chunks if kind == b"iTXt" and data.startswith(XMP_CHUNK)):
+        flags, rest = data[len(XMP_CHUNK) :][:2], data[len(XMP_CHUNK) + 2 :]
+        packet = rest.split(b"\0", 2)[-1]  # after the language and the keyword in that language
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj().decompress(packet, 1 << 26) if flags[:1] == b"\1" else packet
+    return b""
+
+
 def add_to_png(path: Path, chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> None:
     """Puts chunks of another PNG, and metadata, in one that has its pixels already and little else."""
     added = []

@@ -11,7 +11,7 @@ import OpenImageIO as oiio
 
 from fastenh.io import metadata
 from fastenh.io.header import EXR, PNG, TIFF, Header
-from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, XMP_CHUNK, Metadata
+from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
@@ -94,8 +94,7 @@ class Rows:
             exif = next((data for kind, data in storage["chunks"] if kind == b"eXIf"), b"")
             exif = exif.removeprefix(b"Exif\0\0")
             orientation = metadata.exif_orientation(exif)
-            texts = (data for kind, data in storage["chunks"] if kind == b"iTXt" and data.startswith(XMP_CHUNK))
-            xmp = next((data[len(XMP_CHUNK) :].split(b"\0", 4)[-1] for data in texts if data[len(XMP_CHUNK)] == 0), b"")
+            xmp = metadata.png_xmp(storage["chunks"])
         elif self._format == TIFF:
             directory = metadata.Directory()  # where it is damaged but the pixels can be read
             compression = spec.get_string_attribute("compression")

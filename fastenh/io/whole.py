@@ -26,12 +26,14 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
     """Header and pixels, as they are stored. ValueError where the file is damaged or holds something else."""
     try:
         return {JPEG: _read_jpeg, WEBP: _read_webp, HEIC: _read_heic, RAW: _read_raw}[format](path)
-    except (MemoryError, _Refused, ModuleNotFoundError) as error:
-        extra = {HEIC: "heic", RAW: "raw"}.get(format)
-        if isinstance(error, ModuleNotFoundError) and extra:
-            need = f"expected the package {error.name} to read {format}, got none: pip install 'fastenh[{extra}]'"
-            raise ValueError(f"{path}: {need}") from None
-        raise ValueError(f"{path}: {error}") from None if isinstance(error, _Refused) else error
+    except MemoryError:
+        raise
+    except ModuleNotFoundError as error:
+        extra = {HEIC: "heic", RAW: "raw"}[format]
+        need = f"expected the package {error.name} to read {format}, got none: pip install 'fastenh[{extra}]'"
+        raise ValueError(f"{path}: {need}") from None
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # decoders meet a damaged file with a dozen kinds of exception
         first = (str(error).splitlines() or ["unknown"])[0]
         raise ValueError(f"{path}: expected a whole {format}, got a damaged one ({first})") from error

@@ -13,7 +13,7 @@ import OpenImageIO as oiio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from fastenh.io import Header, Photo, read_photo, read_pixels, replacing, write_photo
 from fastenh.io.metadata import Metadata
@@ -163,6 +163,18 @@ def test_profile_and_xmp_are_kept(tmp_path, first, second):
     kept = written.tag_v2[700] if second == "tif" else written.info["xmp"]
     assert kept == xmp.replace(b'Orientation="6"', b'Orientation="1"')
     assert written.getexif()[0x010F] == "a camera"
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_xmp_and_texts_of_a_png(tmp_path, compressed):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta>é</x:xmpmeta>", "en", "xmp", zip=compressed)
+    texts.add_text("Author", "someone")
+    smooth().save(tmp_path / "a.png", pnginfo=texts, gamma=0.5)
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.png")
+    written = Image.open(tmp_path / "b.png")
+    assert written.info["xmp"].decode() == "<x:xmpmeta>é</x:xmpmeta>" and written.text["Author"] == "someone"
+    assert np.array_equal(np.asarray(written), np.asarray(smooth()))
 
 
 def test_a_new_jpeg_has_full_colour_at_high_quality(tmp_path):
