@@ -363,7 +363,7 @@ def test_failures_are_named_and_the_rest_is_measured(run, portraits, tmp_path):
             f"{val}/source/0_1.tif: {val}/masks/0_1.png: No such file or directory",
             f"{val}/source/0_2.tif: {val}/masks/0_2.png: expected the source's size, 33×19, got 34×19",
             f"{val}/source/2_0.tif: {val}/target_a/2_0.tif: expected the source's size, 21×30, got 9×8",
-            f"{val}/source/10_0.tif: expected a whole photo, got a damaged one",
+            f"{val}/source/10_0.tif: expected a whole TIFF, got a damaged one",
         ),
         strict=True,
     ):
