@@ -1,4 +1,4 @@
-"""Photos in and out, as their files have them: `read_photo`, `write_photo` and, for rows of any size, `open_rows`.
+"""Photos in and out, as their files have them: `read_photo`, `write_photo`; `row_writer` where they come by rows.
 
 Depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. Kept are the pixels' own colour space with its
 ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the

@@ -15,7 +15,6 @@ from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
-AT_ONCE = 2**27  # bytes of a TIFF that may be mapped into memory
 KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits", "zstd")  # of TIFF; any other becomes zip, which loses nothing
 
 
@@ -23,8 +22,13 @@ class Rows:
     """A file that is read by rows: its `header`, and `read`. Raises ValueError for what is no photo of one picture."""
 
     def __init__(self, path: Path, format: str) -> None:
-        self._path, self._format, self._taken = path, format, 0
-        self._open()
+        as_stored = oiio.ImageSpec()
+        as_stored["oiio:UnassociatedAlpha"] = 1  # else colours are multiplied by alpha
+        self._path, self._format = path, format
+        file = oiio.ImageInput.open(str(path), as_stored)
+        if file is None:
+            raise self._damaged(oiio.geterror())
+        self._file, self._spec = file, file.spec()
         dtype = DTYPES.get(str(self._spec.format))
         what = self._refusal(dtype)
         if what:
@@ -32,20 +36,8 @@ class Rows:
         self.header = self._header(np.dtype(dtype))
         self.step = self._spec.tile_height or 1  # rows that are decoded together
 
-    def _open(self) -> None:
-        as_stored = oiio.ImageSpec()
-        as_stored["oiio:UnassociatedAlpha"] = 1  # else colours are multiplied by alpha
-        file = oiio.ImageInput.open(str(self._path), as_stored)
-        if file is None:
-            raise self._damaged(oiio.geterror())
-        self._file, self._spec = file, file.spec()
-
     def read(self, top: int, bottom: int) -> np.ndarray:
         """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored."""
-        if self._format == TIFF and self._taken > AT_ONCE:  # its pages, which libtiff maps into memory, go back
-            self._file.close()
-            self._open()
-            self._taken = 0
         spec, kind = self._spec, self._spec.format
         if tall := spec.tile_height:  # tiles are read whole
             first, last = top // tall * tall, min(-(-bottom // tall) * tall, spec.height)
@@ -57,7 +49,6 @@ class Rows:
         problem = self._file.geterror()
         if rows is None or problem:
             raise self._damaged(problem)
-        self._taken += rows.nbytes
         return rows.reshape(last - first, spec.width, spec.nchannels)[top - first : bottom - first]
 
     def _damaged(self, problem: str) -> ValueError:
