@@ -35,7 +35,9 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # decoders meet a damaged file with a dozen kinds of exception
-        first = (str(error).splitlines() or ["unknown"])[0]
+        reason = error.args[0] if error.args else ""
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)  # LibRaw speaks in bytes
+        first = (text.splitlines() or ["unknown"])[0]
         raise ValueError(f"{path}: expected a whole {format}, got a damaged one ({first})") from error
 
 
