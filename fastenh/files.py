@@ -41,10 +41,10 @@ from fastenh.io.photos import (
     turned,
     write_photo,
 )  # fmt: skip
-from fastenh.io.rows import Rows
 
 if TYPE_CHECKING:
     from fastenh.enhance import Enhancer
+    from fastenh.io.rows import Rows
 
 BAND = 2**16  # pixels whose colours are converted at once: they stay in the cache
 STRIP = 2**20  # pixels of a picture by strips that are in memory at once
@@ -208,6 +208,8 @@ def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Option
     """
     format = format_of(source)
     if format not in BY_WHOLE:
+        from fastenh.io.rows import Rows
+
         rows = Rows(source, format)
         large = rows.header.height * rows.header.width > LARGE
         target_header = stored_as(rows.header, target)

@@ -1,5 +1,7 @@
 """The same kind of image comes out as went in, retouched by the formula: (1 − strength) · image + strength · model."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +252,13 @@ def test_tensors_come_back_to_their_device(lut_model):
     on_gpu, on_cpu = Enhancer(lut_model, "cuda"), Enhancer(lut_model, "cpu")
     assert on_gpu(image).device.type == "cpu" and on_gpu(image.cuda()).is_cuda and on_cpu(image.cuda()).is_cuda
     assert (on_gpu(image).int() - on_cpu(image).int()).abs().max() <= 1
+
+
+def test_arrays_need_neither_openimageio_nor_imagecodecs(tmp_path):
+    """On a machine that has little more than torch, the ops and Enhancer run, and JPEGs are read."""
+    Image.fromarray(PHOTO).save(tmp_path / "a.jpg")
+    code = (
+        "import sys; sys.modules['OpenImageIO'] = sys.modules['imagecodecs'] = None; import fastenh, fastenh.io, numpy;"
+        "fastenh.Enhancer('auto', 'cpu')(numpy.zeros((9, 9, 3), numpy.uint8)); fastenh.io.read_photo('a.jpg')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import imagecodecs
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ class ColourSpace:
     def to_srgb(self, x: Tensor) -> Tensor:
         """(colours, H, W) float32 → (3, H, W), encoded. Curves say nothing beyond 0 and 1: there x clamps."""
         if self.profile:
-            return _lcms(x, self.profile, SRGB, self.colours, 3)
+            return _lcms(x, self.profile, profile_of(), self.colours, 3)
         if not self.linear and self.curves is None:
             return x.expand(3, -1, -1)
         light = x if self.curves is None else _look_up(self.curves, x)
@@ -60,7 +59,7 @@ class ColourSpace:
     def from_srgb(self, y: Tensor) -> Tensor:
         """(3, H, W) float32, encoded → (colours, H, W)."""
         if self.profile:
-            return _lcms(y, SRGB, self.profile, 3, self.colours)
+            return _lcms(y, profile_of(), self.profile, 3, self.colours)
         if self.is_srgb:
             return y
         light = decode(y)
@@ -89,16 +88,20 @@ def decode(encoded: Tensor) -> Tensor:
 def from_profile(icc: bytes, colours: int) -> ColourSpace:
     """Of a photo with this ICC profile, b"" for none. A photo without one is sRGB, and so is one whose profile lcms2
     cannot read or that is for other than `colours` channels."""
+    if not icc:
+        return ColourSpace(colours)
     try:
         steps = torch.linspace(0, 1, LEVELS)
         each = torch.zeros(colours, colours, LEVELS)  # (channel, number, step): one channel rises, the others are 0
         for channel in range(colours):
             each[channel, channel] = steps
-        light = _lcms(each.permute(1, 0, 2), icc, LINEAR, colours, 3)  # (3, channel, step)
+        light = _lcms(each.permute(1, 0, 2), icc, profile_of(1.0), colours, 3)  # (3, channel, step)
         grid = torch.cartesian_prod(*[torch.linspace(0, 1, 17)] * colours).reshape(-1, colours).T[:, None].contiguous()
-        truth = _lcms(grid, icc, LINEAR, colours, 3)
+        truth = _lcms(grid, icc, profile_of(1.0), colours, 3)
         if (encode(truth) - grid.expand(3, -1, -1)).abs().max() < SAME:
             return ColourSpace(colours)
+    except ModuleNotFoundError:
+        raise
     except Exception:  # imagecodecs has one kind of error of its own for each way in which a profile is wrong
         return ColourSpace(colours)
 
@@ -114,15 +117,25 @@ def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[f
     """Numbers proportional to light, of sRGB's primaries unless others are given, as in OpenEXR."""
     if colours == 1 or not primaries or np.allclose([*primaries, *white], [*PRIMARIES, *WHITE], atol=1e-3):
         return ColourSpace(colours, linear=True)
-    profile = imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=1.0)
-    return ColourSpace(colours, linear=True, matrix=_lcms(torch.eye(3)[:, None], profile, LINEAR, 3, 3)[:, 0])
+    light = _lcms(torch.eye(3)[:, None], profile_of(1.0, primaries, white), profile_of(1.0), 3, 3)
+    return ColourSpace(colours, linear=True, matrix=light[:, 0])
 
 
-SRGB = imagecodecs.cms_profile("srgb")
-LINEAR = imagecodecs.cms_profile("rgb", whitepoint=WHITE, primaries=PRIMARIES, gamma=1.0)
+@functools.cache
+def profile_of(
+    gamma: float | None = None, primaries: tuple[float, ...] = PRIMARIES, white: tuple[float, ...] = WHITE
+) -> bytes:
+    """sRGB's ICC profile, or one of another gamma and other primaries."""
+    import imagecodecs  # not on every machine that runs the ops
+
+    if gamma is None:
+        return imagecodecs.cms_profile("srgb")
+    return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=gamma)
 
 
 def _lcms(x: Tensor, profile: bytes, other: bytes, channels: int, other_channels: int) -> Tensor:
+    import imagecodecs
+
     rows = np.ascontiguousarray(x.movedim(0, -1).cpu().numpy())
     kinds = {1: "gray", 3: "rgb"}
     rows = imagecodecs.cms_transform(

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 from fastenh.io import whole
 from fastenh.io.files import replacing
 from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, SUFFIXES, WEBP, Header, format_of
-from fastenh.io.rows import Rows, RowWriter, WriteError
+
+if TYPE_CHECKING:
+    from fastenh.io.rows import RowWriter
 
 BY_WHOLE = (JPEG, WEBP, HEIC, RAW)
 
@@ -53,6 +56,8 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
     if format in BY_WHOLE:
         header, pixels = whole.read(path, format)
     else:
+        from fastenh.io.rows import Rows  # with OpenImageIO, which is not on every machine that runs the ops
+
         rows = Rows(path, format)
         header = rows.header
         if header.height * header.width > MAX_PIXELS:
@@ -105,6 +110,8 @@ def stored_as(header: Header, path: Path) -> Header:
 @contextlib.contextmanager
 def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[RowWriter]:
     """A writer of rows, whose file is there, whole, once the block has ended without an error."""
+    from fastenh.io.rows import RowWriter, WriteError
+
     with replacing(path, overwrite) as part:
         try:
             writer = RowWriter(part, header)

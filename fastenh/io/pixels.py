@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import OpenImageIO as oiio
 
 from fastenh.io.header import format_of
 from fastenh.io.photos import read_photo
@@ -28,6 +27,8 @@ def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of what `read_pixels` would give, by the file's header. ValueError where it has none."""
+    import OpenImageIO as oiio
+
     format = format_of(Path(path))
     file = oiio.ImageInput.open(str(path))
     if file is None:
