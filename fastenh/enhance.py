@@ -148,15 +148,11 @@ class Enhancer:
 
         Raises ValueError before anything is done where a result has no place to go or an argument is out of range.
         """
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
-        if quality is not None and not 1 <= quality <= 100:
-            raise ValueError(f"quality: expected 1 to 100, got {quality}")
+        options = Options(strength, denoise, protect_highlights, dither, quality)
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
         paths = [Path(inputs)] if isinstance(inputs, (str, os.PathLike)) else [Path(path) for path in inputs]
         jobs = plan(paths, None if output is None else os.fspath(output), suffix, recursive)
-        options = Options(strength, denoise, protect_highlights, dither, quality)
         return list(retouch_files(self, jobs, options, workers=workers, overwrite=overwrite))
 
     def stream(

@@ -28,8 +28,8 @@ from fastenh.io.files import check_free
 from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header, format_of
 from fastenh.io.photos import (
     BY_WHOLE,
-    FULL,
     Photo,
+    all_rows,
     from_float,
     multiplied,
     read_photo,
@@ -40,7 +40,7 @@ from fastenh.io.photos import (
     to_float,
     turned,
     write_photo,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from fastenh.enhance import Enhancer
@@ -61,6 +61,12 @@ class Options:
     protect_highlights: bool = False
     dither: bool = False
     quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength: expected a number from 0 to 1, got {self.strength}")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality: expected 1 to 100, got {self.quality}")
 
 
 class Job(NamedTuple):
@@ -106,7 +112,7 @@ def plan(
     recursive: bool = False,
     compare: bool = False,
 ) -> list[Job]:
-    """Which photo goes where; ValueError where that cannot be told.
+    """Which photo goes where; [] for a folder without photos. ValueError where it cannot be told.
 
     `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file. Without it
     a folder's photos go to `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their
@@ -117,10 +123,8 @@ def plan(
         if path.is_dir():
             raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
     if suffix is not None and (not suffix or "/" in suffix):
-        raise ValueError(f"--suffix: expected a few letters to add to names, got {suffix!r}")
+        raise ValueError(f"suffix: expected a few letters to add to names, got {suffix!r}")
     photos = find(folder, recursive) if folder else inputs
-    if folder and not photos:
-        raise ValueError(f"{folder}: expected a folder with photos ({', '.join(SUFFIXES)}, RAW), got none in it")
     into: Path | None = None  # the folder to write to; None is beside each photo
     only: Path | None = None  # the one file to write
     if output is None:
@@ -204,18 +208,21 @@ def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Option
 
     A PNG, TIFF or OpenEXR of more than 2²⁶ pixels goes by strips where the model maps colours alike all over the
     picture (`pointwise`), and then takes a few hundred megabytes whatever its size: the model decides by every k-th
-    pixel, 2048 a side at most, and pixels lie as they did, with their orientation tag.
+    pixel, 2048 a side at most, and pixels lie as they did, with their orientation tag. One on its side, to be written
+    in another format, is turned in memory.
     """
     format = format_of(source)
-    if format not in BY_WHOLE:
+    if format in BY_WHOLE:
+        photo = read_photo(source)
+    else:
         from fastenh.io.rows import Rows
 
         rows = Rows(source, format)
-        large = rows.header.height * rows.header.width > LARGE
-        target_header = stored_as(rows.header, target)
-        if large and target_header.format not in BY_WHOLE and getattr(enhancer.model, "pointwise", False):
-            return _retouch_by_strips(enhancer, rows, target, target_header, options, overwrite)
-    photo = read_photo(source)
+        old, new = rows.header, stored_as(rows.header, target)
+        can = new.format not in BY_WHOLE and (old.orientation == 1 or new.format == old.format)
+        if can and old.height * old.width > LARGE and getattr(enhancer.model, "pointwise", False):
+            return _retouch_by_strips(enhancer, rows, target, new, options, overwrite)
+        photo = all_rows(rows)
     header = stored_as(photo.header, target)
     write_photo(retouch_photo(enhancer, photo, options, header), target, options.quality, overwrite)
 
@@ -231,7 +238,7 @@ def retouch_photo(enhancer: Enhancer, photo: Photo, options: Options, header: He
         finishing = {"denoise": options.denoise, "protect_highlights": options.protect_highlights}
         return enhancer.enhance(seen, options.strength, **finishing)
 
-    plain = old.colour_space.is_srgb and str(old.dtype) in FULL and not old.premultiplied
+    plain = old.colour_space.is_srgb and old.dtype.kind == "u" and not old.premultiplied
     if plain and (new.dtype, new.linear) == (old.dtype, old.linear) and not options.dither:
         pixels = photo.pixels.copy()
         pixels[..., :3] = model(torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)).permute(1, 2, 0).numpy()
@@ -311,4 +318,4 @@ def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
 
 def _within(encoded: Tensor, header: Header) -> Tensor:
     """What a model sees of sRGB without bounds."""
-    return (encoded if str(header.dtype) in FULL else encoded.nan_to_num(0.0)).clamp(0, 1)
+    return (encoded if header.dtype.kind == "u" else encoded.nan_to_num(0.0)).clamp(0, 1)

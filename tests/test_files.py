@@ -257,6 +257,9 @@ def test_strips_of_a_photo_on_its_side(tmp_path, monkeypatch):
     assert np.array_equal((seen[0][0] * 255).round().permute(1, 2, 0).numpy(), upright)
     assert Image.open(tmp_path / "b.png").size == (60, 40) and Image.open(tmp_path / "b.png").getexif()[0x0112] == 6
     assert np.abs(read_photo(tmp_path / "b.png").pixels.astype(int) - whole.pixels).max() <= 1
+    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.tif", Options())  # another format: turned
+    assert Image.open(tmp_path / "b.tif").size == (40, 60)
+    assert np.array_equal(read_photo(tmp_path / "b.tif").pixels, whole.pixels)
 
 
 def test_a_large_picture_is_seen_from_afar(tmp_path, monkeypatch):
@@ -446,7 +449,7 @@ def test_from_python(tmp_path):
     assert np.array_equal(read_photo(tmp_path / "out/a_x.png").pixels, enhancer.enhance(tmp_path / "a.png", 0.5).pixels)
     assert enhancer.enhance_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", suffix="_x")[0].skipped
     wrongs = {"quality": (0, "quality: expected 1"), "workers": (0, "workers: expected 1")}
-    wrongs |= {"strength": (2, "strength: expected"), "suffix": ("a/b", "--suffix: expected")}
+    wrongs |= {"strength": (2, "strength: expected"), "suffix": ("a/b", "suffix: expected")}
     for name, (wrong, message) in wrongs.items():
         with pytest.raises(ValueError, match=message):
             enhancer.enhance_files(tmp_path / "a.png", **{name: wrong})

@@ -65,20 +65,20 @@ def enhance(
     with one_line(debug):
         from fastenh import backends, files
         from fastenh.enhance import Enhancer
+        from fastenh.io import SUFFIXES
 
-        if not 0 <= strength <= 1:
-            raise ValueError(f"--strength: expected a number from 0 to 1, got {strength}")
-        if quality is not None and not 1 <= quality <= 100:
-            raise ValueError(f"--quality: expected 1 to 100, got {quality}")
+        options = files.Options(strength, denoise, protect_highlights, dither, quality)
         folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
         if (watch or recursive) and not folder:
             raise ValueError(f"{'--watch' if watch else '--recursive'}: expected one folder, got {inputs[0]}")
-        planned = [] if watch else files.plan(inputs, output, suffix, recursive, compare)
+        planned = files.plan(inputs, output, suffix, recursive, compare)
         if folder and not watch:
+            if not planned:
+                known = ", ".join(SUFFIXES)
+                raise ValueError(f"{folder}: expected a folder with photos ({known}, RAW), got none to do in it")
             _say_passed_over(folder)
         backends.check_chosen()
         enhancer = Enhancer(model, device)
-        options = files.Options(strength, denoise, protect_highlights, dither, quality)
         for place in {job.target.parent for job in planned}:
             place.mkdir(parents=True, exist_ok=True)
 
@@ -88,7 +88,8 @@ def enhance(
         return files.retouch_files(enhancer, some, options, workers=jobs, overwrite=overwrite)
 
     if watch and folder:
-        _watch(folder, lambda: files.plan(inputs, output, suffix, recursive, compare), do)
+        with one_line(debug):
+            _watch(folder, lambda: files.plan(inputs, output, suffix, recursive, compare), do, debug)
         return
 
     from rich.console import Console
@@ -114,7 +115,7 @@ def enhance(
 
 
 def _watch(
-    folder: Path, plan: Callable[[], list[Job]], do: Callable[[list[Job]], Iterator[Done]], seconds: float = 1.0
+    folder: Path, plan: Callable[[], list[Job]], do: Callable[[list[Job]], Iterator[Done]], debug: bool = False
 ) -> None:
     """Photos that are there and those that come, until Ctrl-C. A file is taken once it stays as it is for a second."""
     say(f"Watching {folder}; Ctrl-C ends it")
@@ -123,23 +124,22 @@ def _watch(
     try:
         while True:
             now, ready = {}, []
-            try:
-                jobs = plan()
-            except ValueError:  # no photo is there yet
-                jobs = []
-            for job in jobs:
-                state = job.photo.stat()
+            for job in plan():
+                try:
+                    state = job.photo.stat()
+                except FileNotFoundError:  # it came and went
+                    continue
                 now[job.photo] = (state.st_size, state.st_mtime_ns)
                 if before.get(job.photo) == now[job.photo] != tried.get(job.photo) and not job.target.exists():
                     ready.append(job)
             tried |= {job.photo: now[job.photo] for job in ready}
             for one in do(ready):
                 if one.error:
-                    _say_failed(one, False)
+                    _say_failed(one, debug)
                 else:
                     say(f"Wrote {one.job.target}")
             before = now
-            time.sleep(seconds)
+            time.sleep(1)
     except KeyboardInterrupt:
         say("Ended")
 

@@ -76,12 +76,11 @@ class Header:
         return from_profile(self.metadata.icc, self.colours)
 
     def upright(self) -> Header:
-        """Of the photo once it is turned: metadata say so, and let go the small pictures of the photo as it was."""
+        """Of the photo once it is turned: metadata say so, and EXIF lets go its small picture of it as it was."""
         turned = replace(
             self.metadata,
             exif=metadata.upright_exif(self.metadata.exif),
             xmp=metadata.upright_xmp(self.metadata.xmp),
-            iptc=metadata.without_thumbnails(self.metadata.iptc),
         )
         height, width = (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
         return replace(self, height=height, width=width, orientation=1, metadata=turned)

@@ -182,13 +182,9 @@ def add_to_tiff(path: Path, metadata: Metadata) -> None:
     """Puts metadata in a TIFF that has its pixels already: a new directory at the end of the file takes the old one's
     place, with the entries of the old one that say where the pixels are."""
     extra = Directory()
-    if metadata.exif:
-        try:
-            extra = Directory(
-                {tag: value for tag, value in read_directory(metadata.exif).items() if tag not in STRUCTURE}
-            )
-        except ValueError:  # damaged, and no reason to lose the photo
-            extra = Directory()
+    with contextlib.suppress(ValueError):  # damaged EXIF is no reason to lose the photo
+        tags = read_directory(metadata.exif) if metadata.exif else {}
+        extra |= {tag: value for tag, value in tags.items() if tag not in STRUCTURE}
     if metadata.dpi:
         for tag, value in zip((282, 283), metadata.dpi, strict=True):
             extra[tag] = Tag(5, 1, struct.pack("<II", *_fraction(value)))
@@ -256,20 +252,7 @@ def _resources(block: bytes) -> list[tuple[int, bytes]]:
 # ---- PNG
 
 # Chunks that say how pixels are stored, or belong to an animation; those that are written anew.
-PIXEL_CHUNKS = {
-    b"IHDR",
-    b"PLTE",
-    b"IDAT",
-    b"IEND",
-    b"tRNS",
-    b"bKGD",
-    b"hIST",
-    b"sBIT",
-    b"sPLT",
-    b"acTL",
-    b"fcTL",
-    b"fdAT",
-}
+PIXEL_CHUNKS = set(b"IHDR PLTE IDAT IEND tRNS bKGD hIST sBIT sPLT acTL fcTL fdAT".split())
 ANEW_CHUNKS = {b"iCCP", b"eXIf", b"pHYs"}
 XMP_CHUNK = b"XML:com.adobe.xmp\0"
 

@@ -23,9 +23,10 @@ from torch import Tensor
 from fastenh.io import whole
 from fastenh.io.files import replacing
 from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, SUFFIXES, WEBP, Header, format_of
+from fastenh.ops import op
 
 if TYPE_CHECKING:
-    from fastenh.io.rows import RowWriter
+    from fastenh.io.rows import Rows, RowWriter
 
 BY_WHOLE = (JPEG, WEBP, HEIC, RAW)
 
@@ -53,18 +54,21 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
     """
     path = Path(path)
     format = format_of(path)
-    if format in BY_WHOLE:
-        header, pixels = whole.read(path, format)
-    else:
+    if format not in BY_WHOLE:
         from fastenh.io.rows import Rows  # with OpenImageIO, which is not on every machine that runs the ops
 
-        rows = Rows(path, format)
-        header = rows.header
-        if header.height * header.width > MAX_PIXELS:
-            size = f"{header.width}×{header.height}"
-            raise ValueError(f"{path}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size}")
-        pixels = rows.read(0, header.height)
+        return all_rows(Rows(path, format))
+    header, pixels = whole.read(path, format)
     return Photo(header.upright(), turned(pixels, header.orientation))
+
+
+def all_rows(rows: Rows) -> Photo:
+    """The photo that a file by rows holds, as `read_photo` gives it."""
+    header = rows.header
+    if header.height * header.width > MAX_PIXELS:
+        size = f"{header.width}×{header.height}"
+        raise ValueError(f"{rows.path}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size}")
+    return Photo(header.upright(), turned(rows.read(0, header.height), header.orientation))
 
 
 def write_photo(
@@ -137,35 +141,24 @@ def restored(pixels: np.ndarray, old: Header, new: Header, dither: bool = False,
 
 # ---- numbers: (channels, rows, width) float32, 1 for full scale
 
-FULL = {"uint8": 255, "uint16": 65535}
-
 
 def to_float(pixels: np.ndarray) -> Tensor:
-    numbers = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).to(torch.float32)
-    full = FULL.get(str(pixels.dtype))
-    return numbers.mul_(1 / full) if full else numbers.clone()
+    return op.to_float(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
 
 
 def from_float(numbers: Tensor, dtype: np.dtype, dither: bool = False, top: int = 0) -> np.ndarray:
     """Rounded to nearest; with `dither` up or down by chance, so that the mean of an area is right and gradients show
     no steps: x + t, rounded down, with t in [0, 1) by interleaved gradient noise (Jimenez, SIGGRAPH 2014), which is
     even at each scale and the same at each place of the photo, wherever rows begin."""
-    full = FULL.get(str(dtype))
-    if full is None:
-        return numbers.permute(1, 2, 0).numpy().astype(dtype)
-    numbers = numbers.nan_to_num(0.0) * full
-    if dither:
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    if dither and kind in op.FULL_SCALE:
         channels, height, width = numbers.shape
         y = torch.arange(top, top + height, dtype=torch.float64)[:, None]
         x = torch.arange(width, dtype=torch.float64)
-        shifts = (
-            61.0 * torch.arange(channels, dtype=torch.float64)[:, None, None]
-        )  # channels apart, against gray specks
-        noise = (52.9829189 * ((0.06711056 * (x + shifts) + 0.00583715 * y) % 1)) % 1
-        numbers = (numbers + noise.float()).floor_()
-    else:
-        numbers = numbers.round_()
-    return numbers.clamp_(0, full).permute(1, 2, 0).to(torch.int32).numpy().astype(dtype)
+        apart = 61.0 * torch.arange(channels, dtype=torch.float64)[:, None, None]  # else all channels rise at once
+        noise = (52.9829189 * ((0.06711056 * (x + apart) + 0.00583715 * y) % 1)) % 1
+        numbers = (numbers * op.FULL_SCALE[kind] + noise.float()).floor() / op.FULL_SCALE[kind]
+    return np.ascontiguousarray(op.from_float(numbers, kind).permute(1, 2, 0).numpy())
 
 
 def straight(numbers: Tensor, header: Header) -> Tensor:

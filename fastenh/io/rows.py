@@ -24,11 +24,12 @@ class Rows:
     def __init__(self, path: Path, format: str) -> None:
         as_stored = oiio.ImageSpec()
         as_stored["oiio:UnassociatedAlpha"] = 1  # else colours are multiplied by alpha
-        self._path, self._format = path, format
+        self.path, self._format = path, format
         file = oiio.ImageInput.open(str(path), as_stored)
         if file is None:
             raise self._damaged(oiio.geterror())
         self._file, self._spec = file, file.spec()
+        self._chunks = metadata.read_chunks(path) if format == PNG else []
         dtype = DTYPES.get(str(self._spec.format))
         what = self._refusal(dtype)
         if what:
@@ -52,7 +53,7 @@ class Rows:
         return rows.reshape(last - first, spec.width, spec.nchannels)[top - first : bottom - first]
 
     def _damaged(self, problem: str) -> ValueError:
-        return ValueError(f"{self._path}: expected a whole {self._format}, got a damaged one ({_first_line(problem)})")
+        return ValueError(f"{self.path}: expected a whole {self._format}, got a damaged one ({_first_line(problem)})")
 
     def _refusal(self, dtype: str | None) -> str | None:
         """What was expected and what came instead, or None."""
@@ -64,7 +65,7 @@ class Rows:
             return f"RGB or gray, got {spec.get_string_attribute('tiff:ColorSpace')}"
         if dtype is None:
             return f"8 or 16 bits, or floats of 16 or 32, got {spec.format}"
-        if self._format == PNG and any(kind == b"acTL" for kind, _ in metadata.read_chunks(self._path)):
+        if any(kind == b"acTL" for kind, _ in self._chunks):
             return "one picture, got an animation"
         # A second page may be a thumbnail of the first.
         pages = file.seek_subimage(1, 0) and not file.spec().get_int_attribute("tiff:subfiletype") & 1
@@ -80,21 +81,20 @@ class Rows:
         icc, exif, xmp, iptc, chromaticities = b"", b"", b"", b"", ()
         orientation = spec.get_int_attribute("Orientation", 1)
         if self._format == PNG:
-            storage["chunks"] = metadata.read_chunks(self._path)
-            icc = metadata.png_profile(storage["chunks"])
-            exif = next((data for kind, data in storage["chunks"] if kind == b"eXIf"), b"")
-            exif = exif.removeprefix(b"Exif\0\0")
+            storage["chunks"] = self._chunks
+            icc, xmp = metadata.png_profile(self._chunks), metadata.png_xmp(self._chunks)
+            exif = next((data for kind, data in self._chunks if kind == b"eXIf"), b"").removeprefix(b"Exif\0\0")
             orientation = metadata.exif_orientation(exif)
-            xmp = metadata.png_xmp(storage["chunks"])
         elif self._format == TIFF:
             directory = metadata.Directory()  # where it is damaged but the pixels can be read
             compression = spec.get_string_attribute("compression")
             storage["compression"] = compression if compression in KEPT_COMPRESSION else "zip"
-            with open(self._path, "rb") as file, contextlib.suppress(ValueError):
+            with open(self.path, "rb") as file, contextlib.suppress(ValueError):
                 directory = metadata.read_directory(file)
             exif = metadata.exif_of_tiff(directory)
             xmp, icc = directory.block(XMP), directory.block(ICC)
-            iptc = directory.block(RESOURCES) or metadata.iptc_resources(directory.block(IPTC))
+            iptc = metadata.without_thumbnails(directory.block(RESOURCES))
+            iptc = iptc or metadata.iptc_resources(directory.block(IPTC))
         else:
             storage["spec"] = oiio.ImageSpec(spec)
             chromaticities = tuple(spec.getattribute("chromaticities") or ())

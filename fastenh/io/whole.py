@@ -86,7 +86,7 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
     blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
     about = Metadata(
         image.info.get("icc_profile", b""), exif, image.info.get("xmp", b""),
-        b"".join(block[len(PHOTOSHOP) :] for block in blocks), _dpi(image),
+        metadata.without_thumbnails(b"".join(block[len(PHOTOSHOP) :] for block in blocks)), _dpi(image),
     )  # fmt: skip
     extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
     storage = {

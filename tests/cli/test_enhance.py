@@ -256,8 +256,8 @@ def test_transparency_does_not_fit_jpeg(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.png", "--strength", "1.5"], "--strength: expected a number from 0 to 1, got 1.5"),
-        (["a.png", "--strength", "nan"], "--strength: expected a number from 0 to 1, got nan"),
+        (["a.png", "--strength", "1.5"], "strength: expected a number from 0 to 1, got 1.5"),
+        (["a.png", "--strength", "nan"], "strength: expected a number from 0 to 1, got nan"),
         (["a.png", "--device", "cuda:99"], "device: expected auto or what torch sees here (cpu"),
         (["a.png", "--device", "gpu"], "), got gpu"),
         (["a.png", "b.jpg", "-o", "c.PNG"], "-o: expected a folder for 2 photos (end a new one with /), got"),
@@ -270,6 +270,8 @@ def test_transparency_does_not_fit_jpeg(run, tmp_path):
         (["a.png", "a.jpg", "--compare", "-o", "out"], "a_compare.jpg: expected one photo to be written there, got"),
         (["a.png", "a_enhanced.png", "--overwrite"], "expected outputs apart from the photos given, got one of them"),
         (["a.png", "-o", "b.jpg/x/"], "Not a directory"),
+        (["a.png", "--watch"], "--watch: expected one folder, got a.png"),
+        (["empty", "--watch", "--suffix", "a/b"], "suffix: expected a few letters to add to names, got 'a/b'"),
     ],
 )
 def test_one_line_before_anything_is_begun(run, photos, monkeypatch, arguments, message):

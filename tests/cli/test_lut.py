@@ -139,7 +139,7 @@ def test_apply_plans_and_refuses_as_enhance_does(folder):
     assert lut("apply", "look.cube", "photo.png") == "Wrote photo_enhanced.png\n"
     assert "already there" in lut("apply", "look.cube", "photo.png", code=1)
     assert lut("apply", "look.cube", "photo.png", "--overwrite") == "Wrote photo_enhanced.png\n"
-    assert "--strength: expected a number from 0 to 1, got 2" in lut(
+    assert "strength: expected a number from 0 to 1, got 2" in lut(
         "apply", "look.cube", "photo.png", "--strength", 2, code=2
     )
 
