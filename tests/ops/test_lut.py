@@ -35,7 +35,9 @@ def calls(draw: st.DrawFn) -> Call:
     return Call(
         [
             Box((batch, 3, height, width), -0.2, 1.2),
-            Box(((batch,) if own else ()) + (count, 3, size, size, size), -0.5, 1.5),
+            Box(
+                ((batch,) if own else ()) + (count, 3, size, size, size), -0.5, 1.5, may_hold_nan=False
+            ),  # on a vertex, 0 · NaN of its neighbour may count or not
             Box((batch, count), -1.0, 1.0) if draw(st.booleans()) else None,
             Box((batch, count, height, width), -1.0, 1.0) if draw(st.booleans()) else None,
             grid(batch, size) if draw(st.booleans()) else None,
