@@ -8,7 +8,7 @@ Low-Light Image via Zero-Reference Deep Curve Estimation", TPAMI 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastenh.ops.op import check_image, check_int, gradient_wanted, to_float
 
 ITERATIONS = 8
 HALO = 7  # how far a pixel of the maps looks: one pixel for each of the seven convolutions of 3×3
+Activation = Callable[[Tensor], Tensor]  # in place
 CPU_TILE, TILE = 256, 1024  # on a CPU, what its caches hold; elsewhere, what keeps it busy
 
 
@@ -67,7 +68,7 @@ class ZeroDCE(nn.Module):
         self.e_conv4 = self.convolution(32, 32)
         self.e_conv5 = self.convolution(64, 32)
         self.e_conv6 = self.convolution(64, 32)
-        self.e_conv7 = self.convolution(64, self.MAPS)
+        self.e_conv7 = self.convolution(64, self.MAPS, torch.tanh_)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -79,8 +80,8 @@ class ZeroDCE(nn.Module):
         return {"map_scale": self.map_scale} | ({"same_reach": True} if self.same_reach else {})
 
     @staticmethod
-    def convolution(channels_in: int, channels: int) -> nn.Module:
-        return Convolution(channels_in, channels)
+    def convolution(channels_in: int, channels: int, activation: Activation = F.relu_) -> nn.Module:
+        return Convolution(channels_in, channels, activation)
 
     def forward(self, image: Tensor, tile: int | None = None) -> Tensor:
         """Where no gradient is asked for, the network sees at most `tile` × `tile` pixels at a time, and as many around
@@ -130,15 +131,15 @@ class ZeroDCE(nn.Module):
             assert isinstance(layer, (Convolution, SeparableConvolution))
             layer.reach = 1 / self.map_scale if self.same_reach else 1
         x = to_float(seen).to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)  # faster
-        x1 = F.relu_(self.e_conv1(x))
-        x2 = F.relu_(self.e_conv2(x1))
-        x3 = F.relu_(self.e_conv3(x2))
-        x4 = F.relu_(self.e_conv4(x3))
-        x5 = F.relu_(self.e_conv5(x3, x4))
+        x1 = self.e_conv1(x)
+        x2 = self.e_conv2(x1)
+        x3 = self.e_conv3(x2)
+        x4 = self.e_conv4(x3)
+        x5 = self.e_conv5(x3, x4)
         del x3, x4  # memory that the next layers can have
-        x6 = F.relu_(self.e_conv6(x2, x5))
+        x6 = self.e_conv6(x2, x5)
         del x2, x5
-        return self.e_conv7(x1, x6).tanh_()
+        return self.e_conv7(x1, x6)
 
     def tiles(self, seen: Tensor, tile: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
         """Where each tile lies, and its curves, for which the network sees the tile's surroundings, too. At the edges
@@ -164,25 +165,27 @@ class ZeroDCEPlusPlus(ZeroDCE):
         super().__init__(map_scale, same_reach)
 
     @staticmethod
-    def convolution(channels_in: int, channels: int) -> nn.Module:
-        return SeparableConvolution(channels_in, channels)
+    def convolution(channels_in: int, channels: int, activation: Activation = F.relu_) -> nn.Module:
+        return SeparableConvolution(channels_in, channels, activation)
 
 
-# ---- convolutions of x or, without laying them beside each other in memory, of [x, y]
+# ---- layers: convolutions of x or, without laying them beside each other in memory, of [x, y], and what follows them
 
 
 class Convolution(nn.Conv2d):
-    """3×3, padded by zeros. `reach`: how far its outer weights lie from the middle one, in pixels."""
+    """3×3, padded by zeros, then `activation`. `reach`: how far its outer weights lie from the middle one."""
 
     reach: float = 1
 
-    def __init__(self, channels_in: int, channels: int) -> None:
+    def __init__(self, channels_in: int, channels: int, activation: Activation) -> None:
         super().__init__(channels_in, channels, 3, padding=1)
+        self.activation = activation
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         kernel, n = resampled(self.weight, self.reach), x.shape[1]
-        result = F.conv2d(x, kernel[:, :n], self.bias, padding=1)
-        return result if y is None else result.add_(F.conv2d(y, kernel[:, n:], padding=1))
+        if y is None:
+            return convolve(x, kernel, self.bias, 1, self.activation)
+        return convolve(y, kernel[:, n:], self.bias, 1, self.activation, F.conv2d(x, kernel[:, :n], padding=1))
 
 
 class SeparableConvolution(nn.Module):
@@ -190,21 +193,38 @@ class SeparableConvolution(nn.Module):
 
     reach: float = 1
 
-    def __init__(self, channels_in: int, channels: int) -> None:
+    def __init__(self, channels_in: int, channels: int, activation: Activation) -> None:
         super().__init__()
         self.depth_conv = nn.Conv2d(channels_in, channels_in, 3, padding=1, groups=channels_in)
         self.point_conv = nn.Conv2d(channels_in, channels, 1)
+        self.activation = activation
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         depth, point, n = self.depth_conv, self.point_conv, x.shape[1]
         kernel, bias = resampled(depth.weight, self.reach), depth.bias
         assert bias is not None
         each = F.conv2d(x, kernel[:n], bias[:n], padding=1, groups=n)
-        result = F.conv2d(each, point.weight[:, :n], point.bias)
         if y is None:
-            return result
+            return convolve(each, point.weight, point.bias, 0, self.activation)
+        first = F.conv2d(each, point.weight[:, :n])
         each = F.conv2d(y, kernel[n:], bias[n:], padding=1, groups=y.shape[1])
-        return result.add_(F.conv2d(each, point.weight[:, n:]))
+        return convolve(each, point.weight[:, n:], point.bias, 0, self.activation, first)
+
+
+def convolve(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, padding: int, activation: Activation, plus: Tensor | None = None
+) -> Tensor:
+    """activation(kernel ∗ x + bias + plus); `plus` may be overwritten. What cuDNN does in one pass goes to it."""
+    if activation is F.relu_ and torch.version.cuda and x.is_cuda and not gradient_wanted([x, kernel]):
+        if torch.is_autocast_enabled("cuda"):
+            x, kernel = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, kernel))
+        bias = None if bias is None else bias.to(x.dtype)
+        where = (1, 1), (padding, padding), (1, 1), 1  # stride, padding, dilation, groups
+        if plus is None:
+            return torch.cudnn_convolution_relu(x, kernel, bias, *where)
+        return torch.cudnn_convolution_add_relu(x, kernel, plus, 1, bias, *where)
+    result = F.conv2d(x, kernel, bias, padding=padding)
+    return activation(result if plus is None else plus.add_(result))
 
 
 def resampled(kernel: Tensor, reach: float) -> Tensor:

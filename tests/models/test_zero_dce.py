@@ -92,6 +92,25 @@ def test_tiles_make_the_whole(system, map_scale):
             torch.testing.assert_close(model(image, tile=tile), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("map_scale", [1, 3])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 1.5e-3), ("bfloat16", 1.5e-2)])
+def test_on_a_gpu_it_computes_the_same(system, map_scale, dtype, bound):
+    """Without gradients, with them, and compiled. The bounds are twice what a CPU's mean error is in these types."""
+    model, image = lively(system, map_scale), torch.rand(2, 3, 61, 83)
+    with torch.no_grad():
+        maps = by_formula(model, image)[1].float()
+    model, image = (x.to("cuda", getattr(torch, dtype)) for x in (model, image))
+    compiled = torch.compile(model.predict_curves)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        curves = {"with gradients": model.predict_curves(image).detach()}
+        with torch.no_grad():
+            curves |= {"without": model.predict_curves(image), "compiled": compiled(image)}
+    for way, result in curves.items():
+        assert (result.float().cpu() - maps).abs().mean() <= bound, way
+
+
 @pytest.mark.parametrize("scale", [1, 2, 7])
 def test_a_kernel_of_less_reach_sees_what_lies_between_pixels(scale):
     """As the kernel itself sees a bilinear enlargement."""
