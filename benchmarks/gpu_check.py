@@ -126,7 +126,8 @@ class Check:
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
         # Each test is named as it ends, so that what failed is known where time runs out.
-        tests = [*pytest, "-v", "tests/ops", "-k", "gpu", *workers, "--durations=10"]
+        files = ["tests/ops", "tests/models/test_zero_dce.py", "tests/test_stream.py"]
+        tests = [*pytest, "-v", *files, "-k", "gpu", *workers, "--durations=10"]
         commands = {"tests": ["env", "OMP_NUM_THREADS=2", *tests]}
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
         # Every tensor gets memory of its own, so that what reaches over its end is seen.
