@@ -66,7 +66,11 @@ def test_there_and_back(name):
     assert (space.from_srgb(space.to_srgb(numbers)) - numbers).abs().max() * 65535 < 6
 
 
-@pytest.mark.parametrize("icc", [b"", b"no profile", imagecodecs.cms_profile("srgb"), imagecodecs.cms_profile("gray")])
+@pytest.mark.parametrize(
+    "icc",
+    [b"", b"no profile", imagecodecs.cms_profile("srgb"), imagecodecs.cms_profile("gray")],
+    ids=["none", "no profile", "sRGB", "gray"],
+)
 def test_without_a_profile_that_can_be_read_it_is_srgb(icc):
     space = from_profile(icc, 3)
     assert (

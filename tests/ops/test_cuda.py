@@ -115,7 +115,7 @@ def run(suite: Suite, block: Path, bindings: Path, folder: Path) -> subprocess.C
     environment = {
         **os.environ,
         "FASTENH_CUDA_ON_CPU": str(build_for_cpu(folder / f"{suite.stem}.cu", block, folder / "_C.so", *core)),
-        "PYTHONPATH": str(STAND_IN),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(STAND_IN), os.environ.get("PYTHONPATH")])),
         # The sanitizer, and the library of exceptions, which it looks for when it is loaded.
         "LD_PRELOAD": " ".join(gcc(f"-print-file-name={name}").strip() for name in ("libasan.so", "libstdc++.so")),
         # Fresh memory is NaN.
