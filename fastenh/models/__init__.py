@@ -16,11 +16,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import fastenh
 from fastenh.models.adaint import AdaInt
@@ -60,6 +62,16 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 EMBEDDED = tuple(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
 
 
+class Unfilled(TorchFunctionMode):
+    """Parameters stay as they are made: to fill those of the device "meta", PyTorch imports its compiler, which takes
+    seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is torch.Tensor.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load(path_or_name: str | Path) -> nn.Module:
     """A model in eval mode, float32 on the CPU, from a .safetensors file or from the name of an embedded model.
 
@@ -89,7 +101,7 @@ def load(path_or_name: str | Path) -> nn.Module:
     if not isinstance(name, str) or name not in SYSTEMS:
         raise ValueError(f"{path}: expected a system fastenh knows ({', '.join(SYSTEMS)}), got {name!r:.80}")
     try:
-        with torch.device("meta"):  # shapes without memory: the file may claim any size
+        with torch.device("meta"), Unfilled():  # shapes without memory: the file may claim any size
             model = SYSTEMS[name](**config["arguments"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its arguments do not make a {name} model ({error!s:.120})") from None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import exactly, identity_lut, read_state, thumbnail
+from fastenh.models.lut3d import exactly, first_luts, read_state, thumbnail
 from fastenh.ops.op import check_image
 
 
@@ -50,7 +50,7 @@ class AdaInt(nn.Module):
         for layer in (self.weights, self.intervals):
             nn.init.normal_(layer.weight, std=0.005)
             nn.init.ones_(layer.bias)
-        self.luts = nn.Parameter(torch.cat([identity_lut(size)[None], torch.zeros(n_luts - 1, 3, size, size, size)]))
+        self.luts = nn.Parameter(first_luts(n_luts, size))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.render(image, self.look(image))

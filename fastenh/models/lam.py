@@ -83,8 +83,7 @@ class LocalContextLUT(nn.Module):
             "attention": attention,
         }
         self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
-        zeros = torch.zeros(n_luts - 1, 3, size, size, size)
-        self.luts = nn.Parameter(torch.cat([lut3d.identity_lut(size)[None], zeros]))
+        self.luts = nn.Parameter(lut3d.first_luts(n_luts, size))
         self.classifier: nn.Module = CLASSIFIERS[classifier](n_luts)
         self.lam = LocalContext(n_luts, kernel_size, widths, attention) if context == "lam" else None
         self.unet = UNet(n_luts) if context == "unet" else None

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class ImageAdaptiveLUT(nn.Module):
             raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
         self.arguments: dict[str, Any] = {"n_luts": n_luts, "size": size, "classifier": classifier}
         self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
-        self.luts = nn.Parameter(torch.cat([identity_lut(size)[None], torch.zeros(n_luts - 1, 3, size, size, size)]))
+        self.luts = nn.Parameter(first_luts(n_luts, size))
         self.classifier = CLASSIFIERS[classifier](n_luts)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -178,9 +179,17 @@ def thumbnail(image: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 def identity_lut(size: int, device: torch.device | None = None) -> Tensor:
     """(3, D, D, D), axes (C, B, G, R), with LUT[c, b, g, r] = (r, g, b)[c] / (D − 1)."""
-    axis = torch.linspace(0, 1, size, device=device)
-    b, g, r = torch.meshgrid(axis, axis, axis, indexing="ij")
-    return torch.stack([r, g, b])
+    axis = torch.as_tensor(np.linspace(0, 1, size, dtype=np.float32), device=device)
+    lut = axis.new_empty(3, size, size, size)
+    lut[0], lut[1], lut[2] = axis, axis[:, None], axis[:, None, None]
+    return lut
+
+
+def first_luts(count: int, size: int) -> Tensor:
+    """(count, 3, D, D, D) to begin training with: the identity, then zeros."""
+    luts = torch.zeros(count, 3, size, size, size)
+    luts[0] = identity_lut(size)
+    return luts
 
 
 # ---- checkpoints as published

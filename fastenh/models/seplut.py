@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.models.adaint import LICENCE, Backbone, as_ours, bank_sizes, shape_of
-from fastenh.models.lut3d import identity_lut, read_state
+from fastenh.models.lut3d import first_luts, read_state
 from fastenh.ops.op import check_image, from_float, gradient_wanted, to_float
 
 CPU_BAND, BAND = 1 << 18, 1 << 23  # pixels of a band: on a CPU, what its caches hold; elsewhere, what keeps it busy
@@ -57,9 +58,10 @@ class SepLUT(nn.Module):
         for layer in (self.weights, self.curves):
             nn.init.normal_(layer.weight, std=0.005)
         nn.init.ones_(self.weights.bias)
+        steps = np.linspace(0, 1, size_1d).clip(0.01, 0.99)
         with torch.no_grad():
-            self.curves.bias.copy_(torch.linspace(0, 1, size_1d).logit(eps=0.01).repeat(3))
-        self.luts = nn.Parameter(torch.cat([identity_lut(size)[None], torch.zeros(n_luts - 1, 3, size, size, size)]))
+            self.curves.bias.copy_(torch.as_tensor(np.tile(np.log(steps / (1 - steps)), 3)))
+        self.luts = nn.Parameter(first_luts(n_luts, size))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.render(image, self.look(image))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fastenh
-from fastenh.models import EMBEDDED, ImageAdaptiveLUT, load, save
+from fastenh.models import EMBEDDED, SYSTEMS, ImageAdaptiveLUT, load, save
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_every_embedded_model_loads_by_name():
         model = load(name)
         assert {"colour", "licence", "note"} <= model.about.keys()
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+def test_loading_does_not_wait_for_pytorchs_compiler(tmp_path):
+    """Whose import takes longer than retouching a photo."""
+    files = [tmp_path / f"{name}.safetensors" for name in SYSTEMS]
+    for file, system in zip(files, SYSTEMS.values(), strict=True):
+        save(system(), file)
+    script = "import sys, fastenh; [fastenh.load(name) for name in sys.argv[1:]]; print(*sys.modules)"
+    command = [sys.executable, "-c", script, *EMBEDDED, *map(str, files)]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in modules and not {"torch._dynamo", "sympy"} & set(modules)
 
 
 def test_half_precision_storage_loads_as_float32(model, tmp_path):
