@@ -14,8 +14,8 @@ from skimage import data
 from torch import Tensor
 
 from fastenh.io import write_lut
+from fastenh.io.colour import decode, encode
 from fastenh.io.luts import sample
-from fastenh.train.auto import degrade
 
 
 def warm(colours: Tensor) -> Tensor:
@@ -31,7 +31,8 @@ def examples(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pixels = data.astronaut()  # NASA, public domain
     photo = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    dark = (degrade(photo, -1.5, (0.8, 1.0, 1.3)) * 255).round().to(torch.uint8)
+    gains = torch.tensor([0.8, 1.0, 1.3])[:, None, None] * 2**-1.5  # in linear light
+    dark = (encode((decode(photo) * gains).clamp(0, 1)) * 255).round().to(torch.uint8)
     Image.fromarray(pixels).save(folder / "photo.jpg", quality=95)
     Image.fromarray(dark[0].permute(1, 2, 0).numpy()).save(folder / "dark.jpg", quality=95)
     write_lut(sample(warm, 33, title="Warm"), folder / "warm.cube", overwrite=True)
@@ -41,6 +42,7 @@ def picture(folder: Path, into: Path) -> None:
     """The photograph, by warm.cube, too dark, by the LUT that `auto` became for it."""
     names = ("photo.jpg", "warm.jpg", "dark.jpg", "lit.jpg")
     row = [np.asarray(Image.open(folder / name).resize((256, 256), reducing_gap=3)) for name in names]
+    into.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(row, 1)).save(into / "luts.jpg", quality=85)
 
 

@@ -7,6 +7,9 @@ Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a 
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -29,6 +32,8 @@ app.add_typer(train.app, name="train")
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    with contextlib.suppress(ValueError):  # called from another thread than the main one
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: leaves no half file
     if version:
         typer.echo(f"fastenh {fastenh.__version__}")
         raise typer.Exit

@@ -11,7 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastenh.cli.options import Debug, Device, Model, Overwrite, message, one_line, say
+from fastenh.cli.options import (
+    Compare,
+    Debug,
+    Device,
+    Dither,
+    Jobs,
+    Model,
+    Output,
+    Overwrite,
+    Quality,
+    Recursive,
+    Suffix,
+    Watch,
+    message,
+    one_line,
+    say,
+)
 
 if TYPE_CHECKING:
     from fastenh.files import Done, Job
@@ -22,12 +38,7 @@ def enhance(
         list[Path],
         typer.Argument(metavar="INPUT", help="Photos (JPEG, PNG, TIFF, WebP, EXR, HEIC, RAW), or one folder of them."),
     ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
-        ),
-    ] = None,
+    output: Output = None,
     model: Model = "auto",
     strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
     denoise: Annotated[
@@ -36,22 +47,14 @@ def enhance(
     protect_highlights: Annotated[
         bool, typer.Option("--protect-highlights", help="Let nothing become white that was not.")
     ] = False,
-    dither: Annotated[
-        bool, typer.Option("--dither", help="Round up or down by chance, so that gradients show no bands.")
-    ] = False,
-    quality: Annotated[
-        int | None,
-        typer.Option(metavar="1-100", help="Of JPEG, WebP and HEIC.", show_default="a JPEG's own; else 95"),
-    ] = None,
-    suffix: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Add it to names.", show_default="_enhanced, beside the photo only"),
-    ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Take the folders in the folder, too.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder.")] = False,
-    jobs: Annotated[int, typer.Option(metavar="N", help="Photos at a time.", min=1)] = 2,
+    dither: Dither = False,
+    quality: Quality = None,
+    suffix: Suffix = None,
+    recursive: Recursive = False,
+    watch: Watch = False,
+    jobs: Jobs = 2,
     device: Device = "auto",
-    compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False,
+    compare: Compare = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:

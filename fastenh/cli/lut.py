@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastenh.cli.enhance import enhance
-from fastenh.cli.options import Debug, Device, Model, Overwrite, needing_extra, one_line, say
+from fastenh.cli.options import (
+    Compare,
+    Debug,
+    Device,
+    Dither,
+    Jobs,
+    Model,
+    Output,
+    Overwrite,
+    Quality,
+    Recursive,
+    Suffix,
+    Watch,
+    one_line,
+    say,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,29 +85,34 @@ def lut_info(lut: File, debug: Debug = False) -> None:
 def lut_apply(
     lut: File,
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos, or one folder of them.")],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o", "--output", help="File or folder to write to.", show_default="photo_enhanced.jpg beside photo.jpg"
-        ),
-    ] = None,
+    output: Output = None,
     interpolation: Annotated[
         Literal["tetrahedral", "trilinear"],
         typer.Option(help="Tetrahedral as ffmpeg has it by default, trilinear as Resolve has and as models compute."),
     ] = "tetrahedral",
     strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole LUT.")] = 1.0,
+    dither: Dither = False,
+    quality: Quality = None,
+    suffix: Suffix = None,
+    recursive: Recursive = False,
+    watch: Watch = False,
+    jobs: Jobs = 2,
     device: Device = "auto",
+    compare: Compare = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Apply a LUT file to photos.
 
-    Everything else is as with `fastenh enhance`: what is read and written, kept and refused.
+    What is read and written, kept and refused is as with `fastenh enhance`.
     """
     with one_line(debug):
         look: Any = _read(lut)  # stands where the name of a model would: to Enhancer, a module is as good
         look.interpolation = interpolation
-    enhance(photos, output, model=look, strength=strength, device=device, overwrite=overwrite, debug=debug)
+    enhance(
+        photos, output, look, strength, dither=dither, quality=quality, suffix=suffix, recursive=recursive, watch=watch,
+        jobs=jobs, device=device, compare=compare, overwrite=overwrite, debug=debug,
+    )  # fmt: skip
 
 
 @app.command("bake")
@@ -135,7 +155,8 @@ def lut_bake(
                 look = LutFile(table, interpolation="trilinear")
                 look = look if size is None else sample(look, size)
                 look.title = f"{Path(model).stem}, LUT {n} of {len(module.luts)}"
-                looks[output.with_stem(f"{output.stem}_{n}")] = look
+                number = str(n).zfill(len(str(len(module.luts))))  # so that their names are in order
+                looks[output.with_stem(f"{output.stem}_{number}")] = look
         for path in looks:
             check_free(path, overwrite)
         for path, look in looks.items():
@@ -159,31 +180,37 @@ def lut_convert(
     """
     with one_line(debug):
         from fastenh.io import check_free
-        from fastenh.io.luts import UNIT, sample
+        from fastenh.io.luts import UNIT, domain_in_words, sample
 
         check_free(output, overwrite)
         look = _read(lut)
         if size is None and _is_hald(output) and not look.hald_level:
             size = HALD_SIZE
         if size is not None:
-            look = sample(look, size, UNIT if _is_hald(output) else look.domain, look.title)
+            domain = UNIT if _is_hald(output) else look.domain
+            if domain != look.domain:
+                say(f"{output}: a Hald CLUT takes 0 to 1, of this LUT's {domain_in_words(look.domain)}", err=True)
+            look = sample(look, size, domain, look.title)
         _write(look, output, overwrite)
 
 
 def _read(path: Path) -> LutFile:
     from fastenh.io import read_lut
 
-    with needing_extra("luts"):
+    try:
         return read_lut(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected the package {error.name}, got none: pip install opencolorio") from None
 
 
 def _write(look: LutFile, path: Path, overwrite: bool) -> None:
     from fastenh.io import write_lut
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_lut(look, path, overwrite)
     if _is_hald(path) and look.table is not None:
         low, high = look.table.min().item(), look.table.max().item()
-        if low < 0 or high > 1:
+        if min(low, 1 - high) < -0.5 / 65535:
             say(
                 f"{path}: a Hald CLUT holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped",
                 err=True,

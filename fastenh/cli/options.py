@@ -15,6 +15,26 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="File or folder to write to.",
+        show_default="photo_enhanced.jpg beside photo.jpg; of a folder, enhanced/ in it",
+    ),
+]
+Dither = Annotated[bool, typer.Option("--dither", help="Round by a pattern, so that gradients show no bands.")]
+Quality = Annotated[
+    int | None, typer.Option(metavar="1-100", help="Of JPEG, WebP and HEIC.", show_default="a JPEG's own; else 95")
+]
+Suffix = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Add it to names.", show_default="_enhanced, beside the photo only")
+]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Take the folders in the folder, too.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder.")]
+Jobs = Annotated[int, typer.Option(metavar="N", help="Photos at a time.", min=1)]
+Compare = Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 

@@ -35,4 +35,4 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: expected a file or nothing there, got a folder, pipe or device")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path}: already there; overwrite replaces it")
+        raise FileExistsError(f"{path}: already there, and overwrite was not asked for")

@@ -77,12 +77,13 @@ class Header:
 
     def upright(self) -> Header:
         """Of the photo once it is turned: metadata say so, and EXIF lets go its small picture of it as it was."""
+        on_its_side = self.orientation >= 5
         turned = replace(
             self.metadata,
-            exif=metadata.upright_exif(self.metadata.exif),
+            exif=metadata.upright_exif(self.metadata.exif, on_its_side),
             xmp=metadata.upright_xmp(self.metadata.xmp),
         )
-        height, width = (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+        height, width = (self.width, self.height) if on_its_side else (self.height, self.width)
         return replace(self, height=height, width=width, orientation=1, metadata=turned)
 
     def stored_as(self, format: str) -> Header:

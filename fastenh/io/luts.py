@@ -109,6 +109,9 @@ class LutFile(nn.Module):
                 parts.append(f"{kind} LUT of {size}{over}")
         return ", then ".join(parts)
 
+    def extra_repr(self) -> str:
+        return f"{self.title!r}, {self.contents}" if self.title else self.contents
+
     @property
     def hald_level(self) -> int | None:
         """L where it is a 3D LUT of L² vertices over [0, 1] and nothing else, which a Hald CLUT can hold, else None."""
@@ -411,7 +414,9 @@ def _refuse_row(path: Path, start: int, lines: list[str]) -> NoReturn:
         finite = all(NUMBER.fullmatch(word) and abs(float(word)) <= MAX_FLOAT for word in words)
         if _is_blank(line) or (len(words) == 3 and finite):
             continue
-        raise ValueError(f"{path}: line {number}: expected three finite numbers, got {line.strip()[:60]!r}")
+        late = words and words[0].upper() in ("TITLE", *COUNTS)
+        wanted = "all keywords before the numbers" if late else "three finite numbers"
+        raise ValueError(f"{path}: line {number}: expected {wanted}, got {line.strip()[:60]!r}")
     raise ValueError(f"{path}: expected three finite numbers in every row from line {start} on, got others")
 
 

@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
-DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags whose value is a directory: EXIF, GPS, interoperability
+EXIF_DIRECTORY = 0x8769
+DIRECTORIES = (EXIF_DIRECTORY, 0x8825, 0xA005)  # tags whose value is a directory: EXIF, GPS, interoperability
 # What says how and where the pixels of a TIFF are stored, or is a picture itself: thumbnails, layers.
 STRUCTURE = {
     *range(254, 260), 262, 263, 266, 273, ORIENTATION, *range(277, 282), 284, *range(288, 294), 301, 317, 320, 321,
@@ -68,18 +69,33 @@ class Layout:
 CLASSIC, BIG = Layout("H", 2, "I", 4, 12), Layout("Q", 8, "Q", 8, 20)
 
 
-def upright_exif(exif: bytes) -> bytes:
-    """The same block with orientation 1 and no thumbnail, which shows the photo as it was; all else stays at its place,
-    as maker notes need it. b"" where the block is damaged."""
+def upright_exif(exif: bytes, on_its_side: bool = False) -> bytes:
+    """The same block with orientation 1 and no thumbnail, which shows the photo as it was, and width and height in each
+    other's place if it was `on_its_side`; all else stays where it is, as maker notes need it. b"" where damaged."""
     data = bytearray(exif)
     try:
         order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
-        directory = struct.unpack_from(order + "I", data, 4)[0]
-        end = directory + 2 + 12 * struct.unpack_from(order + "H", data, directory)[0]
-        for entry in range(directory + 2, end, 12):
-            if struct.unpack_from(order + "H", data, entry)[0] == ORIENTATION:
-                struct.pack_into(order + "HIHH", data, entry + 2, 3, 1, 1, 0)
-        struct.pack_into(order + "I", data, end, 0)
+
+        def entries(directory: int) -> dict[int, int]:
+            """Where each tag of a directory lies, and under -1 what follows them."""
+            end = directory + 2 + 12 * struct.unpack_from(order + "H", data, directory)[0]
+            return {struct.unpack_from(order + "H", data, at)[0]: at for at in range(directory + 2, end, 12)} | {
+                -1: end
+            }
+
+        first = entries(struct.unpack_from(order + "I", data, 4)[0])
+        if ORIENTATION in first:
+            struct.pack_into(order + "HIHH", data, first[ORIENTATION] + 2, 3, 1, 1, 0)
+        struct.pack_into(order + "I", data, first[-1], 0)
+        below = (
+            entries(struct.unpack_from(order + "I", data, first[EXIF_DIRECTORY] + 8)[0])
+            if EXIF_DIRECTORY in first
+            else {}
+        )
+        for found, (width, height) in ((first, (256, 257)), (below, (0xA002, 0xA003))):
+            if on_its_side and width in found and height in found:
+                a, b = (slice(found[tag] + 2, found[tag] + 12) for tag in (width, height))
+                data[a], data[b] = data[b], data[a]
     except (KeyError, struct.error):
         return b""
     return bytes(data)

@@ -19,6 +19,7 @@ from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, WEBP, Header
 from fastenh.io.metadata import Metadata
 
 QUALITY = 95  # where a photo comes from a format that has none
+PACKAGES = {HEIC: "pillow-heif", RAW: "rawpy"}
 EXIF, PHOTOSHOP, EXTENDED_XMP = b"Exif\0\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xmp/extension/\0"
 
 
@@ -29,8 +30,7 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
     except MemoryError:
         raise
     except ModuleNotFoundError as error:
-        extra = {HEIC: "heic", RAW: "raw"}[format]
-        need = f"expected the package {error.name} to read {format}, got none: pip install 'fastenh[{extra}]'"
+        need = f"expected the package {error.name} to read {format}, got none: pip install {PACKAGES[format]}"
         raise ValueError(f"{path}: {need}") from None
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from None
@@ -193,7 +193,7 @@ def _heic(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     try:
         import pillow_heif
     except ModuleNotFoundError as error:
-        need = f"expected the package {error.name} to write HEIC, got none: pip install 'fastenh[heic]'"
+        need = f"expected the package {error.name} to write HEIC, got none: pip install {PACKAGES[HEIC]}"
         raise ValueError(need) from None
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.shape[2]] + (";16" if pixels.dtype == np.uint16 else "")
     file = pillow_heif.from_bytes(mode, (header.width, header.height), np.ascontiguousarray(pixels).tobytes())

@@ -320,6 +320,28 @@ def enhance(*arguments, limit: str = "-c 0") -> subprocess.CompletedProcess[str]
     )
 
 
+def test_a_run_that_is_terminated_leaves_no_half_file(photos, weights, tmp_path):
+    script = """
+import signal
+from fastenh import files
+from fastenh.cli import app
+from fastenh.io.files import replacing
+def half(enhancer, source, target, options, overwrite):
+    with replacing(target, overwrite) as part:
+        part.write_bytes(b"half")
+        print(part.name, flush=True)
+        signal.pause()
+files.retouch_file = half
+app()
+"""
+    command = [sys.executable, "-c", script, "enhance", photos, "-o", tmp_path / "out", "--weights", weights]
+    with subprocess.Popen([*command, "--jobs", "1"], stdout=subprocess.PIPE, text=True) as process:
+        part = process.stdout.readline().strip()
+        assert names(tmp_path / "out") == [part]
+        process.terminate()
+    assert process.returncode == 143 and names(tmp_path / "out") == []
+
+
 def test_exit_codes_and_streams(photos, weights):
     """One header asks for 40 gigapixels (120 GB), one file name tries to write two lines."""
     header = struct.pack(">4sIIBBBBB", b"IHDR", 200_000, 200_000, 8, 2, 0, 0, 0)

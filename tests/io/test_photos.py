@@ -131,6 +131,20 @@ def test_exif_changes_in_its_orientation_and_thumbnail_alone(tmp_path, order):
     assert kept == bytes(expected)
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_exif_gives_the_size_of_the_photo_as_it_stands(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48, 0x8827: 100})
+    smooth().save(tmp_path / "a.jpg", exif=exif)
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / f"b.{suffix}")
+    written = Image.open(tmp_path / f"b.{suffix}")
+    below = written.getexif().get_ifd(0x8769)
+    assert (below[0xA002], below[0xA003]) == written.size == ((48, 64) if orientation == 6 else (64, 48))
+    assert below[0x8827] == 100
+
+
 @given(block=st.binary(max_size=80) | st.lists(st.tuples(st.integers(6, 80), st.integers(0, 255)), max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_damaged_exif_never_costs_the_photo(block, tmp_path_factory):
