@@ -55,6 +55,9 @@ def pixels_of(image: Tensor) -> np.ndarray:
 
 
 def by_ffmpeg(pixels: np.ndarray, format: str, name: str, options: str) -> np.ndarray:
+    """On rows of whole vectors: its filters read and write beyond the end of others, which PyAV's frames do not allow."""
+    own = pixels.shape[1]
+    pixels = np.pad(pixels, ((0, 0), (0, -own % 64), (0, 0)))
     height, width, _ = pixels.shape
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=format, time_base="1/25")
@@ -66,7 +69,7 @@ def by_ffmpeg(pixels: np.ndarray, format: str, name: str, options: str) -> np.nd
     frame = av.VideoFrame.from_ndarray(pixels, format=format)
     frame.pts = 0
     graph.push(frame)
-    return graph.pull().to_ndarray()
+    return graph.pull().to_ndarray()[:, :own]
 
 
 def by_opencolorio(pixels: np.ndarray, path: Path, interpolation: str = "best") -> np.ndarray:
