@@ -18,7 +18,7 @@ from fastenh.finish import finish
 from fastenh.io import Photo, read_photo
 from fastenh.models.lut3d import identity_lut
 from fastenh.ops.op import FLOATS, FULL_SCALE, from_float, to_float
-from fastenh.stream import Frame, stream
+from fastenh.stream import Frame, stream, usable_as_tensor
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -144,15 +144,16 @@ class Enhancer:
         dither: rounds up or down by chance, so that gradients show no bands.
         quality: 1 to 100, of JPEG, WebP and HEIC; without it a JPEG keeps its own.
         workers: photos at a time.
-        overwrite: else photos whose results are there are passed over, or of one alone an error.
+        overwrite: else photos whose results are there are passed over.
 
-        Raises ValueError before anything is done where a result has no place to go or an argument is out of range.
+        Raises ValueError before anything is done where a result has no place to go or an argument is out of range, and
+        FileExistsError where `output` is a file that is there.
         """
         options = Options(strength, denoise, protect_highlights, dither, quality)
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
         paths = [Path(inputs)] if isinstance(inputs, (str, os.PathLike)) else [Path(path) for path in inputs]
-        jobs = plan(paths, None if output is None else os.fspath(output), suffix, recursive)
+        jobs = plan(paths, None if output is None else os.fspath(output), suffix, recursive, overwrite=overwrite)
         return list(retouch_files(self, jobs, options, workers=workers, overwrite=overwrite))
 
     def stream(
@@ -183,8 +184,7 @@ class Enhancer:
             raise ValueError(f"image: expected an array of shape (height, width, 3), got {image.shape}")
         if image.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
             raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got an array of {image.dtype}")
-        # A tensor cannot have negative strides, and warns of memory that must not be written.
-        usable = image if image.flags.writeable and min(image.strides) >= 0 else image.copy()
+        usable = image if usable_as_tensor(image) else image.copy()
         result = self._tensor(torch.from_numpy(usable).permute(2, 0, 1), retouch)
         return np.ascontiguousarray(result.permute(1, 2, 0).numpy())
 

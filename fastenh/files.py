@@ -111,12 +111,15 @@ def plan(
     suffix: str | None = None,
     recursive: bool = False,
     compare: bool = False,
+    overwrite: bool = False,
 ) -> list[Job]:
     """Which photo goes where; [] for a folder without photos. ValueError where it cannot be told.
 
-    `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file. Without it
-    a folder's photos go to `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their
-    names. In other folders names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each.
+    `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file, which must
+    not be there, or FileExistsError is raised, unless `overwrite` is true. Without it a folder's photos go to
+    `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their names. In other folders
+    names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each. Of a folder, what is
+    there as the result of another photo in it is no photo to do.
     """
     folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
     for path in [] if folder else inputs:
@@ -137,6 +140,7 @@ def plan(
         raise ValueError(f"-o: expected a folder or a name that ends in {', '.join(SUFFIXES)}, got {output}")
     else:
         only = Path(output)
+        check_free(only, overwrite)
 
     if folder and into and into.resolve() != folder.resolve():  # what an earlier run wrote there is no photo to do
         photos = [photo for photo in photos if not photo.resolve().is_relative_to(into.resolve())]
@@ -153,7 +157,10 @@ def plan(
         comparison = target.with_name(f"{target.stem.removesuffix('_enhanced')}_compare.jpg")
         jobs.append(Job(photo, target, comparison if compare else None))
 
-    given = {photo.resolve() for photo in photos}
+    if folder:
+        results = {path.resolve() for job in jobs for path in job.outputs if path != job.photo}
+        jobs = [job for job in jobs if job.photo.resolve() not in results]
+    given = {job.photo.resolve() for job in jobs}
     writers: dict[Path, Path] = {}
     for job in jobs:
         for path in job.outputs:
@@ -172,26 +179,28 @@ def plan(
 def retouch_files(
     enhancer: Enhancer, jobs: Iterable[Job], options: Options, *, workers: int = 1, overwrite: bool = False
 ) -> Iterator[Done]:
-    """Does the jobs, `workers` at a time, and tells of each, in order. Of several, those whose results are there are
-    passed over, so that a run that was ended goes on; of one that is an error, unless `overwrite` is true.
+    """Does the jobs, `workers` at a time, and tells of each, in order. Those whose results are there are passed over,
+    unless `overwrite` is true, so that a run that was ended goes on.
 
     Every photo is tried: an error of one is told of and does not end the run.
     """
-    jobs = list(jobs)
 
     def do(job: Job) -> Done:
+        missing = [path for path in job.outputs if overwrite or not path.is_file()]
         try:
-            if len(jobs) > 1 and not overwrite and all(path.is_file() for path in job.outputs):
-                return Done(job, skipped=True)
-            for path in job.outputs:
-                check_free(path, overwrite)
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            retouch_file(enhancer, job.photo, job.target, options, overwrite)
-            if job.comparison:
+            if job.target in missing:
+                for path in job.outputs:
+                    check_free(path, overwrite)
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    retouch_file(enhancer, job.photo, job.target, options, overwrite)
+                except FileExistsError:  # another run was faster
+                    return Done(job, skipped=True)
+            if job.comparison and job.comparison in missing:
                 write_comparison(job.photo, job.target, job.comparison, overwrite)
         except Exception as error:
             return Done(job, error)
-        return Done(job)
+        return Done(job, skipped=not missing)
 
     if workers == 1:
         yield from map(do, jobs)

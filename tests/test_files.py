@@ -2,6 +2,8 @@
 
 import importlib
 import io
+import shutil
+import stat
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -483,6 +485,36 @@ def test_watch_takes_a_file_once_it_is_whole(tmp_path, monkeypatch, capsys):
         f"Wrote {tmp_path / 'enhanced' / 'b.png'}", "Ended",
     ]  # fmt: skip
     assert output.err.count("c.png") == 1  # it is tried once
+
+
+def test_watch_waits_where_two_photos_would_have_one_result_and_ends_with_its_folder(tmp_path, monkeypatch, capsys):
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    Image.fromarray(numbers(9, 11, 3, "uint8")).save(watched / "a.tif")
+    (watched / "a.dng").write_text("hello")
+    seconds = []
+
+    def second(_):
+        seconds.append((watched / "enhanced" / "a.tif").exists())
+        if len(seconds) == 3:
+            (watched / "a.dng").unlink()
+        if len(seconds) == 6:
+            shutil.rmtree(watched)
+
+    command = importlib.import_module("fastenh.cli.enhance")
+    monkeypatch.setattr(command.time, "sleep", second)
+    enhancer = Enhancer(Curve(), "cpu")
+    with pytest.raises(ValueError, match="expected the folder that is watched, got none there any more"):
+        command._watch(watched, lambda: plan([watched]), lambda jobs: retouch_files(enhancer, jobs, Options()))
+    assert seconds == [False, False, False, False, True, True]
+    assert capsys.readouterr().err.count("Waiting: ") == 1
+
+
+def test_an_overwritten_file_keeps_its_permissions(tmp_path):
+    Image.fromarray(numbers(9, 11, 3, "uint8")).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0o600)
+    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "a.png", tmp_path / "a.png", Options(), overwrite=True)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o600
 
 
 def test_headers_are_values():

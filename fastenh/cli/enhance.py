@@ -74,7 +74,7 @@ def enhance(
         folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
         if (watch or recursive) and not folder:
             raise ValueError(f"{'--watch' if watch else '--recursive'}: expected one folder, got {inputs[0]}")
-        planned = files.plan(inputs, output, suffix, recursive, compare)
+        planned = files.plan(inputs, output, suffix, recursive, compare, overwrite)
         if folder and not watch:
             if not planned:
                 known = ", ".join(SUFFIXES)
@@ -124,10 +124,20 @@ def _watch(
     say(f"Watching {folder}; Ctrl-C ends it")
     before: dict[Path, tuple[int, int]] = {}
     tried: dict[Path, tuple[int, int]] = {}
+    wrong = ""  # with what is in the folder, such as two photos that would have one result
     try:
         while True:
-            now, ready = {}, []
-            for job in plan():
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: expected the folder that is watched, got none there any more")
+            now, ready, jobs = {}, [], []
+            try:
+                jobs, said = plan(), ""
+            except ValueError as error:
+                said = message(error)
+            if said and said != wrong:
+                say(f"Waiting: {said}", err=True)
+            wrong = said
+            for job in jobs:
                 try:
                     state = job.photo.stat()
                 except FileNotFoundError:  # it came and went

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from fastenh import files
 from fastenh.cli import app
 from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
@@ -211,8 +212,10 @@ def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
 
 def test_nothing_is_overwritten_unasked(run, photos, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
-    output = run(photos / "a.png", "-o", tmp_path, code=1)
-    assert output.startswith(f"Failed: {photos / 'a.png'}: {tmp_path / 'a.png'}: already there")
+    output = run(photos / "a.png", "-o", tmp_path / "a.png", code=2)
+    assert output == f"fastenh: {tmp_path / 'a.png'}: already there, and overwrite was not asked for\n"
+    output = run(photos / "a.png", "-o", tmp_path, code=0)
+    assert output == "Passed over 1 of 1 photos that were done already; --overwrite does them again\n"
     assert (tmp_path / "a.png").read_bytes() == b"old"
     run(photos / "a.png", "-o", tmp_path, "--overwrite", code=0)
     assert read_photo(tmp_path / "a.png").pixels.shape == (12, 16, 3)
@@ -230,6 +233,32 @@ def test_a_run_goes_on_where_it_was_ended(run, photos, tmp_path):
     assert (tmp_path / "out" / "a.png").read_bytes() == b"as it was" and (tmp_path / "out" / "b.jpg").exists()
 
 
+def test_a_run_goes_on_with_comparisons(run, photos, tmp_path):
+    run(photos, "-o", tmp_path / "out", code=0)
+    result = (tmp_path / "out" / "a.png").read_bytes()
+    assert run(photos, "-o", tmp_path / "out", "--compare", code=0) == f"Wrote 3 of 3 photos to {tmp_path / 'out'}\n"
+    assert "a_compare.jpg" in names(tmp_path / "out") and (tmp_path / "out" / "a.png").read_bytes() == result
+    assert "Passed over 3 of 3" in run(photos, "-o", tmp_path / "out", "--compare", code=0)
+
+
+def test_results_beside_the_photos_of_a_folder_are_no_photos(run, photos):
+    for expected in ("Wrote 3 of 3 photos", "Passed over 3 of 3 photos"):
+        assert run(photos, "-o", photos, "--compare", code=0).startswith(expected)
+        assert len(names(photos)) == 9
+
+
+def test_two_runs_at_once_make_each_photo_once(run, photos, tmp_path, monkeypatch):
+    """Here the other one is done while this one works."""
+    retouch = files.retouch_file
+
+    def late(enhancer, source, target, *arguments):
+        retouch(enhancer, source, target, *arguments)
+        retouch(enhancer, source, target, *arguments)
+
+    monkeypatch.setattr("fastenh.files.retouch_file", late)
+    assert "Passed over 3 of 3 photos" in run(photos, "-o", tmp_path / "out", code=0)
+
+
 def test_a_comparison_is_not_overwritten_either(run, photos):
     (photos / "a_compare.jpg").write_bytes(b"old")
     run(photos / "a.png", "--compare", code=1)
@@ -238,7 +267,7 @@ def test_a_comparison_is_not_overwritten_either(run, photos):
 
 def test_the_photo_itself_only_with_overwrite(run, photos):
     before = (photos / "a.png").read_bytes()
-    run(photos / "a.png", "-o", photos / "a.png", code=1)
+    run(photos / "a.png", "-o", photos / "a.png", code=2)
     assert (photos / "a.png").read_bytes() == before
     run(photos / "a.png", "-o", photos / "a.png", "--overwrite", code=0)
     assert (photos / "a.png").read_bytes() != before

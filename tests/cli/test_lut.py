@@ -137,7 +137,7 @@ def test_apply_plans_and_refuses_as_enhance_does(folder):
     assert lut("apply", "look.cube", "photo.png", "photo.jpg", "-o", "out/") == "Wrote 2 of 2 photos to out\n"
     assert names(folder / "out") == ["photo.jpg", "photo.png"]
     assert lut("apply", "look.cube", "photo.png") == "Wrote photo_enhanced.png\n"
-    assert "already there" in lut("apply", "look.cube", "photo.png", code=1)
+    assert "Passed over 1 of 1 photos" in lut("apply", "look.cube", "photo.png")
     assert lut("apply", "look.cube", "photo.png", "--overwrite") == "Wrote photo_enhanced.png\n"
     assert "strength: expected a number from 0 to 1, got 2" in lut(
         "apply", "look.cube", "photo.png", "--strength", 2, code=2
