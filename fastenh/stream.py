@@ -115,6 +115,7 @@ class Follower:
         if self.look == ():
             return False  # nothing is decided of images as a whole
         colours = to_float(image[..., :: max(1, image.shape[2] // GRID), :: max(1, image.shape[3] // GRID)])
+        colours = colours.nan_to_num(0.0)
         colours = colours.flatten(2).sort(-1).values
         before, self.colours = self.colours, colours
         return True if before is None else (colours - before).abs().mean() > CUT
@@ -151,6 +152,11 @@ def buffer(like: Any, pinned: bool = False) -> tuple[Any, Tensor]:
     return memory, memory[None]
 
 
+def usable_as_tensor(array: np.ndarray) -> bool:
+    """Tensors have no strides below 0 or between elements, and warn of memory that must not be written."""
+    return array.flags.writeable and all(s >= 0 and s % array.itemsize == 0 for s in array.strides)
+
+
 class Lane:
     """Each frame at once, on the CPU or where torch has no CUDA streams."""
 
@@ -174,7 +180,7 @@ class Lane:
     def image(self, frame: Any) -> Tensor:
         if isinstance(frame, Tensor):
             return frame[None]
-        if not frame.flags.writeable or min(frame.strides) < 0:
+        if not usable_as_tensor(frame):
             self.copy = self.copy or buffer(frame)
             np.copyto(self.copy[0], frame)
             return self.copy[1]

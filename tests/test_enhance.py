@@ -137,6 +137,9 @@ def test_memory_layout_changes_nothing(lut_model, fast):
     assert np.array_equal(enhancer(PHOTO[::-1, ::2, ::-1]), expected)
     assert np.array_equal(enhancer(read_only), enhancer(PHOTO))
     assert np.array_equal(enhancer(np.asfortranarray(PHOTO)), enhancer(PHOTO))
+    between = np.zeros(PHOTO.shape[:2], [("name", "u1"), ("colours", "u2", 3)])  # an odd number of bytes a pixel
+    between["colours"] = PHOTO.astype(np.uint16) * 257
+    assert np.array_equal(enhancer(between["colours"]), enhancer(between["colours"].copy()))
     tensor = torch.from_numpy(PHOTO.copy()).permute(2, 0, 1)
     assert torch.equal(enhancer(tensor), enhancer(tensor.contiguous()))
     assert np.array_equal(enhancer(tensor).permute(1, 2, 0).numpy(), enhancer(PHOTO))

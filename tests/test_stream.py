@@ -295,6 +295,14 @@ def test_the_threshold_is_the_one_that_is_stated() -> None:
     assert cuts([level, level + np.float32(CUT - 1e-3)]) == 0 and cuts([level, level + np.float32(CUT + 1e-3)]) == 1
 
 
+def test_a_cut_behind_a_broken_frame_is_one() -> None:
+    before, after = (crop(photo).astype(np.float32) / 255 for photo in (COFFEE, CHINA))
+    broken = np.full_like(before, np.nan)
+    enhancer = Enhancer("auto", "cpu")
+    *_, last = (result.copy() for result in enhancer.stream([before, before, broken, after]))
+    assert np.array_equal(last, enhancer(after))
+
+
 def test_a_cut_starts_the_count_of_frames_anew() -> None:
     model = Mean()
     levels = [0.1] * 3 + [0.8] * 6
