@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
     try:
         yield part
         check_free(target, overwrite)
+        if target.exists():
+            shutil.copymode(target, part)
         # Through a link to the file it names: os.replace would put a plain file in the link's place.
         os.replace(part, os.path.realpath(target))
     except OSError as error:

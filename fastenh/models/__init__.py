@@ -14,7 +14,6 @@ A system that is `pointwise` maps colours alike all over a photo: with a look, e
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import fastenh
+from fastenh.io.files import replacing
 from fastenh.models.adaint import AdaInt
 from fastenh.models.csrnet import CSRNet
 from fastenh.models.lam import LocalContextLUT
 from fastenh.models.lut3d import ImageAdaptiveLUT
 from fastenh.models.seplut import SepLUT
 from fastenh.models.zero_dce import ZeroDCE, ZeroDCEPlusPlus
+from fastenh.ops.op import FLOATS
 
 __all__ = [
     "EMBEDDED",
@@ -104,7 +105,8 @@ def load(path_or_name: str | Path) -> nn.Module:
         with torch.device("meta"), Unfilled():  # shapes without memory: the file may claim any size
             model = SYSTEMS[name](**config["arguments"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its arguments do not make a {name} model ({error!s:.120})") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: its arguments do not make a {name} model ({reason:.120})") from None
     state = model.state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -114,7 +116,8 @@ def load(path_or_name: str | Path) -> nn.Module:
                 f"{path}: expected {key} {expected.get(key, 'absent')} in a {name} model, got {found.get(key, 'none')}"
             )
         floats = state[key].is_floating_point()  # batch norm also counts its batches, in an integer
-        if tensors[key].is_floating_point() != floats or not tensors[key].isfinite().all():
+        known = tensors[key].dtype in FLOATS if floats else not tensors[key].is_floating_point()
+        if not known or not tensors[key].isfinite().all():
             kind = "finite floats" if floats else "integers"
             raise ValueError(f"{path}: expected {kind} in {key}, got {tensors[key].dtype} or NaN")
     if not isinstance(config.get("about", {}), dict):
@@ -136,10 +139,5 @@ def save(model: nn.Module, path: str | Path) -> None:
         "about": model.about,
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(to_safetensors(tensors, {"fastenh": json.dumps(config)}))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path, overwrite=True) as part:
+        part.write_bytes(to_safetensors(tensors, {"fastenh": json.dumps(config)}))

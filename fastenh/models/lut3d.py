@@ -252,6 +252,11 @@ def read_pth(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a PyTorch checkpoint of tensors alone ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    state = content.get("state_dict", content)
+    for key, tensor in state.items() if isinstance(state, dict) else ():
+        # One number may claim to be any number of them.
+        if isinstance(tensor, Tensor) and tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: expected {key} as large as it says, {tuple(tensor.shape)}, got fewer numbers")
     return content
 
 

@@ -55,7 +55,7 @@ def pixels_of(image: Tensor) -> np.ndarray:
 
 
 def by_ffmpeg(pixels: np.ndarray, format: str, name: str, options: str) -> np.ndarray:
-    """On rows of whole vectors: its filters read and write beyond the end of others, which PyAV's frames do not allow."""
+    """On rows of whole vectors: its filters go beyond the end of others, for which PyAV's frames have no room."""
     own = pixels.shape[1]
     pixels = np.pad(pixels, ((0, 0), (0, -own % 64), (0, 0)))
     height, width, _ = pixels.shape

@@ -59,6 +59,28 @@ def test_loading_does_not_wait_for_pytorchs_compiler(tmp_path):
     assert "torch" in modules and not {"torch._dynamo", "sympy"} & set(modules)
 
 
+def test_numbers_of_other_kinds_and_arguments_beyond_all_bounds_are_refused(model, tmp_path):
+    """In one line."""
+    save(model, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["fastenh"])
+    tensors = load_file(tmp_path / "a.safetensors")
+    save_file(
+        tensors | {"luts": tensors["luts"].to(torch.float8_e4m3fn)}, tmp_path / "b.safetensors", file_metadata(config)
+    )
+    with pytest.raises(ValueError, match=r"expected finite floats in luts, got torch.float8_e4m3fn or NaN$"):
+        load(tmp_path / "b.safetensors")
+    config["arguments"]["n_luts"] = 10**30
+    save_file(tensors, tmp_path / "c.safetensors", file_metadata(config))
+    with pytest.raises(ValueError, match=r"its arguments do not make a lut3d model \(.*\)$") as error:
+        load(tmp_path / "c.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def file_metadata(config: dict) -> dict[str, str]:
+    return {"fastenh": json.dumps(config)}
+
+
 def test_half_precision_storage_loads_as_float32(model, tmp_path):
     save(model.half(), tmp_path / "half.safetensors")
     assert {p.dtype for p in load(str(tmp_path / "half.safetensors")).parameters()} == {torch.float32}

@@ -195,7 +195,7 @@ def test_published_names_convert(name: str, beside_notes: bool, tmp_path) -> Non
         assert torch.equal(model(image), lively(name)(image))
 
 
-OTHERS = [*CONVERT, "lut3d", "list", "text", "nan", "ints", "more", "missing"]
+OTHERS = [*CONVERT, "lut3d", "list", "text", "nan", "ints", "expanded", "more", "missing"]
 
 
 @pytest.mark.parametrize(("name", "theirs"), [(a, b) for a in CONVERT for b in OTHERS if a != b])
@@ -206,6 +206,7 @@ def test_other_files_are_refused_in_one_line(name: str, theirs: str, tmp_path) -
         "list": [1, 2],
         "lut3d": lively("lut3d").state_dict(),
         "nan": state | {key: torch.full_like(state[key], torch.nan)},
+        "expanded": state | {key: torch.zeros(1).expand(state[key].shape)},  # one number that claims to be all of them
         "ints": state | {key: state[key].long()},
         "more": state | {"another.weight": torch.zeros(2)},
         "text": None,
