@@ -115,10 +115,12 @@ class Follower:
         if self.look == ():
             return False  # nothing is decided of images as a whole
         colours = to_float(image[..., :: max(1, image.shape[2] // GRID), :: max(1, image.shape[3] // GRID)])
-        colours = colours.nan_to_num(0.0)
         colours = colours.flatten(2).sort(-1).values
         before, self.colours = self.colours, colours
-        return True if before is None else (colours - before).abs().mean() > CUT
+        if before is None:
+            return True
+        self.colours = torch.where(colours.isfinite().all(), colours, before)  # the next is not compared with NaN
+        return (colours - before).abs().mean() > CUT
 
     def retouch(self, image: Tensor, begins_scene: bool, out: Tensor | None = None) -> Tensor:
         if begins_scene or self.look is None:
