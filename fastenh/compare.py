@@ -30,7 +30,7 @@ def _shown(photo: Photo) -> Image.Image:
     header = photo.header
     step = max(1, max(header.height, header.width) // (2 * SIDE))  # one in so many is enough for so small a picture
     numbers = straight(to_float(photo.pixels[::step, ::step]), header)
-    colours = header.colour_space.to_srgb(numbers[: header.colours]).clamp(0, 1)
+    colours = header.colour_space.seen(numbers[: header.colours])
     if header.alpha is not None:
         colours = torch.lerp(torch.ones_like(colours), colours, numbers[header.alpha].clamp(0, 1))
     image = Image.fromarray(from_float(colours, np.dtype(np.uint8)))

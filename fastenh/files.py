@@ -1,7 +1,7 @@
 """Photo files through an `Enhancer`: colours, depth, and pictures larger than memory.
 
 Whatever the file's colours are, models see sRGB in [0, 1]. With x the file's numbers, F the way from them to sRGB and B
-the way back (`fastenh.io.colour`), both in floats that have no bounds:
+the way back (`fastenh.io.colour.ColourSpace`), both in floats that have no bounds:
 
     s = F(x)        c = s within [0, 1]        out = x + B(s + model(c) − c) − B(s)
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastenh.compare import write_comparison
 from fastenh.finish import HALO, finish
+from fastenh.io.colour import bands, within
 from fastenh.io.files import check_free
 from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header, format_of
 from fastenh.io.photos import (
@@ -32,21 +33,21 @@ from fastenh.io.photos import (
     all_rows,
     from_float,
     multiplied,
+    planes,
     read_photo,
     restored,
     row_writer,
     stored_as,
     straight,
-    to_float,
     turned,
     write_photo,
 )
+from fastenh.ops import op
 
 if TYPE_CHECKING:
     from fastenh.enhance import Enhancer
     from fastenh.io.rows import Rows
 
-BAND = 2**16  # pixels whose colours are converted at once: they stay in the cache
 STRIP = 2**20  # pixels of a picture by strips that are in memory at once
 LARGE = 2**26  # pixels beyond which a picture goes by strips, where the model lets it
 SEEN = 2048  # pixels a side of what a model sees of such a picture, at most
@@ -287,44 +288,34 @@ def _retouch_by_strips(
             writer.write(_back(strip[inner], after[0, :, inner].cpu(), old, new, options.dither, top))
 
 
-def _bands(pixels: np.ndarray) -> Iterator[slice]:
-    rows = max(1, BAND // pixels.shape[1])
-    for top in range(0, len(pixels), rows):
-        yield slice(top, min(top + rows, len(pixels)))
-
-
 def _seen(pixels: np.ndarray, header: Header) -> Tensor:
     """(3, H, W): what a model sees of these rows."""
-    seen = torch.empty(3, *pixels.shape[:2])
-    for band in _bands(pixels):
-        seen[:, band] = _within(_srgb(pixels[band], header)[1], header)
+    x, space = planes(pixels), header.colour_space
+    seen = torch.from_numpy(np.empty((3, *x.shape[1:]), np.float32))  # in large pages, which PyTorch does not ask for
+    if not header.premultiplied:
+        return space.seen(x[: header.colours], seen)
+    for band in bands(x):
+        space.seen(straight(op.to_float(x[:, band]), header)[: header.colours], seen[:, band])
     return seen
 
 
 def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dither: bool, top: int = 0) -> np.ndarray:
     """What a model made of rows, from `top` on, stored as `new` says; `pixels` are those rows as they were."""
+    x, colours, space = planes(pixels), old.colours, old.colour_space
     result = np.empty(pixels.shape, new.dtype)
-    space = new.colour_space
-    for band in _bands(pixels):
-        numbers, encoded = _srgb(pixels[band], old)
-        wanted = encoded + (retouched[:, band] - _within(encoded, old))  # NaN and infinite stay what they are
+    if (old.linear, old.premultiplied) == (new.linear, False) and not (dither or new.premultiplied):
+        out = planes(result)
+        space.back(x[:colours], retouched, out[:colours])
+        for band in bands(x) if old.channels > colours else ():
+            out[colours:, band] = op.from_float(op.to_float(x[colours:, band]), out.dtype)
+        return result
+    for band in bands(x):
+        numbers = straight(op.to_float(x[:, band]), old)
         if new.linear == old.linear:
-            colours = numbers[: old.colours]
-            change = space.from_srgb(wanted) - space.from_srgb(encoded)
-            colours = torch.where(change.isfinite(), colours + change, colours)
+            after = space.back(numbers[:colours], retouched[:, band])
         else:
-            colours = space.from_srgb(wanted)
-        numbers = multiplied(torch.cat([colours, numbers[old.colours :]]), new)
+            encoded = space.to_srgb(numbers[:colours])
+            after = new.colour_space.from_srgb(encoded + (retouched[:, band] - within(encoded)))
+        numbers = multiplied(torch.cat([after, numbers[colours:]]), new)
         result[band] = from_float(numbers, new.dtype, dither, top + band.start)
     return result
-
-
-def _srgb(pixels: np.ndarray, header: Header) -> tuple[Tensor, Tensor]:
-    """Rows as numbers, colours straight, and their colours in sRGB, unbounded."""
-    numbers = straight(to_float(pixels), header)
-    return numbers, header.colour_space.to_srgb(numbers[: header.colours])
-
-
-def _within(encoded: Tensor, header: Header) -> Tensor:
-    """What a model sees of sRGB without bounds."""
-    return (encoded if header.dtype.kind == "u" else encoded.nan_to_num(0.0)).clamp(0, 1)

@@ -1,20 +1,27 @@
 """From a file's colours to sRGB, in which the models work, and back: `ColourSpace`.
 
 lcms2 (through imagecodecs) is what reads ICC profiles. It transforms some 2 megapixels a second, so a profile of curves
-and a matrix, as nearly all photos have, is sampled through lcms2 once and then applied by PyTorch. Any other profile
-goes through lcms2 itself.
+and a matrix, as nearly all photos have, is sampled through lcms2 once and then applied by the compiled core, or by
+PyTorch where that is missing. Any other profile goes through lcms2 itself.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastenh import backends
+from fastenh.ops import op
+
 LEVELS = 65536  # a curve has an entry for each value of 16 bits
+OCTAVES, CELLS = 40, 512  # a table by light goes from 2^-OCTAVES to 1, with CELLS entries to an octave, evenly apart
+DARKEST, STEP = 127 - OCTAVES << 23, 2**23 // CELLS  # in a float's bits, which so number the entries
+BAND = 2**16  # pixels that PyTorch converts at once: they stay in the cache
 SAME = 2e-3  # a profile that differs less from sRGB is sRGB: half a level of 8 bits; that of 1998 differs by 0.0018
 EXACT = 1e-4  # how well curves and a matrix must reproduce, in linear light, what lcms2 says of a profile
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB
@@ -39,13 +46,52 @@ class ColourSpace:
     colours: int = 3
     linear: bool = False
     curves: Tensor | None = None  # (colours, LEVELS): light by number, from 0 to 1
-    numbers: Tensor | None = None  # (colours, LEVELS): number by light, at i/(LEVELS − 1) = light^(1/2.4)
+    numbers: Tensor | None = None  # (colours, OCTAVES·CELLS + 1): number by light
     matrix: Tensor | None = None  # (3, colours)
     profile: bytes = b""
 
     @property
     def is_srgb(self) -> bool:
         return self.colours == 3 and not self.linear and self.curves is None and not self.profile
+
+    @functools.cached_property
+    def inverse(self) -> Tensor | None:
+        """(colours, 3), of `matrix`."""
+        if self.colours == 1:
+            return torch.tensor([LUMINANCE])
+        return None if self.matrix is None else torch.linalg.inv(self.matrix)
+
+    def seen(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """What a model sees of (colours, H, W) of any dtype, integers at full scale: `to_srgb` within [0, 1], float32;
+        0 for what is no number."""
+        out = torch.empty(3, *x.shape[1:], device=x.device) if out is None else out
+        kernels = None if self.profile or self.is_srgb else backends.kernels("colour_seen", x.device)
+        if kernels:
+            kernels["colour_seen"](out[None], x[None], *_laid_out(self.curves, self.matrix), int(self.linear))
+            return out
+        for band in bands(x):
+            out[:, band] = within(self.to_srgb(op.to_float(x[:, band])))
+        return out
+
+    def back(self, x: Tensor, retouched: Tensor, out: Tensor | None = None) -> Tensor:
+        """x with what a model changed, (3, H, W), of `seen(x)`; into `out`, of any dtype, or as float32.
+
+        With s = to_srgb(x) and B for from_srgb, x + B(s + retouched − seen(x)) − B(s): where the model changes nothing,
+        neither does the way there and back. What is infinite or no number stays.
+        """
+        out = torch.empty(x.shape, device=x.device) if out is None else out
+        kernels = None if self.profile or self.is_srgb else backends.kernels("colour_back", x.device)
+        if kernels:
+            tables = _laid_out(self.curves, self.numbers, self.matrix, self.inverse)
+            kernels["colour_back"](out[None], x[None], retouched[None], *tables, int(self.linear))
+            return out
+        for band in bands(x):
+            numbers = op.to_float(x[:, band])
+            encoded = self.to_srgb(numbers)
+            wanted = encoded + (retouched[:, band] - within(encoded))
+            change = self.from_srgb(wanted) - self.from_srgb(encoded)
+            out[:, band] = op.from_float(torch.where(change.isfinite(), numbers + change, numbers), out.dtype)
+        return out
 
     def to_srgb(self, x: Tensor) -> Tensor:
         """(colours, H, W) float32 → (3, H, W), encoded. Curves say nothing beyond 0 and 1: there x clamps."""
@@ -63,13 +109,23 @@ class ColourSpace:
         if self.is_srgb:
             return y
         light = decode(y)
-        if self.colours == 1:
-            light = _mix(torch.tensor([LUMINANCE]), light)
-        elif self.matrix is not None:
-            light = _mix(torch.linalg.inv(self.matrix), light)
+        if self.inverse is not None:
+            light = _mix(self.inverse, light)
         if self.numbers is not None:
-            return _look_up(self.numbers, light.clamp(0, 1).pow_(1 / 2.4))
+            return _look_up_light(self.numbers, light)
         return light if self.linear else encode(light)
+
+
+def bands(x: Tensor) -> Iterator[slice]:
+    """The rows of (C, H, W), so many at a time that they stay in the cache."""
+    rows = max(1, BAND // x.shape[2])
+    for top in range(0, x.shape[1], rows):
+        yield slice(top, min(top + rows, x.shape[1]))
+
+
+def within(encoded: Tensor) -> Tensor:
+    """What a model sees of sRGB without bounds."""
+    return encoded.nan_to_num(0.0).clamp(0, 1)
 
 
 def encode(light: Tensor) -> Tensor:
@@ -109,7 +165,9 @@ def from_profile(icc: bytes, colours: int) -> ColourSpace:
     curves = torch.einsum("oc,ocs->cs", matrix, light) / matrix.square().sum(0)[:, None]
     if (_mix(matrix, _look_up(curves, grid)) - truth).abs().max() > EXACT:
         return ColourSpace(colours, profile=icc)
-    numbers = [np.interp(steps.double().numpy() ** 2.4, curve, steps) for curve in curves.cummax(1).values.numpy()]
+    light = (torch.arange(OCTAVES * CELLS + 1, dtype=torch.int32) * STEP + DARKEST).view(torch.float32)
+    light[0] = 0  # as all that is darker
+    numbers = [np.interp(light, curve, steps) for curve in curves.cummax(1).values.numpy()]
     return ColourSpace(colours, curves=curves, numbers=torch.from_numpy(np.stack(numbers)).float(), matrix=matrix)
 
 
@@ -150,7 +208,29 @@ def _mix(matrix: Tensor, light: Tensor) -> Tensor:
 
 
 def _look_up(curves: Tensor, x: Tensor) -> Tensor:
-    """The entries of (C, LEVELS) curves that are nearest to x in [0, 1], (C, H, W); NaN is as 0."""
-    places = x.clamp(0, 1).mul_(LEVELS - 1).add_(0.5).int().clamp_(0, LEVELS - 1)
-    pairs = zip(curves.to(x), places, strict=True)
-    return torch.stack([curve.index_select(0, place.flatten()).view_as(place) for curve, place in pairs])
+    """(C, LEVELS) curves at x within [0, 1], (C, H, W); NaN is as 0."""
+    places = within(x) * (LEVELS - 1)
+    cells = places.int().clamp_(max=LEVELS - 2)
+    return _between(curves, cells, places - cells)
+
+
+def _look_up_light(curves: Tensor, light: Tensor) -> Tensor:
+    """The same for curves by light."""
+    places = light.nan_to_num(0.0).clamp(2.0**-OCTAVES, 1).view(torch.int32) - DARKEST
+    cells = (places // STEP).clamp_(max=OCTAVES * CELLS - 1)
+    return _between(curves, cells, (places - cells * STEP) / STEP)
+
+
+def _laid_out(*tables: Tensor | None) -> list[Tensor | None]:
+    """As kernels read them."""
+    return [None if table is None else table.contiguous() for table in tables]
+
+
+def _between(curves: Tensor, cells: Tensor, fractions: Tensor) -> Tensor:
+    curves = curves.to(cells.device)
+
+    def entries(places: Tensor) -> Tensor:
+        pairs = zip(curves, places, strict=True)
+        return torch.stack([curve.index_select(0, place.flatten()).view_as(place) for curve, place in pairs])
+
+    return torch.lerp(entries(cells), entries(cells + 1), fractions)

@@ -143,7 +143,12 @@ def restored(pixels: np.ndarray, old: Header, new: Header, dither: bool = False,
 
 
 def to_float(pixels: np.ndarray) -> Tensor:
-    return op.to_float(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
+    return op.to_float(planes(np.ascontiguousarray(pixels)))
+
+
+def planes(pixels: np.ndarray) -> Tensor:
+    """The same memory, (channels, rows, width)."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def from_float(numbers: Tensor, dtype: np.dtype, dither: bool = False, top: int = 0) -> np.ndarray:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastenh import backends
+from fastenh.io import colour
 from fastenh.io.colour import ColourSpace, decode, encode, from_profile, linear_light
 
 WHITES = {"D65": (0.3127, 0.3290), "D50": (0.3457, 0.3585)}
@@ -16,6 +18,7 @@ SPACES = {  # white, primaries, gamma; None is sRGB's curve, in a table
 }
 RNG = np.random.default_rng(3)
 NUMBERS = torch.from_numpy(RNG.random((3, 31, 47), np.float32))
+BACKENDS = ["reference", *(name for name in backends.CPU if not backends.problem(name))]
 
 
 def profile(name: str) -> bytes:
@@ -120,3 +123,137 @@ def test_the_usual_profile_is_srgb(assets):
 
     header = read_photo(assets / "lut" / "AdaInt" / "resources" / "a4739.jpg").header
     assert len(header.metadata.icc) == 3144 and header.colour_space.is_srgb
+
+
+# ---- what a model sees, and the way back, by every backend
+
+
+def space_of(name: str) -> ColourSpace:
+    if name in SPACES:
+        return from_profile(profile(name), 3)
+    return {
+        "sRGB": ColourSpace(),
+        "gray": ColourSpace(1),
+        "gray, gamma 1.8": from_profile(imagecodecs.cms_profile("gray", gamma=1.8), 1),
+        "linear": linear_light(3),
+        "linear gray": linear_light(1),
+        "linear, Rec. 2020": linear_light(3, SPACES["Rec. 2020"][1]),
+    }[name]
+
+
+EVERY_SPACE = [*SPACES, "sRGB", "gray", "gray, gamma 1.8", "linear", "linear gray", "linear, Rec. 2020"]
+
+
+def stored(colours: int, dtype: str, channels: int = 0) -> torch.Tensor:
+    """(colours, 37, 71) as the pixels of a file lie, beside further channels if there are some."""
+    pixels = RNG.random((37, 71, channels or colours), np.float32) * 0.9 + 0.05
+    if dtype.startswith("u"):
+        pixels = pixels * np.iinfo(dtype).max
+    return torch.from_numpy(pixels.astype(dtype)).permute(2, 0, 1)[:colours]
+
+
+def exactly(space: ColourSpace, x: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """In float64: light of the numbers x, that of sRGB, and this encoded."""
+    full = {torch.uint8: 255, torch.uint16: 65535}.get(x.dtype, 1)
+    numbers = x.numpy().astype(np.float64) / full
+    steps = np.linspace(0, 1, 65536)
+    if space.curves is not None:
+        light = np.stack([np.interp(n, steps, curve) for n, curve in zip(numbers, space.curves.numpy(), strict=True)])
+    else:
+        light = numbers if space.linear else in_float64(decode, numbers)
+    matrix = np.ones((3, 1)) if space.colours == 1 else np.eye(3)
+    matrix = matrix if space.matrix is None else space.matrix.double().numpy()
+    linear = np.einsum("oc,chw->ohw", matrix, light)
+    return numbers, light, linear, in_float64(encode, linear)
+
+
+def in_float64(curve, x: np.ndarray) -> np.ndarray:
+    return curve(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32"])
+@pytest.mark.parametrize("name", EVERY_SPACE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_there_and_back_by_float64(backend, name, dtype):
+    """Of all dtypes, and beside alpha. The curves are inverted as they are, without a table by light."""
+    space = space_of(name)
+    for channels in (space.colours, space.colours + 1):
+        x = stored(space.colours, dtype, channels)
+        _, light, linear, encoded = exactly(space, x)
+        with backends.backend(backend):
+            seen = space.seen(x)
+        assert seen.dtype == torch.float32 and np.abs(seen.numpy() - encoded.clip(0, 1)).max() < 2e-6
+        retouched = seen * 0.9 + 0.06
+        wanted = encoded + retouched.double().numpy() - encoded.clip(0, 1)
+        change = in_float64(decode, wanted) - linear
+        if space.colours == 1:
+            change = np.einsum("c,chw->hw", [0.2126, 0.7152, 0.0722], change)[None]
+        elif space.matrix is not None:
+            change = np.einsum("co,ohw->chw", np.linalg.inv(space.matrix.double().numpy()), change)
+        if space.curves is not None:
+            steps = np.linspace(0, 1, 65536)
+            curves = space.curves.numpy().astype(np.float64)
+            after = np.stack([np.interp(v, curve, steps) for v, curve in zip(light + change, curves, strict=True)])
+        else:
+            after = light + change if space.linear else in_float64(encode, light + change)
+        with backends.backend(backend):
+            result = space.back(x, retouched)
+            rounded = space.back(x, retouched, torch.empty_like(x))
+        bright = light + change > 1e-3  # where the curves are not so steep that float32 is not enough
+        assert bright.mean() > 0.9
+        assert np.abs(result.numpy() - after)[bright].max() < (
+            3e-4 if name == "Display P3" else 2e-6
+        )  # its light has steps
+        full = {"uint8": 255, "uint16": 65535}.get(dtype)
+        if full:
+            assert np.abs(rounded.numpy() / full - result.numpy()).max() <= 0.51 / full
+        else:
+            assert np.abs(rounded.float().numpy() - result.numpy()).max() <= np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", EVERY_SPACE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_changes_where_the_model_changes_nothing(backend, name):
+    """Bit for bit: all numbers of 16 bits in colours of all kinds, and floats that are none or beyond any bounds."""
+    space = space_of(name)
+    every = np.stack([RNG.permutation(65536) for _ in range(space.colours)]).reshape(-1, 128, 512).astype(np.uint16)
+    strange = stored(space.colours, "float32").contiguous()
+    strange[0, :3, :9] = torch.tensor([np.nan, np.inf, -np.inf, -3.0, 7.5, 900.0, -0.0, 1e-30, 65504.0])
+    for x in (torch.from_numpy(every), strange, stored(space.colours, "uint8")):
+        with backends.backend(backend):
+            seen = space.seen(x)
+            result = space.back(x, seen, torch.empty_like(x))
+        assert seen.min() >= 0 and seen.max() <= 1
+        assert (
+            torch.equal(result.nan_to_num(5.0, 6.0, 7.0), x.nan_to_num(5.0, 6.0, 7.0))
+            if x is strange
+            else (torch.equal(result, x))
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_number_is_black_to_a_model_and_stays(backend):
+    x = torch.full((3, 2, 21), 0.5)
+    x[0, 0], x[0, 1] = np.nan, np.inf
+    for name in ("linear", "linear, Rec. 2020", "Adobe RGB", "sRGB"):
+        space = space_of(name)
+        with backends.backend(backend):
+            seen = space.seen(x)
+            result = space.back(x, seen * 0.5)
+        assert not seen.isnan().any() and result[0, 0].isnan().all() and result[0, 1].isposinf().all()
+        with backends.backend("reference"):
+            assert torch.allclose(seen, space.seen(x), atol=2e-6)
+            assert torch.allclose(result, space.back(x, seen * 0.5), atol=4e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pixel_does_not_depend_on_its_neighbours(backend, monkeypatch):
+    """Rows by themselves, and in bands, are as in the whole."""
+    monkeypatch.setattr(colour, "BAND", 200)
+    space, x = space_of("ProPhoto"), stored(3, "uint16", 4)
+    with backends.backend(backend):
+        seen = space.seen(x)
+        back = space.back(x, seen**0.7)
+        for rows in (slice(0, 1), slice(5, 18), slice(36, 37)):
+            assert torch.allclose(space.seen(x[:, rows, 3:]), seen[:, rows, 3:], atol=1e-6)
+            assert torch.allclose(space.back(x[:, rows], seen[:, rows] ** 0.7), back[:, rows], atol=1e-6)
