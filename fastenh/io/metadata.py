@@ -167,7 +167,7 @@ def _turned(value: bytes, unit: int) -> bytes:
     return b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit)) if unit > 1 else value
 
 
-def _written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = False) -> bytes:
+def written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = False) -> bytes:
     """A directory and all it holds, the last byte of a number first, as it lies at `offset` of a file. Tags given as
     bytes are entries that are written as they are: their values lie elsewhere in the file already."""
     layout = BIG if big else CLASSIC
@@ -184,32 +184,37 @@ def _written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = Fals
         rest += bytes(len(rest) % 2)
         place = values + len(rest)
         entries += entry + struct.pack("<" + layout.offset, place)
-        rest += tag.value if isinstance(tag.value, bytes) else _written(tag.value, place, big)
+        rest += tag.value if isinstance(tag.value, bytes) else written(tag.value, place, big)
     return struct.pack("<" + layout.count, len(directory)) + entries + bytes(layout.offset_size) + rest
 
 
 def exif_of_tiff(directory: Directory) -> bytes:
     """What a TIFF's directory says of the photo, and not of its storage, as an EXIF block; b"" if that is nothing."""
     kept = Directory({tag: value for tag, value in directory.items() if tag not in STRUCTURE})
-    return b"II*\0\x08\0\0\0" + _written(kept, 8) if kept else b""
+    return b"II*\0\x08\0\0\0" + written(kept, 8) if kept else b""
+
+
+def tiff_tags(metadata: Metadata) -> Directory:
+    """What a TIFF's directory says of the photo."""
+    tags = Directory()
+    with contextlib.suppress(ValueError):  # damaged EXIF is no reason to lose the photo
+        exif = read_directory(metadata.exif) if metadata.exif else {}
+        tags |= {tag: value for tag, value in exif.items() if tag not in STRUCTURE}
+    if metadata.dpi:
+        for tag, value in zip((282, 283), metadata.dpi, strict=True):
+            tags[tag] = Tag(5, 1, struct.pack("<II", *_fraction(value)))
+        tags[296] = Tag(3, 1, struct.pack("<H", 2))
+    for tag, kind, block in ((XMP, 1, metadata.xmp), (RESOURCES, 7, metadata.iptc), (ICC, 7, metadata.icc)):
+        if block:
+            tags[tag] = Tag(kind, len(block), block)
+    if records := iptc_records(metadata.iptc):
+        tags[IPTC] = Tag(7, len(records), records)
+    return tags
 
 
 def add_to_tiff(path: Path, metadata: Metadata) -> None:
     """Puts metadata in a TIFF that has its pixels already: a new directory at the end of the file takes the old one's
     place, with the entries of the old one that say where the pixels are."""
-    extra = Directory()
-    with contextlib.suppress(ValueError):  # damaged EXIF is no reason to lose the photo
-        tags = read_directory(metadata.exif) if metadata.exif else {}
-        extra |= {tag: value for tag, value in tags.items() if tag not in STRUCTURE}
-    if metadata.dpi:
-        for tag, value in zip((282, 283), metadata.dpi, strict=True):
-            extra[tag] = Tag(5, 1, struct.pack("<II", *_fraction(value)))
-        extra[296] = Tag(3, 1, struct.pack("<H", 2))
-    for tag, kind, block in ((XMP, 1, metadata.xmp), (RESOURCES, 7, metadata.iptc), (ICC, 7, metadata.icc)):
-        if block:
-            extra[tag] = Tag(kind, len(block), block)
-    if records := iptc_records(metadata.iptc):
-        extra[IPTC] = Tag(7, len(records), records)
     with open(path, "r+b") as file:
         head = file.read(16)
         layout, place = (BIG, 8) if head[2] == 43 else (CLASSIC, 4)
@@ -221,7 +226,7 @@ def add_to_tiff(path: Path, metadata: Metadata) -> None:
         end = file.seek(0, 2)
         end += end % 2
         file.seek(end)
-        file.write(_written({**pixels, **extra}, end, layout is BIG))
+        file.write(written({**pixels, **tiff_tags(metadata)}, end, layout is BIG))
         file.seek(place)
         file.write(struct.pack("<" + layout.offset, end))
 
@@ -308,8 +313,8 @@ def png_xmp(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b""
 
 
-def add_to_png(path: Path, chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> None:
-    """Puts chunks of another PNG, and metadata, in one that has its pixels already and little else."""
+def png_chunks(chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """Those for a PNG with this metadata that has chunks of another; all may stand after its first."""
     added = []
     if metadata.icc:
         added.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
@@ -319,26 +324,8 @@ def add_to_png(path: Path, chunks: list[tuple[bytes, bytes]], metadata: Metadata
         added.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in metadata.dpi), 1)))
     if metadata.xmp:
         added.append((b"iTXt", XMP_CHUNK + bytes(4) + metadata.xmp))
-    added += [
+    return added + [
         (kind, data)
         for kind, data in chunks
         if kind not in PIXEL_CHUNKS | ANEW_CHUNKS and not (kind == b"iTXt" and data.startswith(XMP_CHUNK))
     ]
-    whole = path.with_name(path.name + ".whole")
-    try:
-        with open(path, "rb") as file, open(whole, "wb") as out:
-            out.write(file.read(33))  # the signature and IHDR, after which all of these may stand
-            for kind, data in added:
-                out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-            kind = b""
-            while kind != b"IEND":
-                head = file.read(8)
-                size, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
-                data = file.read(size + 4)
-                if len(data) < size + 4:  # the writer had no room, and did not say so
-                    raise OSError("a PNG cut short")
-                if kind in (b"PLTE", b"IDAT", b"IEND", b"tRNS"):  # not what the writer says of itself and the colours
-                    out.write(head + data)
-        whole.replace(path)
-    finally:
-        whole.unlink(missing_ok=True)

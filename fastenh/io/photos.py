@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fastenh.io import whole
 from fastenh.io.files import replacing
-from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, SUFFIXES, WEBP, Header, format_of
+from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, PNG, RAW, SUFFIXES, TIFF, WEBP, Header, format_of
 from fastenh.ops import op
 
 if TYPE_CHECKING:
+    from fastenh.io.deflate import PngWriter, ZipTiffWriter
     from fastenh.io.rows import Rows, RowWriter
 
 BY_WHOLE = (JPEG, WEBP, HEIC, RAW)
@@ -112,13 +113,16 @@ def stored_as(header: Header, path: Path) -> Header:
 
 
 @contextlib.contextmanager
-def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[RowWriter]:
+def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[PngWriter | ZipTiffWriter | RowWriter]:
     """A writer of rows, whose file is there, whole, once the block has ended without an error."""
+    from fastenh.io.deflate import PngWriter, ZipTiffWriter
     from fastenh.io.rows import RowWriter, WriteError
 
+    zipped = header.format == TIFF and header.dtype.kind == "u" and header.storage.get("compression", "zip") == "zip"
+    kind = PngWriter if header.format == PNG else ZipTiffWriter if zipped else RowWriter
     with replacing(path, overwrite) as part:
         try:
-            writer = RowWriter(part, header)
+            writer = kind(part, header)
             yield writer
             writer.close()
         except (OSError, WriteError) as error:

@@ -115,7 +115,7 @@ class WriteError(Exception):
 
 
 class RowWriter:
-    """Writes a PNG, TIFF or OpenEXR by rows, from the first to the last; `close` adds the metadata."""
+    """Writes a TIFF or OpenEXR by rows, from the first to the last; `close` adds the metadata."""
 
     def __init__(self, path: Path, header: Header) -> None:
         kind, storage = KINDS[str(header.dtype)], header.storage
@@ -137,9 +137,6 @@ class RowWriter:
                 spec["oiio:UnassociatedAlpha"] = 1
         if header.format == TIFF:
             spec["compression"] = storage.get("compression", "zip")
-        elif header.format == PNG:
-            spec["png:compressionLevel"] = 1
-            spec["png:filter"] = 64  # "average": with level 1 a third of the time, for files as large
         self._path, self._header, self._spec, self._next = path, header, spec, spec.y
         file = oiio.ImageOutput.create(str(path))
         if file is None or not file.open(str(path), spec):
@@ -156,8 +153,6 @@ class RowWriter:
             raise WriteError(_first_line(self._file.geterror()))
         if self._header.format == TIFF:
             metadata.add_to_tiff(self._path, self._header.metadata)
-        elif self._header.format == PNG:
-            metadata.add_to_png(self._path, self._header.storage.get("chunks", []), self._header.metadata)
 
 
 def _first_line(text: str) -> str:
