@@ -290,7 +290,7 @@ def _retouch_by_strips(
 
 def _seen(pixels: np.ndarray, header: Header) -> Tensor:
     """(3, H, W): what a model sees of these rows."""
-    x, space = planes(pixels), header.colour_space
+    x, space = planes(np.ascontiguousarray(pixels)), header.colour_space
     seen = torch.from_numpy(np.empty((3, *x.shape[1:]), np.float32))  # in large pages, which PyTorch does not ask for
     if not header.premultiplied:
         return space.seen(x[: header.colours], seen)
@@ -301,7 +301,7 @@ def _seen(pixels: np.ndarray, header: Header) -> Tensor:
 
 def _back(pixels: np.ndarray, retouched: Tensor, old: Header, new: Header, dither: bool, top: int = 0) -> np.ndarray:
     """What a model made of rows, from `top` on, stored as `new` says; `pixels` are those rows as they were."""
-    x, colours, space = planes(pixels), old.colours, old.colour_space
+    x, colours, space = planes(np.ascontiguousarray(pixels)), old.colours, old.colour_space
     result = np.empty(pixels.shape, new.dtype)
     if (old.linear, old.premultiplied) == (new.linear, False) and not (dither or new.premultiplied):
         out = planes(result)
