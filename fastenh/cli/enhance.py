@@ -108,7 +108,8 @@ def enhance(
     if len(done) == written == 1:
         say(f"Wrote {done[0].job.target}")
     elif written:
-        say(f"Wrote {written} of {len(done)} photos" + (f" to {folders.pop()}" if len(folders) == 1 else ""))
+        where = folders.pop() if len(folders) == 1 else output
+        say(f"Wrote {written} of {len(done)} photos" + (f" to {where}" if where else ""))
     if skipped:
         say(f"Passed over {skipped} of {len(done)} photos that were done already; --overwrite does them again")
     for one in failures:

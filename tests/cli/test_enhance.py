@@ -131,6 +131,15 @@ def test_a_folder_goes_to_its_own_subfolder(run, photos):
     assert f"Passing over 1 of 4 files in {photos}" in output
 
 
+def test_folders_in_the_folder(run, photos, tmp_path):
+    (photos / "deeper").mkdir()
+    (photos / "b.jpg").rename(photos / "deeper" / "b.jpg")
+    output = run(photos, "-o", tmp_path / "out", "--recursive", "--suffix", "_x", code=0)
+    assert output == f"Wrote 3 of 3 photos to {tmp_path / 'out'}\n"
+    assert names(tmp_path / "out") == ["a_x.png", "c_x.PNG", "deeper"]
+    assert names(tmp_path / "out" / "deeper") == ["b_x.jpg"]
+
+
 def test_the_photos_own_folder_as_output(run, photos):
     run(photos / "a.png", "-o", photos, "--compare", code=0)
     assert names(photos) == ["a.png", "a_compare.jpg", "a_enhanced.png", "b.jpg", "c.PNG"]
