@@ -71,33 +71,36 @@ CLASSIC, BIG = Layout("H", 2, "I", 4, 12), Layout("Q", 8, "Q", 8, 20)
 
 def upright_exif(exif: bytes, on_its_side: bool = False) -> bytes:
     """The same block with orientation 1 and no thumbnail, which shows the photo as it was, and width and height in each
-    other's place if it was `on_its_side`; all else stays where it is, as maker notes need it. b"" where damaged."""
+    other's place if it was `on_its_side`; all else stays where it is, as maker notes need it, damaged or not. b"" where
+    there is no first directory."""
     data = bytearray(exif)
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
+
+    def entries(directory: int) -> dict[int, int]:
+        """Where each tag of a directory lies, if it is there as a whole, and under -1 what follows them."""
+        count = min(struct.unpack_from(order + "H", data, directory)[0], (len(data) - directory - 2) // 12)
+        end = directory + 2 + 12 * count
+        return {struct.unpack_from(order + "H", data, at)[0]: at for at in range(directory + 2, end, 12)} | {-1: end}
+
+    below: dict[int, int] = {}
     try:
-        order = {b"II": "<", b"MM": ">"}[bytes(data[:2])]
-
-        def entries(directory: int) -> dict[int, int]:
-            """Where each tag of a directory lies, and under -1 what follows them."""
-            end = directory + 2 + 12 * struct.unpack_from(order + "H", data, directory)[0]
-            return {struct.unpack_from(order + "H", data, at)[0]: at for at in range(directory + 2, end, 12)} | {
-                -1: end
-            }
-
         first = entries(struct.unpack_from(order + "I", data, 4)[0])
-        if ORIENTATION in first:
-            struct.pack_into(order + "HIHH", data, first[ORIENTATION] + 2, 3, 1, 1, 0)
-        struct.pack_into(order + "I", data, first[-1], 0)
-        below = (
-            entries(struct.unpack_from(order + "I", data, first[EXIF_DIRECTORY] + 8)[0])
-            if EXIF_DIRECTORY in first
-            else {}
-        )
-        for found, (width, height) in ((first, (256, 257)), (below, (0xA002, 0xA003))):
-            if on_its_side and width in found and height in found:
-                a, b = (slice(found[tag] + 2, found[tag] + 12) for tag in (width, height))
-                data[a], data[b] = data[b], data[a]
-    except (KeyError, struct.error):
+    except struct.error:
+        first = {}
+    if not order or not first:
         return b""
+    if ORIENTATION in first:
+        struct.pack_into(order + "HIHH", data, first[ORIENTATION] + 2, 3, 1, 1, 0)
+    with contextlib.suppress(struct.error):  # some programs leave out the offset of the thumbnail
+        if struct.unpack_from(order + "I", data, first[-1])[0] < len(data):  # and have a value in its place
+            struct.pack_into(order + "I", data, first[-1], 0)
+    with contextlib.suppress(struct.error):
+        if EXIF_DIRECTORY in first:
+            below = entries(struct.unpack_from(order + "I", data, first[EXIF_DIRECTORY] + 8)[0])
+    for found, (width, height) in ((first, (256, 257)), (below, (0xA002, 0xA003))):
+        if on_its_side and width in found and height in found:
+            a, b = (slice(found[tag] + 2, found[tag] + 12) for tag in (width, height))
+            data[a], data[b] = data[b], data[a]
     return bytes(data)
 
 
@@ -122,7 +125,8 @@ UNITS = SIZES | {5: 4, 10: 4}  # of what turns around where the byte order diffe
 
 
 def read_directory(source: BinaryIO | bytes) -> Directory:
-    """The first directory of a TIFF or BigTIFF, or of an EXIF block, and those below it. ValueError where damaged."""
+    """The first directory of a TIFF or BigTIFF, or of an EXIF block, and those below it, without the tags that are
+    damaged. ValueError where there is none."""
 
     def at(offset: int, size: int) -> bytes:
         if isinstance(source, bytes):
@@ -139,21 +143,25 @@ def read_directory(source: BinaryIO | bytes) -> Directory:
         count = struct.unpack(order + layout.count, at(offset, layout.count_size))[0]
         if depth > 3 or count > 4096:
             raise ValueError("expected a TIFF directory, got other bytes")
-        entries = at(offset + layout.count_size, count * layout.entry_size)
-        for start in range(0, len(entries), layout.entry_size):
-            tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entries, start)
-            size = SIZES.get(kind, 0) * number
-            inline = entries[start + layout.entry_size - layout.offset_size : start + layout.entry_size]
-            if not size or size > 1 << 28 or tag in (273, 279, 324, 325):  # the last: as long as the picture is large
-                continue
-            place = struct.unpack(order + layout.offset, inline)[0]
-            if tag in DIRECTORIES:
-                place = struct.unpack(order + "I", inline[:4])[0] if size == 4 else place
-                result[tag] = Tag(4, 1, read(place, depth + 1))
-            else:
-                value = inline[:size] if size <= layout.offset_size else at(place, size)
-                result[tag] = Tag(kind, number, value if order == "<" else _turned(value, UNITS[kind]))
+        first = offset + layout.count_size
+        for place in range(first, first + count * layout.entry_size, layout.entry_size):
+            with contextlib.suppress(ValueError):  # one damaged tag is no reason to lose the others
+                entry = at(place, layout.entry_size)
+                tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entry)
+                if tag not in result:
+                    result[tag] = read_tag(tag, kind, number, entry[-layout.offset_size :], depth)
         return result
+
+    def read_tag(tag: int, kind: int, number: int, inline: bytes, depth: int) -> Tag:
+        size = SIZES.get(kind, 0) * number
+        if not size or size > 1 << 28 or tag in (273, 279, 324, 325):  # the last: as long as the picture is large
+            raise ValueError("expected a tag of metadata, got another")
+        place = struct.unpack(order + layout.offset, inline)[0]
+        if tag in DIRECTORIES:
+            place = struct.unpack(order + "I", inline[:4])[0] if size == 4 else place
+            return Tag(4, 1, read(place, depth + 1))
+        value = inline[:size] if size <= layout.offset_size else at(place, size)
+        return Tag(kind, number, value if order == "<" else _turned(value, UNITS[kind]))
 
     head = at(0, 8)
     order = {b"II": "<", b"MM": ">"}.get(head[:2], "")

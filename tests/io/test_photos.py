@@ -133,6 +133,48 @@ def test_exif_changes_in_its_orientation_and_thumbnail_alone(tmp_path, order):
     assert kept == bytes(expected)
 
 
+def exif_block(*entries: bytes, after: bytes = bytes(4)) -> bytes:
+    """A block by hand, of entries of one directory and what follows it."""
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + after
+
+
+SIDEWAYS = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+BEYOND = 99_999  # the end of any block here
+DAMAGED = {
+    "a text beyond the end": exif_block(struct.pack("<HHII", 0x010F, 2, 20, BEYOND), SIDEWAYS),
+    "EXIF beyond the end": exif_block(SIDEWAYS, struct.pack("<HHII", 0x8769, 4, 1, BEYOND)),
+    "a type that is none": exif_block(struct.pack("<HHII", 0x010F, 77, 20, 0), SIDEWAYS),
+    "more tags than there are": b"II*\0\x08\0\0\0\x09\0" + SIDEWAYS,
+    "nothing after the directory": exif_block(SIDEWAYS, struct.pack("<HHI4s", 0x0132, 2, 4, b"now"), after=b""),
+    "a value right after it": exif_block(struct.pack("<HHII", 0x010F, 2, 9, 34), SIDEWAYS, after=b"a camera\0"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_in_exif_costs_neither_orientation_nor_other_tags(tmp_path, name, suffix):
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG", exif=b"Exif\0\0" + DAMAGED[name]))
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.pixels.shape == (64, 48, 3)
+    write_photo(photo, tmp_path / f"b.{suffix}")
+    if suffix != "tif":
+        kept = Image.open(tmp_path / f"b.{suffix}").info["exif"].removeprefix(b"Exif\0\0")
+        assert kept == DAMAGED[name].replace(SIDEWAYS, struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0))
+    written = Image.open(tmp_path / f"b.{suffix}")
+    texts = {"nothing after the directory": (0x0132, "now"), "a value right after it": (0x010F, "a camera")}
+    if name in texts:
+        tag, text = texts[name]
+        assert (written.tag_v2 if suffix == "tif" else written.getexif())[tag] == text
+
+
+def test_exif_whose_directories_lead_to_themselves(tmp_path):
+    """4096 times at every depth: it takes no time to speak of."""
+    again = struct.pack("<HHII", 0x8769, 4, 1, 8)
+    exif = exif_block(*[SIDEWAYS] + [again] * 4095)
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG", exif=b"Exif\0\0" + exif))
+    assert read_photo(tmp_path / "a.jpg").pixels.shape == (64, 48, 3)
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_exif_gives_the_size_of_the_photo_as_it_stands(tmp_path, orientation, suffix):
