@@ -245,10 +245,12 @@ def _fraction(value: float) -> tuple[int, int]:
 
 # ---- IPTC
 
+SIGNATURES = (b"8BIM", b"MeSa", b"PHUT", b"AgHg", b"DCSR")  # of Photoshop, and of others that add to its resources
+
 
 def iptc_records(resources: bytes) -> bytes:
     """The IPTC records, resource 1028 of a block of Photoshop's image resources."""
-    return dict(_resources(resources)).get(1028, b"")
+    return {number: value for number, value, _ in _resources(resources)}.get(1028, b"")
 
 
 def iptc_resources(records: bytes) -> bytes:
@@ -258,23 +260,25 @@ def iptc_resources(records: bytes) -> bytes:
 
 def without_thumbnails(resources: bytes) -> bytes:
     """The block without its small pictures of the photo as it was, 1033 and 1036."""
-    kept = b""
-    for number, value in _resources(resources):
-        if number not in (1033, 1036):
-            kept += b"8BIM" + struct.pack(">HHI", number, 0, len(value)) + value + bytes(len(value) % 2)
-    return kept
+    return b"".join(whole for number, _, whole in _resources(resources) if number not in (1033, 1036))
 
 
-def _resources(block: bytes) -> list[tuple[int, bytes]]:
+def _resources(block: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Number, value and all bytes of each resource; the number is -1 where another program numbers them. What is cut
+    short ends the list."""
     found, place = [], 0
-    while block[place : place + 4] == b"8BIM" and place + 12 <= len(block):
+    while (signature := block[place : place + 4]) in SIGNATURES and place + 12 <= len(block):
         number, name = struct.unpack_from(">HB", block, place + 4)
         start = place + 6 + (name + 2) // 2 * 2  # the name is padded to an even length, its own count included
-        if start + 4 > len(block):
+        value = start + 4
+        if value > len(block):
             break
-        size = struct.unpack_from(">I", block, start)[0]
-        found.append((number, block[start + 4 : start + 4 + size]))
-        place = start + 4 + size + size % 2
+        end = value + struct.unpack_from(">I", block, start)[0]
+        if end > len(block):
+            break
+        whole = block[place:end] + bytes((end - place) % 2)
+        found.append((number if signature == b"8BIM" else -1, block[value:end], whole))
+        place += len(whole)
     return found
 
 

@@ -223,6 +223,32 @@ def test_profile_and_xmp_are_kept(tmp_path, first, second):
     assert written.getexif()[0x010F] == "a camera"
 
 
+def resource(number: int, value: bytes, name: bytes = b"", signature: bytes = b"8BIM") -> bytes:
+    """One of Photoshop's image resources, by hand."""
+    name = bytes([len(name)]) + name
+    name, padding = name + bytes(len(name) % 2), bytes(len(value) % 2)
+    return signature + struct.pack(">H", number) + name + struct.pack(">I", len(value)) + value + padding
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_photoshop_resources_keep_their_names_and_order(tmp_path, suffix):
+    """A path that the photo is clipped by is found by its name; others' resources may stand before."""
+    records = b"\x1c\x02\x05\0\x05Title"
+    kept = [
+        resource(5000, b"abc", signature=b"MeSa"), resource(1028, records),
+        resource(2000, bytes(26), b"Path 1"), resource(2001, bytes(3), b"Path 2a"), resource(2999, b"\6Path 1"),
+    ]  # fmt: skip
+    segment = b"Photoshop 3.0\0" + kept[0] + resource(1036, b"thumbnail") + b"".join(kept[1:])
+    app13 = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG", extra=app13))
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / f"b.{suffix}")
+    written = Image.open(tmp_path / f"b.{suffix}")
+    if suffix == "tif":
+        assert written.tag_v2[34377] == b"".join(kept) and written.tag_v2[33723] == records
+    else:
+        assert dict(written.applist)["APP13"] == b"Photoshop 3.0\0" + b"".join(kept)
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_xmp_and_texts_of_a_png(tmp_path, compressed):
     texts = PngImagePlugin.PngInfo()
