@@ -183,12 +183,15 @@ def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[f
 def profile_of(
     gamma: float | None = None, primaries: tuple[float, ...] = PRIMARIES, white: tuple[float, ...] = WHITE
 ) -> bytes:
-    """sRGB's ICC profile, or one of another gamma and other primaries."""
+    """The ICC profile of a gamma, or of sRGB's curve, with these primaries."""
     import imagecodecs  # not on every machine that runs the ops
 
-    if gamma is None:
+    if gamma:
+        return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=gamma)
+    if primaries == PRIMARIES:
         return imagecodecs.cms_profile("srgb")
-    return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=gamma)
+    curve = (decode(torch.linspace(0, 1, 4096)) * 65535).round().int().numpy().astype(np.uint16)
+    return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, transferfunction=curve)
 
 
 def _lcms(x: Tensor, profile: bytes, other: bytes, channels: int, other_channels: int) -> Tensor:

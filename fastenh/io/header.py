@@ -78,11 +78,12 @@ class Header:
     def upright(self) -> Header:
         """Of the photo once it is turned: metadata say so, and EXIF lets go its small picture of it as it was."""
         on_its_side = self.orientation >= 5
+        about = self.metadata
         turned = replace(
-            self.metadata,
-            exif=metadata.upright_exif(self.metadata.exif, on_its_side),
-            xmp=metadata.upright_xmp(self.metadata.xmp),
-        )
+            about, exif=metadata.upright_exif(about.exif, on_its_side), xmp=metadata.upright_xmp(about.xmp),
+            dpi=about.dpi[::-1] if about.dpi and on_its_side else about.dpi,
+            aspect=about.aspect[::-1] if about.aspect and on_its_side else about.aspect,
+        )  # fmt: skip
         height, width = (self.width, self.height) if on_its_side else (self.height, self.width)
         return replace(self, height=height, width=width, orientation=1, metadata=turned)
 

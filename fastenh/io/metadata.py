@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fastenh.io.colour import profile_of
+
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
 EXIF_DIRECTORY = 0x8769
@@ -37,6 +39,7 @@ class Metadata:
     xmp: bytes = b""
     iptc: bytes = b""
     dpi: tuple[float, float] | None = None
+    aspect: tuple[int, int] | None = None  # pixels across and down for one length, where it is not said which
 
 
 @dataclass(frozen=True)
@@ -208,10 +211,10 @@ def tiff_tags(metadata: Metadata) -> Directory:
     with contextlib.suppress(ValueError):  # damaged EXIF is no reason to lose the photo
         exif = read_directory(metadata.exif) if metadata.exif else {}
         tags |= {tag: value for tag, value in exif.items() if tag not in STRUCTURE}
-    if metadata.dpi:
-        for tag, value in zip((282, 283), metadata.dpi, strict=True):
+    if across_and_down := metadata.dpi or metadata.aspect:
+        for tag, value in zip((282, 283), across_and_down, strict=True):
             tags[tag] = Tag(5, 1, struct.pack("<II", *_fraction(value)))
-        tags[296] = Tag(3, 1, struct.pack("<H", 2))
+        tags[296] = Tag(3, 1, struct.pack("<H", 2 if metadata.dpi else 1))  # inches, or no length
     for tag, kind, block in ((XMP, 1, metadata.xmp), (RESOURCES, 7, metadata.iptc), (ICC, 7, metadata.icc)):
         if block:
             tags[tag] = Tag(kind, len(block), block)
@@ -282,11 +285,28 @@ def _resources(block: bytes) -> list[tuple[int, bytes, bytes]]:
     return found
 
 
+# ---- colours by their code in ITU-T H.273, as HEIC's nclx and PNG's cICP have it
+
+DISPLAY_P3 = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+CODES = {9: "BT.2020", 11: "DCI P3", 16: "PQ", 18: "HLG"}  # of primaries, of curves
+
+
+def coded_profile(primaries: int, curve: int, colours: int) -> bytes:
+    """The ICC profile of Display P3, where that is what the code says of 3 colours, or b"" for sRGB and its gray;
+    ValueError for any other. What is not said is sRGB's, and BT.709's curve is taken for it, as programs do."""
+    if primaries not in (1, 2, 12) or curve not in (1, 2, 6, 13):
+        got = CODES.get(primaries, f"primaries {primaries}"), CODES.get(curve, f"curve {curve}")
+        raise ValueError(f"expected the colours of sRGB or Display P3, or an ICC profile, got {' with '.join(got)}")
+    return profile_of(None, DISPLAY_P3) if primaries == 12 and colours == 3 else b""
+
+
 # ---- PNG
 
-# Chunks that say how pixels are stored, or belong to an animation; those that are written anew.
+# Chunks that say how pixels are stored, or belong to an animation; those that are written anew; those that are right
+# for new pixels too, though their names say, by a capital at the end, that they belong to those they came with.
 PIXEL_CHUNKS = set(b"IHDR PLTE IDAT IEND tRNS bKGD hIST sBIT sPLT acTL fcTL fdAT".split())
 ANEW_CHUNKS = {b"iCCP", b"eXIf", b"pHYs"}
+COLOUR_CHUNKS = set(b"cHRM gAMA sRGB cICP mDCV mDCv cLLI cLLi sCAL".split())
 XMP_CHUNK = b"XML:com.adobe.xmp\0"
 
 
@@ -307,12 +327,25 @@ def read_chunks(path: Path) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def png_profile(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """The ICC profile in the chunks of a PNG, b"" where there is none that can be unpacked."""
+def png_profile(chunks: list[tuple[bytes, bytes]], colours: int) -> bytes:
+    """The ICC profile that the chunks of a PNG hold or, which goes before it, name by a code; b"" where there is none
+    that can be unpacked. ValueError where the code is that of other colours."""
+    coded = next((data for kind, data in chunks if kind == b"cICP" and len(data) == 4), b"\2\2\0\1")
+    if coded[:2] != b"\2\2":  # which says nothing
+        if coded[2:] != b"\0\1":
+            raise ValueError("expected RGB of the full range, got other numbers by the cICP chunk")
+        return coded_profile(coded[0], coded[1], colours)
     for data in (data for kind, data in chunks if kind == b"iCCP"):
         with contextlib.suppress(zlib.error):
             return zlib.decompressobj().decompress(data.split(b"\0", 1)[-1][1:], 1 << 26)
     return b""
+
+
+def png_aspect(chunks: list[tuple[bytes, bytes]]) -> tuple[int, int] | None:
+    """How many pixels across are as long as how many down, where a PNG says it without a unit of length."""
+    data = next((data for kind, data in chunks if kind == b"pHYs"), b"")
+    across, down = struct.unpack(">II", data[:8]) if data[8:] == b"\0" else (0, 0)
+    return (across, down) if across and down else None
 
 
 def png_xmp(chunks: list[tuple[bytes, bytes]]) -> bytes:
@@ -334,10 +367,13 @@ def png_chunks(chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> list[tu
         added.append((b"eXIf", metadata.exif))
     if metadata.dpi:
         added.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in metadata.dpi), 1)))
+    elif metadata.aspect:
+        added.append((b"pHYs", struct.pack(">IIB", *metadata.aspect, 0)))
     if metadata.xmp:
         added.append((b"iTXt", XMP_CHUNK + bytes(4) + metadata.xmp))
     return added + [
         (kind, data)
         for kind, data in chunks
-        if kind not in PIXEL_CHUNKS | ANEW_CHUNKS and not (kind == b"iTXt" and data.startswith(XMP_CHUNK))
+        if (kind[3:].islower() and kind not in PIXEL_CHUNKS | ANEW_CHUNKS) or kind in COLOUR_CHUNKS
+        if not (kind == b"iTXt" and data.startswith(XMP_CHUNK))
     ]

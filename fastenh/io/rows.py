@@ -67,6 +67,10 @@ class Rows:
             return f"8 or 16 bits, or floats of 16 or 32, got {spec.format}"
         if any(kind == b"acTL" for kind, _ in self._chunks):
             return "one picture, got an animation"
+        try:
+            metadata.png_profile(self._chunks, 3)
+        except ValueError as error:
+            return str(error).removeprefix("expected ")
         # A second page may be a thumbnail of the first.
         pages = file.seek_subimage(1, 0) and not file.spec().get_int_attribute("tiff:subfiletype") & 1
         file.seek_subimage(0, 0)
@@ -78,11 +82,13 @@ class Rows:
         alpha = spec.alpha_channel if spec.alpha_channel >= 0 else None
         straight = (self._format != EXR and spec.get_int_attribute("oiio:UnassociatedAlpha")) or self._format == PNG
         storage: dict[str, Any] = {}
-        icc, exif, xmp, iptc, chromaticities = b"", b"", b"", b"", ()
+        icc, exif, xmp, iptc, chromaticities, aspect = b"", b"", b"", b"", (), None
         orientation = spec.get_int_attribute("Orientation", 1)
         if self._format == PNG:
             storage["chunks"] = self._chunks
-            icc, xmp = metadata.png_profile(self._chunks), metadata.png_xmp(self._chunks)
+            icc = metadata.png_profile(self._chunks, 3 if spec.nchannels > 2 else 1)
+            xmp = metadata.png_xmp(self._chunks)
+            aspect = metadata.png_aspect(self._chunks)
             exif = next((data for kind, data in self._chunks if kind == b"eXIf"), b"").removeprefix(b"Exif\0\0")
             orientation = metadata.exif_orientation(exif)
         elif self._format == TIFF:
@@ -105,7 +111,7 @@ class Rows:
             self._format, spec.height, spec.width, spec.nchannels, dtype, 3 if spec.nchannels > 2 else 1,
             alpha, alpha is not None and not straight, orientation if orientation in range(1, 9) else 1,
             self._format == EXR, chromaticities,
-            Metadata(icc, exif, xmp, iptc, dpi),
+            Metadata(icc, exif, xmp, iptc, dpi, aspect),
             storage,
         )  # fmt: skip
 

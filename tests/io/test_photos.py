@@ -14,7 +14,7 @@ import OpenImageIO as oiio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from fastenh.io import Header, Photo, deflate, read_photo, read_pixels, replacing, write_photo
 from fastenh.io.metadata import Metadata
@@ -244,7 +244,7 @@ def test_photoshop_resources_keep_their_names_and_order(tmp_path, suffix):
     write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / f"b.{suffix}")
     written = Image.open(tmp_path / f"b.{suffix}")
     if suffix == "tif":
-        assert written.tag_v2[34377] == b"".join(kept) and written.tag_v2[33723] == records
+        assert written.tag_v2[34377] == (b"".join(kept),) and written.tag_v2[33723] == records
     else:
         assert dict(written.applist)["APP13"] == b"Photoshop 3.0\0" + b"".join(kept)
 
@@ -259,6 +259,80 @@ def test_xmp_and_texts_of_a_png(tmp_path, compressed):
     written = Image.open(tmp_path / "b.png")
     assert written.info["xmp"].decode() == "<x:xmpmeta>é</x:xmpmeta>" and written.text["Author"] == "someone"
     assert np.array_equal(np.asarray(written), np.asarray(smooth()))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(*chunks: bytes, image: Image.Image | None = None, **how) -> bytes:
+    data = encoded(image or smooth(), "PNG", **how)
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def chunks_of(path: Path) -> dict[bytes, bytes]:
+    data, found, place = path.read_bytes(), {}, 8
+    while place < len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        found[kind] = data[place + 8 : place + 8 + size]
+        place += size + 12
+    return found
+
+
+def test_chunks_of_a_png_that_belong_to_other_pixels_are_let_go(tmp_path):
+    """PNG marks by the case of the fourth letter what a program that does not know it may copy to new pixels."""
+    kept = {b"gAMA": struct.pack(">I", 45455), b"tEXt": b"Author\0someone", b"oFFs": bytes(9), b"vpAg": bytes(9)}
+    gone = {b"iDOT": bytes(28), b"caBX": b"a hash of the pixels", b"tIME": bytes(7), b"dSIG": b"?"}
+    (tmp_path / "a.png").write_bytes(png_with(*[chunk(*one) for one in (kept | gone).items()]))
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.png")
+    written = chunks_of(tmp_path / "b.png")
+    assert {kind: written.get(kind) for kind in kept} == kept and not gone.keys() & written.keys()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_pixels_that_are_not_square_stay_so(tmp_path, orientation):
+    data = png_with(chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0)), exif=exif_with(orientation))
+    (tmp_path / "a.png").write_bytes(data)
+    for name in ("b.png", "b.tif"):
+        write_photo(read_photo(tmp_path / "a.png"), tmp_path / name)
+    expected = (2, 1) if orientation == 1 else (1, 2)
+    assert chunks_of(tmp_path / "b.png")[b"pHYs"] == struct.pack(">IIB", *expected, 0)
+    tags = Image.open(tmp_path / "b.tif").tag_v2
+    assert (tags[282], tags[283], tags[296]) == (*expected, 1)
+
+
+def test_resolution_turns_with_the_photo(tmp_path):
+    smooth().save(tmp_path / "a.jpg", dpi=(300, 200), exif=exif_with(6))
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    assert Image.open(tmp_path / "b.jpg").info["dpi"] == (200, 300)
+
+
+def colorants(icc: bytes) -> np.ndarray:
+    """XYZ of red, green and blue by a profile, in D50, as Pillow's LittleCMS reads them."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
+    return np.array([profile.red_colorant[0], profile.green_colorant[0], profile.blue_colorant[0]])
+
+
+# Of Display P3, in D50, as its makers publish them.
+P3_COLORANTS = np.array([[0.51512, 0.2412, -0.00105], [0.29198, 0.69225, 0.04189], [0.1571, 0.06657, 0.78407]])
+
+
+def test_colours_of_a_png_by_their_code(tmp_path):
+    adobe = imagecodecs.cms_profile("adobergb")
+    for codes, wide in (((12, 13, 0, 1), True), ((1, 13, 0, 1), False)):
+        for profile in ({}, {"icc_profile": adobe}):  # the code goes before
+            (tmp_path / "a.png").write_bytes(png_with(chunk(b"cICP", bytes(codes)), **profile))
+            photo = read_photo(tmp_path / "a.png")
+            assert photo.header.colour_space.is_srgb != wide
+            for name in ("b.png", "b.jpg"):
+                write_photo(photo, tmp_path / name, overwrite=True)
+                icc = Image.open(tmp_path / name).info.get("icc_profile", b"")
+                assert np.allclose(colorants(icc), P3_COLORANTS, atol=3e-4) if wide else not icc
+            assert chunks_of(tmp_path / "b.png")[b"cICP"] == bytes(codes)
+    (tmp_path / "a.png").write_bytes(png_with(chunk(b"cICP", bytes((2, 2, 0, 1))), icc_profile=adobe))
+    assert read_photo(tmp_path / "a.png").header.metadata.icc == adobe
+    (tmp_path / "a.png").write_bytes(png_with(chunk(b"cICP", bytes((12, 13, 0, 1))), image=smooth().convert("L")))
+    assert read_photo(tmp_path / "a.png").header.metadata.icc == b""  # a profile of RGB is none of gray
 
 
 def test_a_new_jpeg_has_full_colour_at_high_quality(tmp_path):
@@ -277,9 +351,6 @@ def test_jpeg_with_several_pictures_is_its_first(tmp_path):
 
 
 def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
 
@@ -310,6 +381,8 @@ REFUSED = {
     "32 bits": (encoded(Image.fromarray(np.zeros((4, 5), np.int32)), "TIFF"), "floats of 16 or 32, got int"),
     "pages": (pages(3), "expected one picture, got several pages"),
     "animated PNG": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "an animation"),
+    "PQ": (png_with(chunk(b"cICP", bytes((9, 16, 0, 1)))), "Display P3, or an ICC profile, got BT.2020 with PQ"),
+    "video levels": (png_with(chunk(b"cICP", bytes((1, 13, 0, 0)))), "expected RGB of the full range, got"),
     "animated WebP": (webp_of_two(), "expected one picture, got an animation"),
     "GIF": (encoded(smooth(), "GIF"), "got GIF"),
     "Photoshop": (b"8BPS\0\1", "got a Photoshop document"),
