@@ -183,10 +183,18 @@ def _read_heic(path: Path) -> tuple[Header, np.ndarray]:
     image = file[file.primary_index]
     _check_size(*image.size)
     info: dict[str, Any] = image.info
+    icc, nclx = info.get("icc_profile") or b"", info.get("nclx_profile") or {}
+    codes = nclx.get("color_primaries", 2), nclx.get("transfer_characteristics", 2)
+    if not icc:
+        try:
+            icc = metadata.coded_profile(*codes, 1 if image.mode.startswith("L") else 3)
+        except ValueError as error:
+            raise _Refused(error) from None
     pixels = np.array(image).reshape(image.size[1], image.size[0], -1)
     exif = (info.get("exif") or b"").removeprefix(EXIF)
-    about = Metadata(info.get("icc_profile") or b"", exif, info.get("xmp") or b"")
-    return _header(HEIC, pixels, 1, about), pixels  # libheif has turned it upright
+    about = Metadata(icc, exif, info.get("xmp") or b"")
+    storage = {"chroma": info.get("chroma"), "codes": codes if nclx else (1, 13)}
+    return _header(HEIC, pixels, 1, about, storage), pixels  # libheif has turned it upright
 
 
 def _heic(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
@@ -200,7 +208,12 @@ def _heic(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     about, out = header.metadata, io.BytesIO()
     if about.icc:
         file[0].info["icc_profile"] = about.icc
-    file.save(out, quality=QUALITY if quality is None else quality, exif=about.exif or None, xmp=about.xmp or None)
+    primaries, curve = header.storage.get("codes", (1, 13))
+    how = {"color_primaries": primaries, "transfer_characteristics": curve, "matrix_coefficients": 6}
+    if header.storage.get("chroma"):
+        how["chroma"] = header.storage["chroma"]
+    how |= {"exif": about.exif or None, "xmp": about.xmp or None, "quality": QUALITY if quality is None else quality}
+    file.save(out, full_range_flag=1, **how)
     return out.getvalue()
 
 

@@ -335,6 +335,36 @@ def test_colours_of_a_png_by_their_code(tmp_path):
     assert read_photo(tmp_path / "a.png").header.metadata.icc == b""  # a profile of RGB is none of gray
 
 
+def test_colours_of_a_heic_by_their_code(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pip install fastenh[heic]")
+
+    def save(primaries: int, curve: int, chroma: int = 420, mode: str = "RGB") -> Path:
+        image = smooth().convert(mode)
+        file = pillow_heif.from_bytes(mode, image.size, image.tobytes())
+        how = {"color_primaries": primaries, "transfer_characteristics": curve, "matrix_coefficients": 1}
+        file.save(tmp_path / "a.heic", quality=95, chroma=chroma, **how)
+        return tmp_path / "a.heic"
+
+    for chroma in (420, 444):
+        photo = read_photo(save(12, 13, chroma))
+        assert np.allclose(colorants(photo.header.metadata.icc), P3_COLORANTS, atol=3e-4)
+        assert np.abs(photo.pixels.astype(int) - np.asarray(smooth())).mean() < 3
+        write_photo(photo, tmp_path / "b.heic", overwrite=True)
+        about = pillow_heif.open_heif(tmp_path / "b.heic").info
+        assert about["chroma"] == chroma and about["icc_profile"] == photo.header.metadata.icc
+        write_photo(photo, tmp_path / "b.png", overwrite=True)
+        assert Image.open(tmp_path / "b.png").info["icc_profile"] == photo.header.metadata.icc
+    for codes in ((1, 13), (1, 1), (2, 2)):
+        photo = read_photo(save(*codes))
+        assert photo.header.metadata.icc == b"" and photo.header.colour_space.is_srgb
+        write_photo(photo, tmp_path / "b.heic", overwrite=True)
+        about = pillow_heif.open_heif(tmp_path / "b.heic").info["nclx_profile"]
+        assert (about["color_primaries"], about["transfer_characteristics"]) == codes
+    assert read_photo(save(12, 13, mode="L")).header.metadata.icc == b""
+    with pytest.raises(ValueError, match=r"expected the colours of sRGB or Display P3, .*, got BT\.2020 with PQ$"):
+        read_photo(save(9, 16))
+
+
 def test_a_new_jpeg_has_full_colour_at_high_quality(tmp_path):
     path = tmp_path / "a.jpg"
     write_photo(photo_of(PIXELS), path)
