@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, WebPImagePlugin
@@ -75,10 +75,18 @@ def _header(
 
 # ---- JPEG
 
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how it is coded
+LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+
 
 def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
     """A file that holds several pictures (gain map, stereo) is its first, the one every viewer shows."""
     with open(path, "rb") as file:
+        kind, bits = _frame(file)
+        if kind in LOSSLESS or bits != 8:
+            got = "a lossless one" if kind in LOSSLESS else f"one of {bits}"
+            raise _Refused(f"expected a lossy JPEG of 8 bits, got {got}")
+        file.seek(0)
         image = JpegImagePlugin.JpegImageFile(file)  # not Image.open, which has one limit on pixels for the process
         _check(image)
         exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
@@ -93,11 +101,35 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
         "qtables": image.quantization,
         "subsampling": JpegImagePlugin.get_sampling(image),
         "progressive": bool(image.info.get("progressive")),
+        "rgb": _is_rgb(image),
         "comment": image.info.get("comment", b""),
         "extended xmp": extended,
     }
     pixels = np.array(image).reshape(image.height, image.width, -1)
     return _header(JPEG, pixels, metadata.exif_orientation(exif), about, storage), pixels
+
+
+def _frame(file: BinaryIO) -> tuple[int, int]:
+    """The marker of a JPEG's frame, which says how it is coded, and its bits; (0, 8) where it is not found."""
+    file.seek(2)
+    while file.read(1) == b"\xff":
+        marker = file.read(1)
+        while marker == b"\xff":
+            marker = file.read(1)
+        size = int.from_bytes(file.read(2), "big")
+        if marker and marker[0] in FRAMES:
+            return marker[0], int.from_bytes(file.read(1), "big")
+        file.seek(max(size - 2, 0), 1)
+    return 0, 8
+
+
+def _is_rgb(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether it is coded as RGB and not as YCbCr, by the rules that libjpeg reads it by."""
+    if "jfif" in image.info or image.mode != "RGB":
+        return False
+    if "adobe" in image.info:
+        return image.info.get("adobe_transform") == 0
+    return bytes(component[0] for component in image.layer) == b"RGB"
 
 
 def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
@@ -106,6 +138,8 @@ def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     if storage:
         how["subsampling"] = max(storage["subsampling"], 0)  # -1 is none that can be named: all colour is kept
         how["progressive"], how["comment"] = storage["progressive"], storage["comment"]
+        if storage["rgb"]:
+            how["keep_rgb"], how["subsampling"] = True, 0  # Pillow takes it in no other way
         if quality is None:  # Pillow would scale the tables by a quality
             how["qtables"] = storage["qtables"]
             del how["quality"]

@@ -373,6 +373,26 @@ def test_a_new_jpeg_has_full_colour_at_high_quality(tmp_path):
     assert written.quantization == Image.open(io.BytesIO(encoded(smooth(), "JPEG", quality=95))).quantization
 
 
+@pytest.mark.parametrize("how", ["Adobe's marker", "names of components"])
+def test_a_jpeg_coded_as_rgb_stays_so(tmp_path, how):
+    """Through YCbCr it would come back rounded twice."""
+    data = encoded(smooth(), "JPEG", keep_rgb=True, quality=90)
+    if how == "names of components":
+        start = data.index(b"\xff\xee")
+        data = data[:start] + data[start + 16 :]
+    (tmp_path / "a.jpg").write_bytes(data)
+    photo = read_photo(tmp_path / "a.jpg")
+    for quality in (None, 97):
+        write_photo(photo, tmp_path / "b.jpg", quality, overwrite=True)
+        written = Image.open(tmp_path / "b.jpg")
+        assert written.info["adobe_transform"] == 0 and [layer[0] for layer in written.layer] == [*b"RGB"]
+        off = np.abs(np.asarray(written).astype(int) - photo.pixels)
+        assert off.mean() < (0.05 if quality is None else 1)
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(PIXELS), "JPEG"))
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "b.jpg", overwrite=True)
+    assert "adobe" not in Image.open(tmp_path / "b.jpg").info
+
+
 def test_jpeg_with_several_pictures_is_its_first(tmp_path):
     path = tmp_path / "a.jpg"
     smooth().save(path, "MPO", save_all=True, append_images=[Image.fromarray(PIXELS)])
@@ -418,6 +438,11 @@ REFUSED = {
     "Photoshop": (b"8BPS\0\1", "got a Photoshop document"),
     "damaged HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "expected"),
     "damaged RAW": (b"\0\0\0\x18ftypcrx \0\0\0\0", "expected"),
+    "12 bits": (
+        imagecodecs.jpeg8_encode(PIXELS.astype(np.uint16) * 16, bitspersample=12),
+        "JPEG of 8 bits, got one of 12",
+    ),
+    "lossless JPEG": (imagecodecs.jpeg8_encode(PIXELS, lossless=True), "a lossy JPEG of 8 bits, got a lossless one"),
     "cut in the header": (encoded(smooth(), "JPEG")[:40], "expected a whole JPEG, got a damaged one"),
     "cut in the pixels": (encoded(smooth(), "JPEG")[:-90], "expected a whole JPEG, got a damaged one"),
     "cut PNG": (encoded(Image.fromarray(PIXELS), "PNG")[:-90], "expected a whole PNG, got a damaged one"),
