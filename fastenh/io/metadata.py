@@ -20,8 +20,8 @@ from fastenh.io.colour import profile_of
 
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
-EXIF_DIRECTORY = 0x8769
-DIRECTORIES = (EXIF_DIRECTORY, 0x8825, 0xA005)  # tags whose value is a directory: EXIF, GPS, interoperability
+EXIF_DIRECTORY, INTEROPERABILITY = 0x8769, 0xA005
+DIRECTORIES = (EXIF_DIRECTORY, 0x8825, INTEROPERABILITY)  # tags whose value is a directory: EXIF, GPS, interoperability
 # What says how and where the pixels of a TIFF are stored, or is a picture itself: thumbnails, layers.
 STRUCTURE = {
     *range(254, 260), 262, 263, 266, 273, ORIENTATION, *range(277, 282), 284, *range(288, 294), 301, 317, 320, 321,
@@ -56,6 +56,11 @@ class Directory(dict[int, Tag]):
         """The bytes of a tag, b"" where it is missing."""
         value = self[tag].value if tag in self else b""
         return value if isinstance(value, bytes) else b""
+
+    def below(self, tag: int) -> Directory:
+        """The directory that a tag leads to, an empty one where it is missing."""
+        value = self[tag].value if tag in self else b""
+        return value if isinstance(value, Directory) else Directory()
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,20 @@ def exif_orientation(exif: bytes) -> int:
         return 1
     value = tag.value[0] if tag and isinstance(tag.value, bytes) and tag.value else 1
     return value if value in range(1, 9) else 1
+
+
+def exif_profile(exif: bytes) -> bytes:
+    """The ICC profile of Adobe RGB (1998), where EXIF says by the two tags of DCF that a camera's JPEG is in it: its
+    colours are not sRGB, and its rule is R03. b"" where it does not say so."""
+    try:
+        below = read_directory(exif).below(EXIF_DIRECTORY)
+    except ValueError:
+        return b""
+    if below.block(0xA001) != b"\xff\xff" or below.below(INTEROPERABILITY).block(1)[:3] != b"R03":
+        return b""
+    import imagecodecs  # not on every machine that runs the ops
+
+    return imagecodecs.cms_profile("adobergb")
 
 
 def upright_xmp(xmp: bytes) -> bytes:

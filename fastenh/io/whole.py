@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, WebPImagePlugin
 
 from fastenh.io import metadata
+from fastenh.io.colour import profile_of
 from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, WEBP, Header
 from fastenh.io.metadata import Metadata
 
@@ -92,8 +93,9 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
         exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
         image.load()
     blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
+    icc = image.info.get("icc_profile") or (metadata.exif_profile(exif) if image.mode == "RGB" else b"")
     about = Metadata(
-        image.info.get("icc_profile", b""), exif, image.info.get("xmp", b""),
+        icc, exif, image.info.get("xmp", b""),
         metadata.without_thumbnails(b"".join(block[len(PHOTOSHOP) :] for block in blocks)), _dpi(image),
     )  # fmt: skip
     extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
@@ -256,7 +258,8 @@ def _heic(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
 
 def _read_raw(path: Path) -> tuple[Header, np.ndarray]:
     """Developed by LibRaw to 16-bit sRGB, in the camera's white balance, upright, as light as it was taken. EXIF is
-    that of the JPEG that cameras put beside their sensor's numbers."""
+    that of the JPEG that cameras put beside their sensor's numbers; the ICC profile goes before what it says of
+    colours, which are that JPEG's."""
     import rawpy
 
     with rawpy.imread(str(path)) as raw:
@@ -267,4 +270,4 @@ def _read_raw(path: Path) -> tuple[Header, np.ndarray]:
             exif = JpegImagePlugin.JpegImageFile(io.BytesIO(preview)).info.get("exif", b"") if preview else b""
         except (rawpy.LibRawError, SyntaxError, OSError):  # no preview, or one that is none
             exif = b""
-    return _header(RAW, pixels, 1, Metadata(exif=exif.removeprefix(EXIF))), pixels
+    return _header(RAW, pixels, 1, Metadata(profile_of(), exif.removeprefix(EXIF))), pixels

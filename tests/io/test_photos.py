@@ -393,6 +393,37 @@ def test_a_jpeg_coded_as_rgb_stays_so(tmp_path, how):
     assert "adobe" not in Image.open(tmp_path / "b.jpg").info
 
 
+def test_adobe_rgb_by_exif_alone(tmp_path):
+    """As cameras mark it, without a profile: it is seen in its colours, and has the profile from then on."""
+
+    def exif(colour_space: int, rule: bytes, order: str = "<") -> bytes:
+        def directory(*entries: tuple[int, int, int, bytes]) -> bytes:
+            packed = b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
+            return struct.pack(order + "H", len(entries)) + packed + bytes(4)
+
+        eight, second, third = (struct.pack(order + "I", place) for place in (8, 26, 56))
+        block = {"<": b"II*\0", ">": b"MM\0*"}[order] + eight + directory((0x8769, 4, 1, second))
+        block += directory((0xA001, 3, 1, struct.pack(order + "HH", colour_space, 0)), (0xA005, 4, 1, third))
+        return block + directory((1, 2, 4, rule))
+
+    adobe = imagecodecs.cms_profile("adobergb")
+    cases = [
+        (exif(65535, b"R03\0"), {}, smooth(), adobe), (exif(65535, b"R03\0", ">"), {}, smooth(), adobe),
+        (exif(1, b"R98\0"), {}, smooth(), b""), (exif(65535, b"R98\0"), {}, smooth(), b""),
+        (exif(65535, b"R03\0"), {"icc_profile": b"its own"}, smooth(), b"its own"),
+        (exif(65535, b"R03\0"), {}, smooth().convert("L"), b""),
+    ]  # fmt: skip
+    for block, how, image, icc in cases:
+        (tmp_path / "a.jpg").write_bytes(encoded(image, "JPEG", exif=b"Exif\0\0" + block, **how))
+        photo = read_photo(tmp_path / "a.jpg")
+        assert photo.header.metadata.icc == icc and photo.header.colour_space.is_srgb == (
+            icc != adobe and image.mode == "RGB"
+        )
+        write_photo(photo, tmp_path / "b.jpg", overwrite=True)
+        written = Image.open(tmp_path / "b.jpg").info
+        assert written.get("icc_profile", b"") == icc and written["exif"] == b"Exif\0\0" + block
+
+
 def test_jpeg_with_several_pictures_is_its_first(tmp_path):
     path = tmp_path / "a.jpg"
     smooth().save(path, "MPO", save_all=True, append_images=[Image.fromarray(PIXELS)])
