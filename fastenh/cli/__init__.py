@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ import fastenh
 from fastenh.cli import convert, lut, train
 from fastenh.cli.enhance import enhance
 from fastenh.cli.evaluate import evaluate
-from fastenh.cli.options import one_line
+from fastenh.cli.options import one_line, say
 
 app = typer.Typer(
     help="Retouch photos, fast.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -32,6 +33,7 @@ app.add_typer(train.app, name="train")
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}", err=True)
     with contextlib.suppress(ValueError):  # called from another thread than the main one
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: leaves no half file
     if version:

@@ -28,6 +28,7 @@ DEPTHS = {  # of each format that is written; the first that is no less than wha
     JPEG: ("uint8",), WEBP: ("uint8",), PNG: ("uint8", "uint16"), HEIC: ("uint8", "uint16"),
     TIFF: ("uint8", "uint16", "float16", "float32"), EXR: ("float16", "float32"),
 }  # fmt: skip
+JPEG_EXIF = 65_527  # bytes of EXIF that a JPEG holds
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
 
 _STARTS = [
@@ -106,6 +107,8 @@ class Header:
             dtype = "float16"
         linear = format == EXR
         plain = replace(self.metadata, icc=b"") if linear or self.linear else self.metadata
+        if format == JPEG:
+            plain = replace(plain, exif=metadata.exif_within(plain.exif, JPEG_EXIF))
         chromaticities = self.chromaticities if linear and self.linear else ()
         return replace(
             self, format=format, dtype=np.dtype(dtype), linear=linear, chromaticities=chromaticities, metadata=plain,

@@ -11,7 +11,7 @@ import contextlib
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -110,6 +110,21 @@ def upright_exif(exif: bytes, on_its_side: bool = False) -> bytes:
             a, b = (slice(found[tag] + 2, found[tag] + 12) for tag in (width, height))
             data[a], data[b] = data[b], data[a]
     return bytes(data)
+
+
+def exif_within(exif: bytes, size: int) -> bytes:
+    """The block in at most `size` bytes: where it has more, anew, without the largest of its tags and the thumbnail."""
+    if len(exif) <= size:
+        return exif
+    try:
+        tags = read_directory(exif)
+    except ValueError:
+        return b""
+    while len(block := _exif(tags)) > size:
+        held = [(len(place.block(tag)), tag, place) for place in _directories(tags) for tag in place]
+        _, tag, place = max(held, key=lambda one: one[0])
+        del place[tag]
+    return block
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -220,8 +235,19 @@ def written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = False
 
 def exif_of_tiff(directory: Directory) -> bytes:
     """What a TIFF's directory says of the photo, and not of its storage, as an EXIF block; b"" if that is nothing."""
-    kept = Directory({tag: value for tag, value in directory.items() if tag not in STRUCTURE})
-    return b"II*\0\x08\0\0\0" + written(kept, 8) if kept else b""
+    return _exif(Directory({tag: value for tag, value in directory.items() if tag not in STRUCTURE}))
+
+
+def _exif(directory: Directory) -> bytes:
+    return b"II*\0\x08\0\0\0" + written(directory, 8) if directory else b""
+
+
+def _directories(directory: Directory) -> Iterator[Directory]:
+    """This one and those below it."""
+    yield directory
+    for tag in directory.values():
+        if isinstance(tag.value, Directory):
+            yield from _directories(tag.value)
 
 
 def tiff_tags(metadata: Metadata) -> Directory:

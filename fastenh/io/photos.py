@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fastenh.io import whole
 from fastenh.io.files import replacing
-from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, PNG, RAW, SUFFIXES, TIFF, WEBP, Header, format_of
+from fastenh.io.header import HEIC, JPEG, JPEG_EXIF, MAX_PIXELS, PNG, RAW, SUFFIXES, TIFF, WEBP, Header, format_of
 from fastenh.ops import op
 
 if TYPE_CHECKING:
@@ -102,14 +103,19 @@ def write_photo(
 
 
 def stored_as(header: Header, path: Path) -> Header:
-    """The header of the photo as a file of this name; ValueError where that cannot be."""
+    """The header of the photo as a file of this name; ValueError where that cannot be, a warning where the format has
+    not room for all of its EXIF."""
     format = SUFFIXES.get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'none'!r}")
     try:
-        return header.stored_as(format)
+        stored = header.stored_as(format)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if len(stored.metadata.exif) < (size := len(header.metadata.exif)):
+        room = f"expected {JPEG_EXIF} bytes of EXIF, which is what {format} holds, got {size}"
+        warnings.warn(f"{path}: {room}; the largest tags, as maker notes are, were left out", stacklevel=1)
+    return stored
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ quantisation tables as they are; OpenImageIO writes EXIF and XMP anew, without m
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +80,12 @@ def _header(
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how it is coded
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+JPEG_XMP = 65_502  # bytes of a packet that a segment holds
+NAMING_XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="%s"/>'
+    b"</rdf:RDF></x:xmpmeta>"
+)
 
 
 def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
@@ -92,13 +100,14 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
         _check(image)
         exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
         image.load()
+    extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
+    xmp, extended = _joined_xmp(image.info.get("xmp", b""), extended)
     blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
     icc = image.info.get("icc_profile") or (metadata.exif_profile(exif) if image.mode == "RGB" else b"")
     about = Metadata(
-        icc, exif, image.info.get("xmp", b""),
+        icc, exif, xmp,
         metadata.without_thumbnails(b"".join(block[len(PHOTOSHOP) :] for block in blocks)), _dpi(image),
     )  # fmt: skip
-    extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
     storage = {
         "qtables": image.quantization,
         "subsampling": JpegImagePlugin.get_sampling(image),
@@ -125,6 +134,21 @@ def _frame(file: BinaryIO) -> tuple[int, int]:
     return 0, 8
 
 
+def _split_xmp(packet: bytes) -> tuple[bytes, list[bytes]]:
+    """A packet that is too large for a segment as XMP's part 3 has it: one that names the other, and that in parts."""
+    name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper().encode()
+    starts = range(0, len(packet), 65_000)
+    parts = [struct.pack(">II", len(packet), at) + packet[at : at + 65_000] for at in starts]
+    return NAMING_XMP % name, [EXTENDED_XMP + name + part for part in parts]
+
+
+def _joined_xmp(packet: bytes, extended: list[bytes]) -> tuple[bytes, list[bytes]]:
+    """The way back. What another program has split stays so: there the first packet has a part of what is said."""
+    parts = sorted(part[len(EXTENDED_XMP) :] for part in extended)  # all with one name and size, and by their place
+    whole = b"".join(part[40:] for part in parts)
+    return (whole, []) if extended and _split_xmp(whole) == (packet, sorted(extended)) else (packet, extended)
+
+
 def _is_rgb(image: JpegImagePlugin.JpegImageFile) -> bool:
     """Whether it is coded as RGB and not as YCbCr, by the rules that libjpeg reads it by."""
     if "jfif" in image.info or image.mode != "RGB":
@@ -145,7 +169,11 @@ def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
         if quality is None:  # Pillow would scale the tables by a quality
             how["qtables"] = storage["qtables"]
             del how["quality"]
-    segments = [(0xE1, data) for data in storage.get("extended xmp", [])]
+    extended = storage.get("extended xmp", [])
+    if len(about.xmp) > JPEG_XMP:
+        xmp, extended = _split_xmp(about.xmp)
+        about = replace(about, xmp=xmp)
+    segments = [(0xE1, data) for data in extended]
     if about.iptc:
         whole = [about.iptc[at : at + 65000] for at in range(0, len(about.iptc), 65000)]
         segments += [(0xED, PHOTOSHOP + part) for part in whole]

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -403,3 +404,16 @@ def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
     done = enhance(tmp_path, "-o", tmp_path / "out", "--weights", weights, "--device", "cpu", limit="-f 8")
     assert done.returncode == 1 and names(tmp_path / "out") == ["b.png"]
     assert done.stderr == f"Failed: {tmp_path / 'a.png'}: {tmp_path / 'out' / 'a.png'}: {os.strerror(errno.EFBIG)}\n"
+
+
+def test_a_warning_is_one_line(photos, run):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769)[0x927C] = bytes(70_000)
+    Image.open(photos / "a.png").save(photos / "a.png", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        output = run(photos / "a.png", "-o", photos / "out.jpg", code=0)
+    told = f"Warning: {photos / 'out.jpg'}: expected 65527 bytes of EXIF, which is what JPEG holds, got 70"
+    assert [line.startswith(told) for line in output.splitlines() if line.startswith("Warning")] == [True]
+    assert Image.open(photos / "out.jpg").size == Image.open(photos / "a.png").size

@@ -1,12 +1,14 @@
 """Photos come back as they were stored, turned upright once; whatever is no whole photo is refused."""
 
 import errno
+import hashlib
 import io
 import os
 import struct
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
@@ -422,6 +424,60 @@ def test_adobe_rgb_by_exif_alone(tmp_path):
         write_photo(photo, tmp_path / "b.jpg", overwrite=True)
         written = Image.open(tmp_path / "b.jpg").info
         assert written.get("icc_profile", b"") == icc and written["exif"] == b"Exif\0\0" + block
+
+
+@pytest.mark.parametrize("size", [65_502, 65_503, 200_000])
+def test_xmp_larger_than_a_segment_of_jpeg(tmp_path, size):
+    """A packet that names another by its MD5, and that other in parts, as XMP's part 3 has it; and back as it was."""
+    packet = b"<x:xmpmeta>" + RNG.bytes(size // 2 - 12).hex().encode()
+    packet += b" " * (size - len(packet) - 12) + b"</x:xmpmeta>"
+    assert len(packet) == size
+    write_photo(photo_of(smooth(), xmp=packet), tmp_path / "a.tif")
+    for source, target in (("a.tif", "a.jpg"), ("a.jpg", "b.jpg"), ("b.jpg", "b.png")):
+        write_photo(read_photo(tmp_path / source), tmp_path / target)
+    for name in ("a.jpg", "b.jpg"):
+        image = Image.open(tmp_path / name)
+        if size <= 65_502:
+            assert image.info["xmp"] == packet
+            continue
+        start = b"http://ns.adobe.com/xmp/extension/\0"
+        parts = [data[len(start) :] for _, data in image.applist if data.startswith(start)]
+        guid = hashlib.md5(packet).hexdigest().upper()
+        whole = bytearray(size)
+        for part in parts:
+            full, place = struct.unpack(">II", part[32:40])
+            assert part[:32].decode() == guid and full == size
+            whole[place : place + len(part) - 40] = part[40:]
+        assert whole == packet and sum(len(part) - 40 for part in parts) == size
+        described = ElementTree.fromstring(image.info["xmp"]).find("*/*").attrib
+        assert described["{http://ns.adobe.com/xmp/note/}HasExtendedXMP"] == guid
+    assert Image.open(tmp_path / "b.png").info["xmp"] == packet
+
+
+def test_xmp_that_another_program_has_split_stays_so(tmp_path):
+    packet = b'<x:xmpmeta><d xmp:Rating="4" xmpNote:HasExtendedXMP="' + b"A" * 32 + b'"/></x:xmpmeta>'
+    part = b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + struct.pack(">II", 7, 0) + b"<more/>"
+    segment = b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG", xmp=packet, extra=segment))
+    write_photo(read_photo(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    written = Image.open(tmp_path / "b.jpg")
+    assert written.info["xmp"] == packet and ("APP1", part) in written.applist
+
+
+def test_exif_larger_than_a_segment_of_jpeg(tmp_path):
+    """The photo and all but the largest tag are kept, and one line says what was not."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769).update({0x8827: 100, 0x927C: RNG.bytes(70_000), 0x9286: b"ASCII\0\0\0" + b"x" * 9000})
+    smooth().save(tmp_path / "a.png", exif=exif)
+    with pytest.warns(UserWarning, match=r"b\.jpg: expected 65527 bytes of EXIF, which is what JPEG holds, got 79"):
+        write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.jpg")
+    written = Image.open(tmp_path / "b.jpg").getexif()
+    below = written.get_ifd(0x8769)
+    assert written[0x010F] == "a camera" and below[0x8827] == 100 and len(below[0x9286]) == 9008
+    assert 0x927C not in below
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.webp")  # which holds it all
+    assert len(Image.open(tmp_path / "b.webp").getexif().get_ifd(0x8769)[0x927C]) == 70_000
 
 
 def test_jpeg_with_several_pictures_is_its_first(tmp_path):
