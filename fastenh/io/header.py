@@ -124,8 +124,18 @@ def format_of(path: Path) -> str:
         head = file.read(32)
     for pattern, name in _STARTS:
         if pattern.match(head):
+            check_name(path, name)
             return RAW if name == TIFF and path.suffix.lower() in RAW_SUFFIXES else name
     others = (name for pattern, name in _OTHERS if pattern.match(head))
     got = next(others, f"a file that starts with {head[:12]!r}" if head else "an empty file")
     known = ", ".join(dict.fromkeys(SUFFIXES.values()))
     raise ValueError(f"{path}: expected a photo ({known} or {RAW}), got {got}")
+
+
+def check_name(path: Path, format: str) -> None:
+    """Raises ValueError for a name that the library for this format would not take."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        if format not in (JPEG, WEBP, HEIC):
+            raise ValueError(f"{path}: expected a name in UTF-8 for {format}, got other bytes") from None

@@ -23,7 +23,20 @@ from torch import Tensor
 
 from fastenh.io import whole
 from fastenh.io.files import replacing
-from fastenh.io.header import HEIC, JPEG, JPEG_EXIF, MAX_PIXELS, PNG, RAW, SUFFIXES, TIFF, WEBP, Header, format_of
+from fastenh.io.header import (
+    HEIC,
+    JPEG,
+    JPEG_EXIF,
+    MAX_PIXELS,
+    PNG,
+    RAW,
+    SUFFIXES,
+    TIFF,
+    WEBP,
+    Header,
+    check_name,
+    format_of,
+)
 from fastenh.ops import op
 
 if TYPE_CHECKING:
@@ -108,6 +121,7 @@ def stored_as(header: Header, path: Path) -> Header:
     format = SUFFIXES.get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'none'!r}")
+    check_name(path, format)
     try:
         stored = header.stored_as(format)
     except ValueError as error:

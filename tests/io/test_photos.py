@@ -583,6 +583,20 @@ def test_folders_pipes_and_missing_files(tmp_path):
         read_photo(tmp_path / "missing.jpg")
 
 
+def test_names_that_are_no_text(tmp_path):
+    """Files may be named by any bytes; OpenImageIO takes text alone."""
+    name = lambda suffix: tmp_path / os.fsdecode(b"a\xff" + suffix)  # noqa: E731
+    for suffix in (b".jpg", b".webp"):
+        write_photo(photo_of(smooth()), name(suffix))
+        assert read_photo(name(suffix)).pixels.shape == (48, 64, 3)
+    for suffix, format in ((b".png", "PNG"), (b".tif", "TIFF")):
+        with pytest.raises(ValueError, match=f"expected a name in UTF-8 for {format}, got other bytes$"):
+            write_photo(photo_of(smooth()), name(suffix))
+        name(suffix).write_bytes(encoded(smooth(), format))
+        with pytest.raises(ValueError, match=f"expected a name in UTF-8 for {format}, got other bytes$"):
+            read_photo(name(suffix))
+
+
 def test_formats_that_cannot_hold_the_photo(tmp_path):
     with pytest.raises(ValueError, match="without transparency for JPEG, got one with; PNG keeps it"):
         write_photo(photo_of(smooth().convert("RGBA")), tmp_path / "a.jpg")
