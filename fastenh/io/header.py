@@ -92,8 +92,11 @@ class Header:
         """Of the same photo in a file of this format: the nearest depth that it holds, linear light in OpenEXR alone.
 
         ValueError, without the file's name, where the format cannot hold it."""
+        about = self.metadata
+        if format == JPEG:
+            about = replace(about, exif=metadata.exif_within(about.exif, JPEG_EXIF))
         if format == self.format:
-            return self
+            return replace(self, metadata=about)
         if format not in DEPTHS:
             raise ValueError(f"expected a format that can be written ({', '.join(DEPTHS)}), got {format}")
         alphas = (self.colours,) if self.alpha is not None else ()
@@ -106,12 +109,10 @@ class Header:
         if format == EXR and self.dtype == "uint8":
             dtype = "float16"
         linear = format == EXR
-        plain = replace(self.metadata, icc=b"") if linear or self.linear else self.metadata
-        if format == JPEG:
-            plain = replace(plain, exif=metadata.exif_within(plain.exif, JPEG_EXIF))
+        about = replace(about, icc=b"") if linear or self.linear else about
         chromaticities = self.chromaticities if linear and self.linear else ()
         return replace(
-            self, format=format, dtype=np.dtype(dtype), linear=linear, chromaticities=chromaticities, metadata=plain,
+            self, format=format, dtype=np.dtype(dtype), linear=linear, chromaticities=chromaticities, metadata=about,
             premultiplied=linear and bool(alphas), storage={},
         )  # fmt: skip
 

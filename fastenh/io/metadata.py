@@ -185,7 +185,7 @@ def read_directory(source: BinaryIO | bytes) -> Directory:
             with contextlib.suppress(ValueError):  # one damaged tag is no reason to lose the others
                 entry = at(place, layout.entry_size)
                 tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entry)
-                if tag not in result:
+                if tag not in result or tag not in DIRECTORIES:  # one may lead to itself
                     result[tag] = read_tag(tag, kind, number, entry[-layout.offset_size :], depth)
         return result
 

@@ -23,7 +23,8 @@ from fastenh.io.metadata import Metadata
 
 QUALITY = 95  # where a photo comes from a format that has none
 PACKAGES = {HEIC: "pillow-heif", RAW: "rawpy"}
-EXIF, PHOTOSHOP, EXTENDED_XMP = b"Exif\0\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xmp/extension/\0"
+EXIF, PHOTOSHOP = b"Exif\0\0", b"Photoshop 3.0\0"
+XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 
 
 def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
@@ -173,12 +174,12 @@ def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     if len(about.xmp) > JPEG_XMP:
         xmp, extended = _split_xmp(about.xmp)
         about = replace(about, xmp=xmp)
-    segments = [(0xE1, data) for data in extended]
+    segments = [(0xE1, data) for data in ([XMP + about.xmp] if about.xmp else []) + extended]
     if about.iptc:
         whole = [about.iptc[at : at + 65000] for at in range(0, len(about.iptc), 65000)]
         segments += [(0xED, PHOTOSHOP + part) for part in whole]
     how["extra"] = b"".join(b"\xff" + struct.pack(">BH", kind, len(data) + 2) + data for kind, data in segments)
-    return _saved(_image(pixels), JPEG, how, about)
+    return _saved(_image(pixels), JPEG, how, replace(about, xmp=b""))
 
 
 def _saved(image: Image.Image, format: str, how: dict[str, Any], about: Metadata) -> bytes:

@@ -448,6 +448,7 @@ def test_xmp_larger_than_a_segment_of_jpeg(tmp_path, size):
             full, place = struct.unpack(">II", part[32:40])
             assert part[:32].decode() == guid and full == size
             whole[place : place + len(part) - 40] = part[40:]
+        assert next(data[:28] for _, data in image.applist if b"xmp" in data[:100]) == b"http://ns.adobe.com/xap/1.0/"
         assert whole == packet and sum(len(part) - 40 for part in parts) == size
         described = ElementTree.fromstring(image.info["xmp"]).find("*/*").attrib
         assert described["{http://ns.adobe.com/xmp/note/}HasExtendedXMP"] == guid
@@ -476,6 +477,13 @@ def test_exif_larger_than_a_segment_of_jpeg(tmp_path):
     below = written.get_ifd(0x8769)
     assert written[0x010F] == "a camera" and below[0x8827] == 100 and len(below[0x9286]) == 9008
     assert 0x927C not in below
+    block = Image.open(tmp_path / "a.png").info["exif"].removeprefix(b"Exif\0\0")
+    halves = [b"Exif\0\0" + block[:60_000], b"Exif\0\0" + block[60_000:]]  # as some programs write it
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(half) + 2) + half for half in halves)
+    (tmp_path / "c.jpg").write_bytes(encoded(smooth(), "JPEG", extra=segments))
+    with pytest.warns(UserWarning, match=r"d\.jpg: expected 65527 bytes of EXIF, which is what JPEG holds, got 79"):
+        write_photo(read_photo(tmp_path / "c.jpg"), tmp_path / "d.jpg")
+    assert Image.open(tmp_path / "d.jpg").getexif()[0x010F] == "a camera"
     write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.webp")  # which holds it all
     assert len(Image.open(tmp_path / "b.webp").getexif().get_ifd(0x8769)[0x927C]) == 70_000
 
