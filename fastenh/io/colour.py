@@ -8,6 +8,7 @@ PyTorch where that is missing. Any other profile goes through lcms2 itself.
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -187,11 +188,16 @@ def profile_of(
     import imagecodecs  # not on every machine that runs the ops
 
     if gamma:
-        return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=gamma)
+        return undated(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=gamma))
     if primaries == PRIMARIES:
-        return imagecodecs.cms_profile("srgb")
+        return undated(imagecodecs.cms_profile("srgb"))
     curve = (decode(torch.linspace(0, 1, 4096)) * 65535).round().int().numpy().astype(np.uint16)
-    return imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, transferfunction=curve)
+    return undated(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, transferfunction=curve))
+
+
+def undated(icc: bytes) -> bytes:
+    """A profile that lcms2 made, of the same bytes whenever that was."""
+    return icc[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + icc[36:]
 
 
 def _lcms(x: Tensor, profile: bytes, other: bytes, channels: int, other_channels: int) -> Tensor:

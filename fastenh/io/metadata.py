@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fastenh.io.colour import profile_of
+from fastenh.io.colour import profile_of, undated
 
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
@@ -148,7 +148,7 @@ def exif_profile(exif: bytes) -> bytes:
         return b""
     import imagecodecs  # not on every machine that runs the ops
 
-    return imagecodecs.cms_profile("adobergb")
+    return undated(imagecodecs.cms_profile("adobergb"))
 
 
 def upright_xmp(xmp: bytes) -> bytes:

@@ -7,7 +7,7 @@ import torch
 
 from fastenh import backends
 from fastenh.io import colour
-from fastenh.io.colour import ColourSpace, decode, encode, from_profile, linear_light
+from fastenh.io.colour import ColourSpace, decode, encode, from_profile, linear_light, profile_of
 
 WHITES = {"D65": (0.3127, 0.3290), "D50": (0.3457, 0.3585)}
 SPACES = {  # white, primaries, gamma; None is sRGB's curve, in a table
@@ -89,6 +89,19 @@ def test_makers_versions_of_srgb_are_srgb():
         "rgb", whitepoint=WHITES["D65"], primaries=(0.64, 0.33, 0.30, 0.60, 0.15, 0.06), transferfunction=curve
     )
     assert from_profile(icc, 3).is_srgb and not from_profile(profile("Display P3"), 3).is_srgb
+
+
+def test_profiles_of_our_own_do_not_tell_the_time(monkeypatch):
+    """The same photo always gives the same file; lcms2 writes the second into a profile."""
+    make, second = imagecodecs.cms_profile, iter(range(9))
+
+    def made_later(*args, **how) -> bytes:
+        icc = make(*args, **how)
+        return icc[:34] + bytes([0, next(second)]) + icc[36:]
+
+    monkeypatch.setattr(imagecodecs, "cms_profile", made_later)
+    for args in ((), (2.2,), (None, SPACES["Display P3"][1])):
+        assert profile_of.__wrapped__(*args) == profile_of.__wrapped__(*args)
 
 
 def test_gray():
