@@ -4,7 +4,7 @@ Depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. Kept ar
 ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
 quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP is lossless. What changes: a
 photo stored on its side is turned upright once, and its orientation tags then say so; small pictures of the photo as
-it was, gain maps and layers are let go. A TIFF's byte order and strips may change, and EXIF lies in another place there.
+it was, gain maps and layers are let go. A TIFF's byte order and strips may change, and where EXIF lies in it.
 """
 
 from __future__ import annotations
