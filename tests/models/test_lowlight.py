@@ -34,7 +34,7 @@ def test_light_photos_stay_nearly_as_they_are(photos):
 
 def test_grey_photos_get_little_cast(photos):
     casts = sorted(result["cast"][1] for result in photos.values())
-    assert casts[2] < 2 and casts[4] < 5  # two photos of five keep some of what they had in the dark
+    assert np.mean(casts) < 2 and casts[2] < 2 and casts[4] < 5  # two photos of five keep some of what the dark gave
     assert max(result["cast"][0] for result in photos.values()) > 2
 
 
