@@ -30,7 +30,8 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
     except OSError as error:
         raise (OSError(error.errno, error.strerror, str(target)) if error.errno else error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to: what went wrong first is what is told
+            part.unlink(missing_ok=True)
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:

@@ -148,7 +148,7 @@ def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[
         except (OSError, WriteError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            raise OSError(f"{path}: could not be written ({error})") from None
+            raise OSError(f"{path}: could not be written ({str(error).replace(str(part), path.name)})") from None
 
 
 def restored(pixels: np.ndarray, old: Header, new: Header, dither: bool = False, top: int = 0) -> np.ndarray:

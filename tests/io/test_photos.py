@@ -8,6 +8,7 @@ import struct
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -718,6 +719,33 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
     if isinstance(error, OSError):
         assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+
+
+def test_what_went_wrong_first_is_told(tmp_path, monkeypatch):
+    """In a folder that cannot be written to, the hidden file cannot be removed either."""
+
+    def read_only(path: Path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(Path, name, read_only)
+    with pytest.raises(OSError) as caught:
+        write_photo(photo_of(smooth()), tmp_path / "a.jpg")
+    assert caught.value.errno == errno.EROFS and caught.value.filename == str(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.exr", "a.tif", "a.png"])
+def test_a_full_disk_is_told_by_the_name_that_was_asked_for(tmp_path, name):
+    photo = photo_of(RNG.integers(0, 65536, (300, 400, 3), np.uint16))
+    limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_photo(photo, tmp_path / name)
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert str(tmp_path / name) in str(caught.value) and ".fastenh" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_files_are_replaced_and_links_stay(tmp_path):
