@@ -217,9 +217,9 @@ def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Option
     """Retouches one file into another, whole or not at all.
 
     A PNG, TIFF or OpenEXR of more than 2²⁶ pixels goes by strips where the model maps colours alike all over the
-    picture (`pointwise`), and then takes a few hundred megabytes whatever its size: the model decides by every k-th
-    pixel, 2048 a side at most, and pixels lie as they did, with their orientation tag. One on its side, to be written
-    in another format, is turned in memory.
+    picture (`pointwise`), and then takes a few hundred megabytes whatever its size, and what a TIFF stores as one piece
+    (a row of tiles, a compressed strip): the model decides by every k-th pixel, 2048 a side at most, and pixels lie as
+    they did, with their orientation tag. One on its side, to be written in another format, is turned in memory.
     """
     format = format_of(source)
     if format in BY_WHOLE:
@@ -264,7 +264,7 @@ def _retouch_by_strips(
 ) -> None:
     old = rows.header
     height, width = old.height, old.width
-    tall = -(-max(STRIP // width, 1) // rows.step) * rows.step
+    tall = max(STRIP // width, 1)
     tops = range(0, height, tall)
 
     step = -(-max(height, width) // SEEN)

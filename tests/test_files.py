@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+import tifffile
 import torch
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from torch import nn
@@ -124,7 +125,9 @@ def test_the_model_sees_srgb_and_its_work_comes_back_in_the_files_colours():
         icc = PROFILES[space]
         stored = through_lcms2(srgb, plain, icc)
         result = retouch_photo(model, photo_of(stored, icc), Options()).pixels
-        assert np.abs(through_lcms2(result, icc, plain).astype(int) - expected.astype(int)).max() < 12
+        assert (
+            np.abs(through_lcms2(result, icc, plain).astype(int) - expected.astype(int)).max() < 16
+        )  # a level of 12 bits
         assert np.abs(result.astype(int) - stored.astype(int)).mean() > 1000
 
 
@@ -213,7 +216,8 @@ def lut_model() -> ImageAdaptiveLUT:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("a.png", "uint8"), ("a.tif", "uint16"), ("tiled.tif", "uint16"), ("a.exr", "float32")]
+    ("name", "dtype"),
+    [("a.png", "uint8"), ("a.tif", "uint16"), ("tiled.tif", "uint16"), ("planes.tif", "uint8"), ("a.exr", "float32")],
 )
 @pytest.mark.parametrize(
     "options", [Options(), Options(denoise=True, protect_highlights=True), Options(strength=0), Options(dither=True)]
@@ -221,7 +225,12 @@ def lut_model() -> ImageAdaptiveLUT:
 def test_by_strips_as_at_once(tmp_path, monkeypatch, name, dtype, options):
     pixels = numbers(75, 53, 3, dtype)
     linear = {"linear": True} if name == "a.exr" else {"icc": PROFILES["Adobe RGB"]}
-    if name == "tiled.tif":
+    if name == "planes.tif":
+        tifffile.imwrite(
+            tmp_path / name, pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", compression="zlib",
+            rowsperstrip=9,
+        )  # fmt: skip
+    elif name == "tiled.tif":
         spec = oiio.ImageSpec(53, 75, 3, dtype)
         spec.tile_width = spec.tile_height = 16
         out = oiio.ImageOutput.create(str(tmp_path / name))
@@ -373,7 +382,6 @@ def test_heic(tmp_path):
 def test_raw(tmp_path):
     """A DNG of a gray card, half as light as white, by hand: developed to 16-bit sRGB, and written as a TIFF."""
     pytest.importorskip("rawpy", reason="pip install fastenh[raw]")
-    tifffile = pytest.importorskip("tifffile")
     mosaic = np.full((128, 192), 8192, np.uint16)
     identity = (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1)
     extratags = [

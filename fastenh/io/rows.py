@@ -35,22 +35,51 @@ class Rows:
         if what:
             raise ValueError(f"{path}: expected {what}")
         self.header = self._header(np.dtype(dtype))
-        self.step = self._spec.tile_height or 1  # rows that are decoded together
+        self._blocks: list[tuple[int, np.ndarray]] = []  # rows that are decoded, and the number of the first of each
+        self._step = self._spec.tile_height or 1  # how many are decoded together
+        if self._spec.get_string_attribute("planarconfig") == "separate" and not self._spec.tile_height:
+            strip = self._spec.get_int_attribute("tiff:RowsPerStrip")
+            self._step = strip if 0 < strip < self._spec.height else self._spec.height
 
     def read(self, top: int, bottom: int) -> np.ndarray:
-        """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored."""
-        spec, kind = self._spec, self._spec.format
-        if tall := spec.tile_height:  # tiles are read whole
-            first, last = top // tall * tall, min(-(-bottom // tall) * tall, spec.height)
-            ends = spec.x, spec.x + spec.width, spec.y + first, spec.y + last, spec.z, spec.z + 1
-            rows = self._file.read_tiles(*ends, 0, spec.nchannels, kind)
+        """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored.
+
+        What the call before has decoded and this one wants too is kept, since decoders hardly go back: the rows above a
+        strip, the rest of a row of tiles. No more than that is in memory."""
+        blocks = [(first, rows) for first, rows in self._blocks if first + len(rows) > top]
+        if blocks and blocks[0][0] > top:
+            blocks = []
+        end = blocks[-1][0] + len(blocks[-1][1]) if blocks else top // self._step * self._step
+        if end < bottom:  # copies, so that the rows above are let go before more are decoded
+            self._blocks = blocks = [(max(first, top), rows[max(top - first, 0) :].copy()) for first, rows in blocks]
+            whole = min(-(-bottom // self._step) * self._step, self._spec.height)
+            blocks.append((end, self._decoded(end, whole)))
+        self._blocks = blocks
+        parts = [rows[max(top - first, 0) : max(bottom - first, 0)] for first, rows in self._blocks]
+        if len(parts) == 1 and len(parts[0]) == len(self._blocks[0][1]):
+            return parts[0]
+        return np.concatenate(parts)  # a copy, so that it does not hold rows which are let go
+
+    def _decoded(self, first: int, end: int) -> np.ndarray:
+        """Rows, from where those that are decoded together begin to where they end."""
+        spec, dtype = self._spec, self.header.dtype
+        kind, y = KINDS[str(dtype)], (spec.y + first, spec.y + end)
+        if wide := spec.tile_width:  # a column of tiles at a time: OpenImageIO needs as much memory again for each call
+            rows = np.empty((end - first, spec.width, spec.nchannels), dtype)
+            for left in range(0, spec.width, wide):
+                x = spec.x + left, spec.x + min(left + wide, spec.width)
+                tiles = self._checked(self._file.read_tiles(*x, *y, spec.z, spec.z + 1, 0, spec.nchannels, kind))
+                rows[:, left : left + wide] = tiles.reshape(end - first, -1, spec.nchannels)
         else:
-            first, last = top, bottom
-            rows = self._file.read_scanlines(spec.y + top, spec.y + bottom, spec.z, 0, spec.nchannels, kind)
+            rows = self._checked(self._file.read_scanlines(*y, spec.z, 0, spec.nchannels, kind))
+            rows = rows.reshape(end - first, spec.width, spec.nchannels)
+        return rows
+
+    def _checked(self, rows: np.ndarray | None) -> np.ndarray:
         problem = self._file.geterror()
         if rows is None or problem:
             raise self._damaged(problem)
-        return rows.reshape(last - first, spec.width, spec.nchannels)[top - first : bottom - first]
+        return rows
 
     def _damaged(self, problem: str) -> ValueError:
         return ValueError(f"{self.path}: expected a whole {self._format}, got a damaged one ({_first_line(problem)})")

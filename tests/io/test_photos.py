@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
@@ -512,6 +513,12 @@ def pages(count: int) -> bytes:
     return encoded(smooth(), "TIFF", save_all=True, append_images=[smooth()] * (count - 1))
 
 
+def tiff(pixels: np.ndarray, **how) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, **({"photometric": "rgb"} | how))
+    return out.getvalue()
+
+
 def webp_of_two() -> bytes:
     return encoded(smooth(), "WEBP", save_all=True, append_images=[smooth().rotate(180)], duration=9)
 
@@ -556,6 +563,45 @@ def test_what_is_no_photo_is_refused_in_one_line(tmp_path, name):
         read_photo(path)
     assert str(caught.value).startswith(f"{path}: expected") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+STORED = {  # of pixels that are (H, W, 3)
+    "strips of 5.tif": lambda pixels: tiff(pixels, compression="zlib", rowsperstrip=5),
+    "one strip.tif": lambda pixels: tiff(pixels, compression="zlib", rowsperstrip=len(pixels)),
+    "planes.tif": lambda pixels: tiff(
+        pixels.transpose(2, 0, 1), planarconfig="separate", compression="zlib", rowsperstrip=5
+    ),
+    "planes of one strip.tif": lambda pixels: tiff(
+        pixels.transpose(2, 0, 1), planarconfig="separate", compression="zlib", rowsperstrip=len(pixels)
+    ),
+    "tiles.tif": lambda pixels: tiff(pixels, tile=(16, 32)),
+    "a.png": lambda pixels: encoded(Image.fromarray(pixels), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+@given(ends=st.lists(st.tuples(st.integers(0, 49), st.integers(0, 49)), max_size=6), overlap=st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+def test_any_rows_at_any_time_and_none_twice_on_the_way_down(name, ends, overlap, tmp_path_factory):
+    from fastenh.io.rows import Rows
+
+    pixels = np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8)
+    path = tmp_path_factory.mktemp("rows") / name
+    path.write_bytes(STORED[name](pixels))
+    rows = Rows(path, "PNG" if name == "a.png" else "TIFF")
+    for one, other in ends:
+        top, bottom = min(one, other), max(one, other) + 1
+        assert np.array_equal(rows.read(top, bottom), pixels[top:bottom])
+
+    decoded, decode = [], rows._decoded
+    rows._decoded = lambda first, end: decoded.extend(range(first, end)) or decode(first, end)
+    rows.read(0, 1)
+    decoded.clear()
+    rows._blocks = []
+    for top in range(0, 50, 7):
+        first, end = max(top - overlap, 0), min(top + 7 + overlap, 50)
+        assert np.array_equal(rows.read(first, end), pixels[first:end])
+    assert decoded == list(range(50))
 
 
 def test_the_limit_takes_the_largest_cameras():
