@@ -82,10 +82,8 @@ KINDS = [
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_strength_0_is_the_same_bit_for_bit(tmp_path, name, dtype, channels):
-    if name == "a.exr" and channels == 2:
-        pytest.skip("OpenEXR has no name for gray with alpha that is read as such")
     pixels = numbers(23, 37, channels, dtype)
-    linear = {"linear": True, "premultiplied": channels == 4} if name == "a.exr" else {}
+    linear = {"linear": True, "premultiplied": channels in (2, 4)} if name == "a.exr" else {}
     stored = photo_of(pixels, b"" if linear or channels < 3 else PROFILES["ProPhoto"], **linear)
     photo = written(tmp_path / name, stored)
     assert photo.pixels.dtype == dtype and np.array_equal(photo.pixels, pixels)
@@ -165,6 +163,16 @@ def test_alpha_and_further_channels_stay(tmp_path):
     result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
     plain = retouch_photo(Enhancer(Curve(), "cpu"), photo_of(straight[..., :3].copy(), linear=True), Options()).pixels
     assert np.allclose(result[..., :3], plain * straight[..., 3:], atol=1e-4)
+
+
+def test_depth_beside_gray_is_no_colour(tmp_path):
+    spec = oiio.ImageSpec(30, 20, 3, "float")
+    spec.channelnames = ["Y", "A", "Z"]
+    pixels = numbers(20, 30, 3, "float32")
+    out = oiio.ImageOutput.create(str(tmp_path / "a.exr"))
+    assert out.open(str(tmp_path / "a.exr"), spec) and out.write_image(pixels) and out.close()
+    result = Enhancer(Curve(), "cpu").enhance(tmp_path / "a.exr").pixels
+    assert np.array_equal(result[..., 1:], pixels[..., 1:]) and not np.array_equal(result[..., 0], pixels[..., 0])
 
 
 def test_gray_stays_gray(tmp_path):

@@ -268,9 +268,9 @@ def tiff_tags(metadata: Metadata) -> Directory:
     return tags
 
 
-def add_to_tiff(path: Path, metadata: Metadata) -> None:
+def add_to_tiff(path: Path, metadata: Metadata, tags: Mapping[int, Tag] | None = None) -> None:
     """Puts metadata in a TIFF that has its pixels already: a new directory at the end of the file takes the old one's
-    place, with the entries of the old one that say where the pixels are."""
+    place, with the entries of the old one that say where the pixels are, but for those that `tags` replaces."""
     with open(path, "r+b") as file:
         head = file.read(16)
         layout, place = (BIG, 8) if head[2] == 43 else (CLASSIC, 4)
@@ -282,7 +282,7 @@ def add_to_tiff(path: Path, metadata: Metadata) -> None:
         end = file.seek(0, 2)
         end += end % 2
         file.seek(end)
-        file.write(written({**pixels, **tiff_tags(metadata)}, end, layout is BIG))
+        file.write(written({**pixels, **tiff_tags(metadata), **(tags or {})}, end, layout is BIG))
         file.seek(place)
         file.write(struct.pack("<" + layout.offset, end))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import OpenImageIO as oiio
 
 from fastenh.io import metadata
 from fastenh.io.header import EXR, PNG, TIFF, Header
-from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
+from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata, Tag
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
 KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits", "zstd")  # of TIFF; any other becomes zip, which loses nothing
+WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometric interpretation
+COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
+PHOTOMETRIC, EXTRA_SAMPLES = 262, 338  # tags of TIFF
 
 
 class Rows:
@@ -30,11 +34,10 @@ class Rows:
             raise self._damaged(oiio.geterror())
         self._file, self._spec = file, file.spec()
         self._chunks = metadata.read_chunks(path) if format == PNG else []
-        dtype = DTYPES.get(str(self._spec.format))
-        what = self._refusal(dtype)
+        what = self._refusal()
         if what:
             raise ValueError(f"{path}: expected {what}")
-        self.header = self._header(np.dtype(dtype))
+        self.header = self._header()
         self._blocks: list[tuple[int, np.ndarray]] = []  # rows that are decoded, and the number of the first of each
         self._step = self._spec.tile_height or 1  # how many are decoded together
         if self._spec.get_string_attribute("planarconfig") == "separate" and not self._spec.tile_height:
@@ -73,6 +76,9 @@ class Rows:
         else:
             rows = self._checked(self._file.read_scanlines(*y, spec.z, 0, spec.nchannels, kind))
             rows = rows.reshape(end - first, spec.width, spec.nchannels)
+        if self._photometric == WHITE_IS_0:  # OpenImageIO inverts all channels of 8 bits, alpha too, and none of 16
+            wrong = rows[..., 1:] if dtype == np.uint8 else rows[..., :1]
+            np.invert(wrong, out=wrong)
         return rows
 
     def _checked(self, rows: np.ndarray | None) -> np.ndarray:
@@ -84,16 +90,31 @@ class Rows:
     def _damaged(self, problem: str) -> ValueError:
         return ValueError(f"{self.path}: expected a whole {self._format}, got a damaged one ({_first_line(problem)})")
 
-    def _refusal(self, dtype: str | None) -> str | None:
+    @property
+    def _photometric(self) -> int:
+        return self._spec.get_int_attribute("tiff:PhotometricInterpretation", -1)
+
+    def _colours(self) -> int:
+        """3, or 1 for gray; 0 for what is neither. Of TIFF, OpenImageIO names channels by how many there are alone."""
+        names = [name.upper() for name in self._spec.channelnames]
+        if self._format == TIFF:
+            colours = COLOURS.get(self._photometric, 0)
+            return colours if colours <= len(names) else 0
+        if names[:3] == ["R", "G", "B"]:
+            return 3
+        return 1 if names[:1] in (["Y"], ["I"]) and not {"RY", "BY"} & {*names} else 0
+
+    def _refusal(self) -> str | None:
         """What was expected and what came instead, or None."""
         spec, file = self._spec, self._file
-        names = [name.upper() for name in spec.channelnames]
-        if spec.deep or spec.depth > 1 or (names[:3] != ["R", "G", "B"] and names[:1] not in (["Y"], ["I"])):
-            return f"RGB or gray, got {'deep pixels' if spec.deep else ', '.join(spec.channelnames[:6])}"
-        if spec.get_string_attribute("tiff:ColorSpace") in ("CMYK", "color separated", "CIELAB", "ICCLAB", "ITULAB"):
-            return f"RGB or gray, got {spec.get_string_attribute('tiff:ColorSpace')}"
-        if dtype is None:
-            return f"8 or 16 bits, or floats of 16 or 32, got {spec.format}"
+        if spec.deep or spec.depth > 1 or not self._colours():
+            names = spec.get_string_attribute("tiff:ColorSpace") or ", ".join(spec.channelnames[:6])
+            return f"RGB or gray, got {'deep pixels' if spec.deep else names}"
+        for kind in spec.channelformats or (spec.format,):
+            if str(kind) not in DTYPES:
+                return f"8 or 16 bits, or floats of 16 or 32, got {kind}"
+        if self._photometric == WHITE_IS_0 and str(spec.format) in ("half", "float"):
+            return "floats with 0 for black, got 0 for white"
         if any(kind == b"acTL" for kind, _ in self._chunks):
             return "one picture, got an animation"
         try:
@@ -101,12 +122,12 @@ class Rows:
         except ValueError as error:
             return str(error).removeprefix("expected ")
         # A second page may be a thumbnail of the first.
-        pages = file.seek_subimage(1, 0) and not file.spec().get_int_attribute("tiff:subfiletype") & 1
+        several = file.seek_subimage(1, 0) and not file.spec().get_int_attribute("tiff:subfiletype") & 1
         file.seek_subimage(0, 0)
         file.geterror()  # of a page that is not there
-        return "one picture, got several pages" if pages else None
+        return "one picture, got several pages" if several else None
 
-    def _header(self, dtype: np.dtype) -> Header:
+    def _header(self) -> Header:
         spec = self._spec
         alpha = spec.alpha_channel if spec.alpha_channel >= 0 else None
         straight = (self._format != EXR and spec.get_int_attribute("oiio:UnassociatedAlpha")) or self._format == PNG
@@ -133,11 +154,12 @@ class Rows:
         else:
             storage["spec"] = oiio.ImageSpec(spec)
             chromaticities = tuple(spec.getattribute("chromaticities") or ())
+            chromaticities = chromaticities if _mixes(chromaticities) else ()
         unit = {"in": 1.0, "inch": 1.0, "cm": 2.54, "m": 0.0254}.get(spec.get_string_attribute("ResolutionUnit"))
         across, down = (spec.get_float_attribute(f"{axis}Resolution") * (unit or 0) for axis in "XY")
         dpi = (across, down) if min(across, down) > 0 else None
         return Header(
-            self._format, spec.height, spec.width, spec.nchannels, dtype, 3 if spec.nchannels > 2 else 1,
+            self._format, spec.height, spec.width, spec.nchannels, np.dtype(DTYPES[str(spec.format)]), self._colours(),
             alpha, alpha is not None and not straight, orientation if orientation in range(1, 9) else 1,
             self._format == EXR, chromaticities,
             Metadata(icc, exif, xmp, iptc, dpi, aspect),
@@ -165,11 +187,17 @@ class RowWriter:
         else:
             spec = oiio.ImageSpec(header.width, header.height, header.channels, kind)
             spec["Orientation"] = header.orientation
+            names = ["R", "G", "B"] if header.colours == 3 else ["Y"]
+            names += [f"channel{number}" for number in range(header.colours, header.channels)]
+            if header.alpha is not None:
+                names[header.alpha] = "A"
+            spec.channelnames = names
         spec.set_format(kind)
-        if header.alpha is not None:
-            spec.alpha_channel = header.alpha
-            if not header.premultiplied:
-                spec["oiio:UnassociatedAlpha"] = 1
+        if "spec" in storage:
+            spec.channelformats = storage["spec"].channelformats  # () where all channels have one
+        spec.alpha_channel = -1 if header.alpha is None else header.alpha
+        if header.alpha is not None and not header.premultiplied:
+            spec["oiio:UnassociatedAlpha"] = 1
         if header.format == TIFF:
             spec["compression"] = storage.get("compression", "zip")
         self._path, self._header, self._spec, self._next = path, header, spec, spec.y
@@ -187,7 +215,29 @@ class RowWriter:
         if not self._file.close():
             raise WriteError(_first_line(self._file.geterror()))
         if self._header.format == TIFF:
-            metadata.add_to_tiff(self._path, self._header.metadata)
+            metadata.add_to_tiff(self._path, self._header.metadata, self._channels())
+
+    def _channels(self) -> dict[int, Tag]:
+        """What the channels of a TIFF are; OpenImageIO takes three for RGB, whatever they are."""
+        header = self._header
+        extra = [0] * (header.channels - header.colours)  # 0 is none of TIFF's kinds
+        if header.alpha is not None:
+            extra[header.alpha - header.colours] = 1 if header.premultiplied else 2
+        tags = {PHOTOMETRIC: Tag(3, 1, struct.pack("<H", RGB if header.colours == 3 else BLACK_IS_0))}
+        if extra:
+            tags[EXTRA_SAMPLES] = Tag(3, len(extra), struct.pack(f"<{len(extra)}H", *extra))
+        return tags
+
+
+def _mixes(chromaticities: tuple[float, ...]) -> bool:
+    """Whether these are x, y of three primaries and of a white that they mix to; some programs write zeros."""
+    if len(chromaticities) != 8:
+        return False
+    x, y = np.reshape(chromaticities, (4, 2)).T.astype(float)
+    xyz = np.stack([x, y, 1 - x - y])
+    if not np.isfinite(xyz).all() or abs(np.linalg.det(xyz[:, :3])) < 1e-6:
+        return False
+    return bool(y[3] > 0 and (np.linalg.solve(xyz[:, :3], xyz[:, 3]) > 0).all())
 
 
 def _first_line(text: str) -> str:

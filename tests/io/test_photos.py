@@ -533,6 +533,7 @@ REFUSED = {
     "Lab": (encoded(smooth().convert("LAB"), "TIFF"), "expected RGB or gray, got CIELAB"),
     "32 bits": (encoded(Image.fromarray(np.zeros((4, 5), np.int32)), "TIFF"), "floats of 16 or 32, got int"),
     "pages": (pages(3), "expected one picture, got several pages"),
+    "floats, 0 for white": (tiff(np.zeros((4, 5), "f4"), photometric="miniswhite"), "expected floats with 0 for black"),
     "animated PNG": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "an animation"),
     "PQ": (png_with(chunk(b"cICP", bytes((9, 16, 0, 1)))), "Display P3, or an ICC profile, got BT.2020 with PQ"),
     "video levels": (png_with(chunk(b"cICP", bytes((1, 13, 0, 0)))), "expected RGB of the full range, got"),
@@ -563,6 +564,113 @@ def test_what_is_no_photo_is_refused_in_one_line(tmp_path, name):
         read_photo(path)
     assert str(caught.value).startswith(f"{path}: expected") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("extra", [[], [2], [0], [2, 0]])
+def test_white_that_is_0_becomes_white(tmp_path, dtype, extra):
+    """Of gray alone: alpha and further channels are as they were."""
+    stored = RNG.integers(0, np.iinfo(dtype).max, (12, 20, 1 + len(extra)), dtype, endpoint=True)
+    how = {"extrasamples": extra, "planarconfig": "contig"} if extra else {}
+    (tmp_path / "a.tif").write_bytes(tiff(stored if extra else stored[..., 0], photometric="miniswhite", **how))
+    expected = stored.copy()
+    expected[..., 0] = np.iinfo(dtype).max - stored[..., 0]
+    assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, expected)
+    write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.tif")
+    page = tifffile.TiffFile(tmp_path / "b.tif").pages[0]
+    assert page.photometric.name == "MINISBLACK" and list(page.extrasamples) == extra
+    assert np.array_equal(page.asarray().reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
+@pytest.mark.parametrize("extra", [[], [0], [1], [2], [0, 0], [2, 0], [0, 2]])
+def test_channels_of_a_tiff_stay_what_they_are(tmp_path, photometric, extra):
+    """0 is a channel that has no kind, a mask or a spot colour; 1 is alpha that colours are multiplied by; 2 is not."""
+    colours = 3 if photometric == "rgb" else 1
+    stored = RNG.integers(0, 256, (12, 20, colours + len(extra)), np.uint8)
+    how = {"extrasamples": extra, "planarconfig": "contig"} if extra else {}
+    pixels = stored if stored.shape[2] > 1 else stored[..., 0]
+    (tmp_path / "a.tif").write_bytes(tiff(pixels, photometric=photometric, **how))
+    photo = read_photo(tmp_path / "a.tif")
+    alpha = next((colours + place for place, kind in enumerate(extra) if kind), None)
+    assert (photo.header.colours, photo.header.alpha, photo.header.premultiplied) == (colours, alpha, extra == [1])
+    assert np.array_equal(photo.pixels, stored)
+    write_photo(photo, tmp_path / "b.tif")
+    page = tifffile.TiffFile(tmp_path / "b.tif").pages[0]
+    assert page.photometric.name.lower() == photometric and list(page.extrasamples) == extra
+    assert np.array_equal(page.asarray().reshape(stored.shape), stored)
+    if extra == [0]:
+        with pytest.raises(ValueError, match=f"colours and alpha alone for PNG, got {colours + 1} channels"):
+            write_photo(photo, tmp_path / "b.png")
+
+
+def write_exr(path: Path, **kinds: str) -> np.ndarray:
+    """An OpenEXR with these channels, of these kinds; what it holds, as float32, in the order of the names."""
+    spec = oiio.ImageSpec(20, 12, len(kinds), next(iter(kinds.values())))
+    spec.channelnames = list(kinds)
+    if len({*kinds.values()}) > 1:
+        spec.channelformats = [oiio.TypeDesc(kind) for kind in kinds.values()]
+    pixels = RNG.random((12, 20, len(kinds)), np.float32).astype(np.float16).astype(np.float32)
+    for place, kind in enumerate(kinds.values()):
+        if kind == "float":
+            pixels[..., place] += np.float32(1e-6)
+    file = oiio.ImageOutput.create(str(path))
+    assert file.open(str(path), spec) and file.write_image(pixels) and file.close()
+    return pixels
+
+
+@pytest.mark.parametrize(("names", "colours", "alpha"), [
+    ("RGB", 3, None), ("RGBA", 3, 3), ("RGBAZ", 3, 3), ("RGBZ", 3, None), ("Y", 1, None), ("YA", 1, 1), ("YAZ", 1, 1),
+    ("YZ", 1, None),
+])  # fmt: skip
+def test_names_say_what_channels_of_an_openexr_are(tmp_path, names, colours, alpha):
+    """Depth is a float beside colours that are half: each keeps its own kind."""
+    kinds = {name: "float" if name == "Z" else "half" for name in names}
+    pixels = write_exr(tmp_path / "a.exr", **kinds)
+    photo = read_photo(tmp_path / "a.exr")
+    assert (photo.header.colours, photo.header.alpha) == (colours, alpha)
+    assert np.array_equal(photo.pixels, pixels)
+    write_photo(photo, tmp_path / "b.exr")
+    again = oiio.ImageInput.open(str(tmp_path / "b.exr"))
+    spec = again.spec()
+    formats = spec.channelformats or [spec.format] * len(names)
+    assert dict(zip(spec.channelnames, map(str, formats), strict=True)) == kinds
+    assert np.array_equal(again.read_image(0, 0, 0, len(names), "float").reshape(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize(("kinds", "message"), [
+    ({"Y": "half", "BY": "half", "RY": "half"}, "expected RGB or gray, got Y, BY, RY"),
+    ({"X": "half", "Y": "half", "Z": "half"}, "expected RGB or gray, got X, Y, Z"),
+    ({"R": "half", "G": "half", "B": "half", "id": "uint"}, "floats of 16 or 32, got uint"),
+])  # fmt: skip
+def test_channels_of_an_openexr_that_cannot_be_kept(tmp_path, kinds, message):
+    write_exr(tmp_path / "a.exr", **kinds)
+    with pytest.raises(ValueError, match=message):
+        read_photo(tmp_path / "a.exr")
+
+
+def test_channels_that_are_no_alpha_stay_none_in_openexr(tmp_path):
+    pixels = RNG.integers(0, 256, (12, 20, 4), np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff(pixels, extrasamples=[0]))
+    write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.exr")
+    header = read_photo(tmp_path / "b.exr").header
+    assert (header.channels, header.colours, header.alpha) == (4, 3, None)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0.0,) * 8, (0.3,) * 6 + (0.3127, 0.329), (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3, 0)]
+)
+def test_chromaticities_that_are_none_are_srgbs(tmp_path, numbers):
+    pixels = RNG.random((12, 20, 3), np.float32)
+    for name, more in (("a", {"chromaticities": numbers}), ("b", {})):
+        spec = oiio.ImageSpec(20, 12, 3, "float")
+        for key, value in more.items():
+            spec.attribute(key, "float[8]", value)
+        file = oiio.ImageOutput.create(str(tmp_path / f"{name}.exr"))
+        assert file.open(str(tmp_path / f"{name}.exr"), spec) and file.write_image(pixels) and file.close()
+        write_photo(read_photo(tmp_path / f"{name}.exr"), tmp_path / f"{name}.tif")
+    assert oiio.ImageInput.open(str(tmp_path / "a.exr")).spec().getattribute("chromaticities")
+    assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, read_photo(tmp_path / "b.tif").pixels)
 
 
 STORED = {  # of pixels that are (H, W, 3)
