@@ -161,9 +161,9 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 UNITS = SIZES | {5: 4, 10: 4}  # of what turns around where the byte order differs: a fraction is two numbers
 
 
-def read_directory(source: BinaryIO | bytes) -> Directory:
-    """The first directory of a TIFF or BigTIFF, or of an EXIF block, and those below it, without the tags that are
-    damaged. ValueError where there is none."""
+def read_directory(source: BinaryIO | bytes, offset: int | None = None) -> Directory:
+    """The first directory of a TIFF or BigTIFF, or of an EXIF block, or the one at `offset`, and those below it,
+    without the tags that are damaged. ValueError where there is none."""
 
     def at(offset: int, size: int) -> bytes:
         if isinstance(source, bytes):
@@ -205,7 +205,8 @@ def read_directory(source: BinaryIO | bytes) -> Directory:
     if not order:
         raise ValueError("expected a TIFF, got other bytes")
     layout = BIG if struct.unpack_from(order + "H", head, 2)[0] == 43 else CLASSIC
-    return read(struct.unpack(order + layout.offset, at(8, 8) if layout is BIG else head[4:])[0], 0)
+    first = struct.unpack(order + layout.offset, at(8, 8) if layout is BIG else head[4:])[0]
+    return read(first if offset is None else offset, 0)
 
 
 def _turned(value: bytes, unit: int) -> bytes:

@@ -19,7 +19,8 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO call
 KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits", "zstd")  # of TIFF; any other becomes zip, which loses nothing
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometric interpretation
 COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
-PHOTOMETRIC, EXTRA_SAMPLES = 262, 338  # tags of TIFF
+SUBFILE_TYPE, PHOTOMETRIC, SUB_DIRECTORIES, EXTRA_SAMPLES = 254, 262, 330, 338  # tags of TIFF
+REDUCED = 1  # a bit of the subfile type: the page shows another one in small
 
 
 class Rows:
@@ -34,6 +35,10 @@ class Rows:
             raise self._damaged(oiio.geterror())
         self._file, self._spec = file, file.spec()
         self._chunks = metadata.read_chunks(path) if format == PNG else []
+        self._directory = metadata.Directory()  # of a TIFF; empty where it is damaged but the pixels can be read
+        if format == TIFF:
+            with open(path, "rb") as tiff, contextlib.suppress(ValueError):
+                self._directory = metadata.read_directory(tiff)
         what = self._refusal()
         if what:
             raise ValueError(f"{path}: expected {what}")
@@ -121,11 +126,26 @@ class Rows:
             metadata.png_profile(self._chunks, 3)
         except ValueError as error:
             return str(error).removeprefix("expected ")
-        # A second page may be a thumbnail of the first.
-        several = file.seek_subimage(1, 0) and not file.spec().get_int_attribute("tiff:subfiletype") & 1
+        if spec.get_int_attribute("tiff:subfiletype") & REDUCED:
+            return "a photo at its full size first, got a small picture of it"
+        page, several = 1, self._picture_below()
+        while not several and file.seek_subimage(page, 0):
+            several = not file.spec().get_int_attribute("tiff:subfiletype") & REDUCED
+            page += 1
         file.seek_subimage(0, 0)
         file.geterror()  # of a page that is not there
         return "one picture, got several pages" if several else None
+
+    def _picture_below(self) -> bool:
+        """Whether a directory below the first of a TIFF, where OpenImageIO does not look, has a picture of its own."""
+        tag = self._directory.get(SUB_DIRECTORIES)
+        if tag is None or not isinstance(tag.value, bytes):
+            return False
+        places = np.frombuffer(tag.value, f"<u{metadata.SIZES[tag.type]}")
+        with open(self.path, "rb") as file, contextlib.suppress(ValueError):
+            below = [metadata.read_directory(file, int(place)) for place in places]
+            return any(not int.from_bytes(one.block(SUBFILE_TYPE), "little") & REDUCED for one in below)
+        return False
 
     def _header(self) -> Header:
         spec = self._spec
@@ -142,11 +162,9 @@ class Rows:
             exif = next((data for kind, data in self._chunks if kind == b"eXIf"), b"").removeprefix(b"Exif\0\0")
             orientation = metadata.exif_orientation(exif)
         elif self._format == TIFF:
-            directory = metadata.Directory()  # where it is damaged but the pixels can be read
+            directory = self._directory
             compression = spec.get_string_attribute("compression")
             storage["compression"] = compression if compression in KEPT_COMPRESSION else "zip"
-            with open(self.path, "rb") as file, contextlib.suppress(ValueError):
-                directory = metadata.read_directory(file)
             exif = metadata.exif_of_tiff(directory)
             xmp, icc = directory.block(XMP), directory.block(ICC)
             iptc = metadata.without_thumbnails(directory.block(RESOURCES))

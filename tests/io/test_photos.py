@@ -519,6 +519,15 @@ def tiff(pixels: np.ndarray, **how) -> bytes:
     return out.getvalue()
 
 
+def small_pictures(*small: bool) -> bytes:
+    """A TIFF whose pages say that they are small pictures of another one, or do not."""
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as file:
+        for is_small in small:
+            file.write(PIXELS[::2, ::2] if is_small else PIXELS, photometric="rgb", subfiletype=int(is_small))
+    return out.getvalue()
+
+
 def webp_of_two() -> bytes:
     return encoded(smooth(), "WEBP", save_all=True, append_images=[smooth().rotate(180)], duration=9)
 
@@ -533,6 +542,8 @@ REFUSED = {
     "Lab": (encoded(smooth().convert("LAB"), "TIFF"), "expected RGB or gray, got CIELAB"),
     "32 bits": (encoded(Image.fromarray(np.zeros((4, 5), np.int32)), "TIFF"), "floats of 16 or 32, got int"),
     "pages": (pages(3), "expected one picture, got several pages"),
+    "a page after a small picture": (small_pictures(False, True, False), "expected one picture, got several pages"),
+    "a small picture first": (small_pictures(True, False), "expected a photo at its full size first, got a small pict"),
     "floats, 0 for white": (tiff(np.zeros((4, 5), "f4"), photometric="miniswhite"), "expected floats with 0 for black"),
     "animated PNG": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "an animation"),
     "PQ": (png_with(chunk(b"cICP", bytes((9, 16, 0, 1)))), "Display P3, or an ICC profile, got BT.2020 with PQ"),
@@ -655,6 +666,19 @@ def test_channels_that_are_no_alpha_stay_none_in_openexr(tmp_path):
     write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.exr")
     header = read_photo(tmp_path / "b.exr").header
     assert (header.channels, header.colours, header.alpha) == (4, 3, None)
+
+
+def test_pictures_below_a_tiffs_first_directory(tmp_path):
+    for below, taken in ((1, True), (0, False)):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            file.write(PIXELS, photometric="rgb", subifds=2)
+            file.write(PIXELS[::2, ::2], photometric="rgb", subfiletype=1)
+            file.write(PIXELS, photometric="rgb", subfiletype=below)
+        if taken:
+            assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, PIXELS)
+        else:
+            with pytest.raises(ValueError, match="expected one picture, got several pages"):
+                read_photo(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
