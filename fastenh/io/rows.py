@@ -16,7 +16,7 @@ from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata, Tag
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
-KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits", "zstd")  # of TIFF; any other becomes zip, which loses nothing
+KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits")  # of TIFF; any other becomes zip, which loses nothing
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometric interpretation
 COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
 SUBFILE_TYPE, PHOTOMETRIC, SUB_DIRECTORIES, EXTRA_SAMPLES = 254, 262, 330, 338  # tags of TIFF
@@ -88,6 +88,10 @@ class Rows:
 
     def _checked(self, rows: np.ndarray | None) -> np.ndarray:
         problem = self._file.geterror()
+        if "not configured" in problem or "not implemented" in problem:
+            number = self._spec.get_int_attribute("tiff:Compression")
+            got = self._spec.get_string_attribute("compression") or f"number {number}"
+            raise ValueError(f"{self.path}: expected a compression that can be read, got {got}")
         if rows is None or problem:
             raise self._damaged(problem)
         return rows

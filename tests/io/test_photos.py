@@ -544,6 +544,11 @@ REFUSED = {
     "pages": (pages(3), "expected one picture, got several pages"),
     "a page after a small picture": (small_pictures(False, True, False), "expected one picture, got several pages"),
     "a small picture first": (small_pictures(True, False), "expected a photo at its full size first, got a small pict"),
+    "JPEG XL in TIFF": (
+        tiff(PIXELS, compression="jpegxl"),
+        "expected a compression that can be read, got number 50002",
+    ),
+    "JPEG 2000 in TIFF": (tiff(PIXELS, compression="jpeg2000"), "expected a compression that can be read, got jp2000"),
     "floats, 0 for white": (tiff(np.zeros((4, 5), "f4"), photometric="miniswhite"), "expected floats with 0 for black"),
     "animated PNG": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "an animation"),
     "PQ": (png_with(chunk(b"cICP", bytes((9, 16, 0, 1)))), "Display P3, or an ICC profile, got BT.2020 with PQ"),
