@@ -91,7 +91,6 @@ class ZipTiffWriter:
     def close(self) -> None:
         self._append(self._pending)
         header, (kind, letter) = self._header, (16, "Q") if self._big else (4, "I")
-        alpha = 1 if header.premultiplied else 2
 
         def numbers(kind: int, letter: str, *values: int) -> Tag:
             return Tag(kind, len(values), struct.pack(f"<{len(values)}{letter}", *values))
@@ -99,14 +98,12 @@ class ZipTiffWriter:
         shorts = {
             258: [8 * header.dtype.itemsize] * header.channels,
             259: [8],  # ZIP
-            262: [2 if header.colours == 3 else 1],
             274: [header.orientation],
             277: [header.channels],
             284: [1],  # channels of a pixel beside each other
             317: [2],  # differences
-            338: [alpha if channel == header.alpha else 0 for channel in range(header.colours, header.channels)],
         }
-        tags = Directory({tag: numbers(3, "H", *values) for tag, values in shorts.items() if values})
+        tags = Directory({tag: numbers(3, "H", *values) for tag, values in shorts.items()} | header.tiff_channels())
         for tag, value in ((256, header.width), (257, header.height), (278, self._tall)):
             tags[tag] = numbers(4, "I", value)
         tags[273], tags[279] = numbers(kind, letter, *self._offsets), numbers(4, "I", *self._sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from fastenh.io import metadata
 from fastenh.io.colour import ColourSpace, from_profile, linear_light
-from fastenh.io.metadata import Metadata
+from fastenh.io.metadata import Metadata, Tag
 
 JPEG, PNG, TIFF, WEBP, EXR, HEIC, RAW = "JPEG", "PNG", "TIFF", "WebP", "OpenEXR", "HEIC", "camera RAW"
 SUFFIXES = {
@@ -87,6 +88,16 @@ class Header:
         )  # fmt: skip
         height, width = (self.width, self.height) if on_its_side else (self.height, self.width)
         return replace(self, height=height, width=width, orientation=1, metadata=turned)
+
+    def tiff_channels(self) -> dict[int, Tag]:
+        """What a TIFF says of its channels: how colours are meant, and of what kind each further one is."""
+        extra = [0] * (self.channels - self.colours)  # of no kind
+        if self.alpha is not None:
+            extra[self.alpha - self.colours] = 1 if self.premultiplied else 2
+        tags = {262: Tag(3, 1, struct.pack("<H", 2 if self.colours == 3 else 1))}
+        if extra:
+            tags[338] = Tag(3, len(extra), struct.pack(f"<{len(extra)}H", *extra))
+        return tags
 
     def stored_as(self, format: str) -> Header:
         """Of the same photo in a file of this format: the nearest depth that it holds, linear light in OpenEXR alone.

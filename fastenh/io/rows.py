@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import OpenImageIO as oiio
 
 from fastenh.io import metadata
 from fastenh.io.header import EXR, PNG, TIFF, Header
-from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata, Tag
+from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
 KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits")  # of TIFF; any other becomes zip, which loses nothing
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometric interpretation
 COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
-SUBFILE_TYPE, PHOTOMETRIC, SUB_DIRECTORIES, EXTRA_SAMPLES = 254, 262, 330, 338  # tags of TIFF
+SUBFILE_TYPE, SUB_DIRECTORIES = 254, 330  # tags of TIFF
 REDUCED = 1  # a bit of the subfile type: the page shows another one in small
 
 
@@ -237,18 +236,8 @@ class RowWriter:
         if not self._file.close():
             raise WriteError(_first_line(self._file.geterror()))
         if self._header.format == TIFF:
-            metadata.add_to_tiff(self._path, self._header.metadata, self._channels())
-
-    def _channels(self) -> dict[int, Tag]:
-        """What the channels of a TIFF are; OpenImageIO takes three for RGB, whatever they are."""
-        header = self._header
-        extra = [0] * (header.channels - header.colours)  # 0 is none of TIFF's kinds
-        if header.alpha is not None:
-            extra[header.alpha - header.colours] = 1 if header.premultiplied else 2
-        tags = {PHOTOMETRIC: Tag(3, 1, struct.pack("<H", RGB if header.colours == 3 else BLACK_IS_0))}
-        if extra:
-            tags[EXTRA_SAMPLES] = Tag(3, len(extra), struct.pack(f"<{len(extra)}H", *extra))
-        return tags
+            # OpenImageIO takes three channels for RGB, whatever they are.
+            metadata.add_to_tiff(self._path, self._header.metadata, self._header.tiff_channels())
 
 
 def _mixes(chromaticities: tuple[float, ...]) -> bool:
