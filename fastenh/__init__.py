@@ -4,7 +4,7 @@
 op families (registered as `torch.ops.fastenh.*` too), and `fastenh.backend` chooses which code runs them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from fastenh import ops
 from fastenh.backends import backend
