@@ -30,8 +30,40 @@ inline uint16_t to_bf16(float value) {  // round to nearest, ties to even; NaN s
   return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
+// float16 -> float32 and back, rounded to nearest, ties to even; NaN keeps its sign and its upper bits, and becomes quiet.
+// Where the processor cannot, arithmetic on the bits does it: GCC's own casts would call functions that only the libgcc
+// of GCC 12 has. Numbers below 2^-14, the smallest that float16 holds in full, are counted in units of 2^-24; those are
+// the last bits of float32 numbers from 0.5 to 1, so that adding 0.5 rounds to them.
+#if defined(__F16C__)
+inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+inline uint16_t float_to_half(float v) { return uint16_t(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__aarch64__)
 inline float half_to_float(uint16_t h) { return float(__builtin_bit_cast(_Float16, h)); }
 inline uint16_t float_to_half(float v) { return __builtin_bit_cast(uint16_t, _Float16(v)); }
+#else
+constexpr int32_t rebias = 112 << 23;  // the exponents' bias is 127 in float32 and 15 in float16
+constexpr int32_t half_bits = 0x3f000000, infinity_bits = 0x7f800000, quiet_bit = 0x400000;
+
+inline float half_to_float(uint16_t h) {
+  const int32_t magnitude = h & 0x7fff;
+  const int32_t normal = (magnitude << 13) + rebias;
+  const int32_t subnormal = int32_t(to_bits(from_bits(uint32_t(half_bits + magnitude)) - 0.5f));
+  int32_t bits = magnitude < 0x0400 ? subnormal : normal;
+  bits = magnitude < 0x7c00 ? bits : normal + rebias;
+  bits = magnitude > 0x7c00 ? bits | quiet_bit : bits;
+  return from_bits(uint32_t(bits) | uint32_t(h & 0x8000) << 16);
+}
+
+inline uint16_t float_to_half(float v) {
+  const int32_t magnitude = int32_t(to_bits(v) & 0x7fffffff);
+  const int32_t normal = (magnitude - rebias + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const int32_t subnormal = int32_t(to_bits(from_bits(uint32_t(magnitude)) + 0.5f)) - half_bits;
+  int32_t half = magnitude < 0x38800000 ? subnormal : normal;  // 2^-14
+  half = magnitude < 0x47800000 ? half : 0x7c00;               // 2^16; what rounds up to it is infinity already
+  half = magnitude > infinity_bits ? 0x7e00 | ((magnitude >> 13) & 0x1ff) : half;
+  return uint16_t(half | int32_t(to_bits(v) >> 16 & 0x8000));
+}
+#endif
 
 // Full-scale integer of a value in [0, 1]: clamped, rounded to nearest with ties to even (adding 1.5·2^23 leaves the
 // integer in the low bits). NaN becomes 0.
