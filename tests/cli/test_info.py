@@ -53,3 +53,10 @@ def test_version():
 def test_help_names_every_command():
     assert all(command in run("--help") for command in ("enhance", "convert", "info"))
     assert all(option in run("enhance", "--help") for option in ("--strength", "--compare", "--overwrite", "--debug"))
+
+
+def test_python_m_is_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "fastenh", "no-such-command"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Usage: python -m fastenh" in done.stderr and "No such command" in done.stderr
