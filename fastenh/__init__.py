@@ -4,11 +4,21 @@
 op families (registered as `torch.ops.fastenh.*` too), and `fastenh.backend` chooses which code runs them.
 """
 
+import warnings
+
 __version__ = "0.2.0"
 
-from fastenh import ops
+from fastenh import backends, ops
 from fastenh.backends import backend
 from fastenh.enhance import Enhancer
 from fastenh.models import load
+
+if backends.core is None:  # said here, since whatever imports fastenh, directly or through a module of its own, is next
+    warnings.warn(
+        "fastenh runs on its slow PyTorch reference: "
+        f"the compiled core is {backends.core_problem}. To mend it: {backends.REBUILD}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 __all__ = ["Enhancer", "__version__", "backend", "load", "ops"]

@@ -46,12 +46,6 @@ def _load_core() -> tuple[ModuleType | None, str]:
 
 
 core, core_problem = _load_core()
-if core is None:
-    warnings.warn(
-        f"fastenh runs on its slow PyTorch reference: the compiled core is {core_problem}. To mend it: {REBUILD}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
 
 _chosen = os.environ.get("FASTENH_BACKEND", "auto")  # checked when it is needed, so that this can always be imported
 

@@ -120,6 +120,16 @@ def test_without_its_core_it_says_so_once_and_runs_the_reference(tmp_path: Path,
     assert why in done.stderr and "To mend it: pip install" in done.stderr
 
 
+@pytest.mark.parametrize("statement", ["import fastenh", "from fastenh.models.lut3d import ImageAdaptiveLUT"])
+def test_the_warning_points_at_the_line_that_imports(tmp_path: Path, statement: str) -> None:
+    (tmp_path / "library.py").write_text(f"import torch\n\n{statement}\n")
+    (tmp_path / "program.py").write_text("import sys\nsys.modules['fastenh._C'] = None\nimport library\n")
+    done = python("import runpy; runpy.run_path('program.py')", tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    place = f"{tmp_path / 'library.py'}:3"
+    assert f"{place}: RuntimeWarning: fastenh runs on its slow PyTorch reference" in done.stderr
+
+
 @pytest.fixture
 def two_cards(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """A machine with two GPUs, where CUDA kernels were compiled for the first alone; which were asked is returned."""
