@@ -1,6 +1,8 @@
 """What a build makes: the wheel, the source archive, the core without tools, the core built twice, its symbols."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -61,12 +63,24 @@ def test_source_archive_builds_the_same_wheel(without_tools: tuple[object, Path]
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    folders = (ROOT / "csrc", ROOT / "docs")
-    for source in [*(p for f in folders for p in f.iterdir()), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile"]:
-        assert (unpacked / source.relative_to(ROOT)).is_file(), source
     done = build(unpacked, "wheel", tmp_path / "dist", PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert sorted(names_in_wheel(tmp_path / "dist")) == sorted(names_in_wheel(without_tools[1]))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a checkout, or no git")
+def test_source_archive_holds_all_that_git_holds(without_tools: tuple[object, Path]) -> None:
+    """So that tests, benchmarks and documentation work from it too."""
+    left_out = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}  # for work on the repository alone
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    output = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    held = {name for name in output.split("\0") if name and (ROOT / name).exists()}
+    assert left_out < held
+    (archive,) = without_tools[1].glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {member.name.split("/", 1)[1] for member in tar.getmembers() if member.isfile()}
+    of_setuptools = {name for name in names if name in ("PKG-INFO", "setup.cfg") or "fastenh.egg-info/" in name}
+    assert names - of_setuptools == held - left_out
 
 
 def test_without_a_compiler_it_installs_and_runs_on_the_reference(
@@ -177,6 +191,23 @@ def test_the_core_needs_no_torch_and_no_driver() -> None:
     needed = [line.split("[")[1].rstrip("]") for line in dynamic.stdout.splitlines() if "(NEEDED)" in line]
     assert needed
     assert not [name for name in needed if name.startswith(("libtorch", "libc10", "libcud", "libnv", "libpython"))]
+
+
+# The newest version of each library's symbols that manylinux_2_34 allows (auditwheel's policy for x86_64).
+MANYLINUX = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="manylinux is for systems with glibc")
+@pytest.mark.skipif(not shutil.which("readelf"), reason="no readelf")
+@pytest.mark.parametrize("library", MANYLINUX)
+def test_the_core_needs_no_newer_symbols_than_manylinux_allows(library: str) -> None:
+    """Of libgcc none that our own code would bring in; of the others, where the system has no newer ones to give."""
+    if library != "GCC" and tuple(map(int, platform.libc_ver()[1].split("."))) > (2, 36):
+        pytest.skip("a core built on a system newer than Debian 12 runs on such systems alone")
+    command = ["readelf", "-W", "--version-info", backends.core.__file__]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    versions = [tuple(map(int, v.split("."))) for v in re.findall(rf"Name: {library}_([\d.]+)", text)]
+    assert versions and max(versions) <= MANYLINUX[library]
 
 
 @pytest.mark.skipif(not backends.core.cuda_archs, reason="the core was built without CUDA")
