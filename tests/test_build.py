@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastenh
 from fastenh import backends
@@ -97,7 +97,8 @@ def test_without_a_compiler_it_installs_and_runs_on_the_reference(
         "print(fastenh.__file__)"
     )
     # -S: an editable install of the checkout would lend its core
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), sysconfig.get_paths()["purelib"]])}
+    dependencies = str(Path(torch.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), dependencies])}
     ran = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
