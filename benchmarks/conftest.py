@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -30,14 +31,14 @@ from fastenh import backend, backends
 
 sys.path.insert(0, str(Path(__file__).parent))  # what GPUs are measured with as well: inputs, peers, tables
 import inputs
+import quiet
 from tables import header, judged, put_into_readme, row
 
 SIZE = (2160, 3840)
-SECONDS = 18  # for the rounds of one case
+SECONDS = 6  # for the rounds of one case
+TURN = 0.005  # seconds that a turn takes at least: what is over sooner is called several times
 MEMORY_GOAL = 16  # MiB beyond the output
 GOAL_SHARE = {"avx512": 1.0, "avx2": 0.5}  # with AVX2 alone, half of each goal
-
-LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before the first case: 0 on a quiet machine
 
 cases: list[dict[str, Any]] = []  # what was measured
 
@@ -101,6 +102,7 @@ class Contest:
         tolerance: float = 1e-5,
         relative: float = 1e-4,
         threads: int = 2,
+        in_readme: bool = True,
     ) -> None:
         """`ours` runs once for each instruction set, or on what FASTENH_BACKEND chose; `fresh` is it without `out=`."""
         torch.set_num_threads(threads)
@@ -116,10 +118,15 @@ class Contest:
                 msg=lambda text, name=name: f"{name} does not compute what fastenh computes. {text}",
             )
 
+        start = time.perf_counter()
+        ours()
+        calls = max(1, math.ceil(TURN / (time.perf_counter() - start)))
+
         chosen = backends.chosen()
         sets = [name for name in GOAL_SHARE if not backends.problem(name)] if chosen == "auto" else [chosen]
         subjects = {name: on(name, ours) for name in sets} | ({"fresh": fresh} if fresh else {})
-        (first, subject), *others = (subjects | self.peers).items()
+        turns = {name: repeated(run, calls) for name, run in (subjects | self.peers).items()}
+        (first, subject), *others = turns.items()
         seconds: dict[str, list[float]] = {name: [] for name in (first, *dict(others))}
 
         def others_turns() -> None:
@@ -129,10 +136,11 @@ class Contest:
                 seconds[name].append(time.perf_counter() - start)
 
         others_turns()  # to warm up, and to see how long a round takes
-        rounds = int(min(31, max(5, SECONDS / sum(seconds[name].pop() for name, _ in others))))
+        rounds = int(min(31, max(3, SECONDS / sum(seconds[name].pop() for name, _ in others))))
         # pytest-benchmark measures one callable, then the next. But before each round it makes a call that it does not
         # time: there the others have their turns.
         self.benchmark.group = case
+        before = quiet.usage()
         self.benchmark.pedantic(subject, setup=others_turns, rounds=rounds)
         if self.benchmark.stats is None:  # --benchmark-disable: only see that all agree
             return
@@ -150,8 +158,11 @@ class Contest:
             "case": case,
             "threads": threads,
             "rounds": rounds,
+            "calls_a_turn": calls,
+            "cores_of_others": quiet.cores_of_others(before, quiet.usage()),
+            "in_readme": in_readme,
             "mib_beyond_output": beyond,
-            "ms": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+            "ms": {name: 1e3 * statistics.median(times) / calls for name, times in seconds.items()},
             "times_faster": {peer: {name: against(name, peer) for name in subjects} for peer in self.peers},
         }
         cases.append(result)
@@ -178,6 +189,14 @@ def on(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
             return run()
 
     return call
+
+
+def repeated(run: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    def turn() -> None:
+        for _ in range(calls):
+            run()
+
+    return run if calls == 1 else turn
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -212,6 +231,10 @@ def peak_beyond(run: Callable[[], Any]) -> float | None:
 # ---- the tables ----
 
 
+def milliseconds(ms: float) -> str:
+    return f"{ms:.1f}" if ms >= 1 else f"{ms:.2g}"
+
+
 def tables() -> str:
     """Two Markdown tables: what each case costs, and how it stands against its peers."""
     names = list(dict.fromkeys(name for case in cases for peer in case["times_faster"].values() for name in peer))
@@ -221,7 +244,7 @@ def tables() -> str:
     stand = header("case", "peer", "its ms", *(f"{title}: times faster" for title in titles))
     for case in cases:
         ms = case["ms"]
-        costs.append(row(case["case"], case["threads"], *(f"{ms[n]:.1f}" if n in ms else "" for n in names),
+        costs.append(row(case["case"], case["threads"], *(milliseconds(ms[n]) if n in ms else "" for n in names),
                          judged("{:.1f}", case["mib_beyond_output"], "<=", MEMORY_GOAL)))  # fmt: skip
         for peer, figures in case["times_faster"].items():
             cells = []
@@ -229,17 +252,17 @@ def tables() -> str:
                 figure = figures.get(name, {"ratio": None, "goal": None})
                 low, high = figure.get("quartiles", (0, 0))
                 cells.append(judged(f"**{{:.2f}}** ({low:.2f} to {high:.2f})", figure["ratio"], ">=", figure["goal"]))
-            stand.append(row(case["case"], peer, f"{ms[peer]:.1f}", *cells))
+            stand.append(row(case["case"], peer, milliseconds(ms[peer]), *cells))
     return "\n".join([*costs, "", *stand])
 
 
 def summary() -> str:
     """The README's table: the fastest code with `out=`, against every peer."""
     lines = header("3840 x 2160 float32, unless it says otherwise", "ms", "times faster than")
-    for case in cases:
+    for case in (case for case in cases if case["in_readme"]):
         peers = {peer: next(iter(figures.values()))["ratio"] for peer, figures in case["times_faster"].items()}
         ratios = "<br>".join(f"**{ratio:.3g}** {peer}" for peer, ratio in peers.items())
-        lines.append(row(case["case"], f"{next(iter(case['ms'].values())):.1f}", ratios))
+        lines.append(row(case["case"], milliseconds(next(iter(case["ms"].values()))), ratios))
     return "\n".join(lines)
 
 
@@ -250,7 +273,7 @@ def write_results(config: pytest.Config) -> str:
     about = {
         "processor": f"{machine['cpu']['brand_raw']}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
-        "load at start": LOAD,
+        "cores of others": max(case["cores_of_others"] or 0.0 for case in cases),
         "code": backends.chosen(),
         "torch's code": torch.backends.cpu.get_cpu_capability(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
@@ -269,13 +292,24 @@ def write_results(config: pytest.Config) -> str:
     return f"written: {path}.json, .md and the README's table of speed"
 
 
+def pytest_report_collectionfinish() -> str | None:
+    busy = quiet.disturbance_now()
+    return f"Warning: {busy}. Times will be too long, and no results are written." if busy else None
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if cases:
         terminalreporter.section("fastenh against its peers")
         terminalreporter.write_line(tables())
+        busy = quiet.disturbance({c["case"]: c["cores_of_others"] for c in cases}, os.cpu_count() or 1)
+        if busy:
+            terminalreporter.write_line(f"\nWarning: {busy}")
         if config.getoption("--benchmark-results"):
             whole = config.args_source is not config.ArgsSource.ARGS and not (
                 terminalreporter.stats.keys() & {"deselected", "failed", "error"}
             )
-            written = write_results(config) if whole else "not written: results are of whole runs without failures"
+            if whole and not busy:
+                written = write_results(config)
+            else:
+                written = "not written: results are of whole runs without failures on a quiet machine"
             terminalreporter.write_line(f"\n{written}")
