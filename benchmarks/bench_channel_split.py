@@ -23,3 +23,15 @@ def test_channel_split_transform(contest: Any, maps: Any) -> None:
         lambda: channel_split_transform(features, scale, shift, out=out),
         fresh=lambda: channel_split_transform(features, scale, shift),
     )
+
+
+def test_backward(contest: Any, maps: Any) -> None:
+    of = features, scale, shift = tuple(maps(channels, 0.3, (512, 512)).requires_grad_() for channels in (64, 32, 32))
+    grad = maps(64, 0.1, (512, 512))
+    compiled = torch.compile(peers.concatenated, fullgraph=True)
+    contest.peer("torch.cat", lambda: peers.with_gradients(peers.concatenated(features, scale, shift), of, grad))
+    contest.peer("torch.compile", lambda: peers.with_gradients(compiled(features, scale, shift), of, grad))
+    contest(
+        "channel_split_transform, 64 x 512 x 512, forward and backward",
+        lambda: peers.with_gradients(channel_split_transform(features, scale, shift), of, grad),
+    )

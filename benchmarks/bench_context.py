@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import inputs
 import peers
 import torch
 from torch import Tensor
@@ -33,3 +35,19 @@ def test_context_voxels(contest: Any, photo: Tensor, maps: Any) -> None:
         lambda: context_voxels(photo, attention, out=out),
         fresh=lambda: context_voxels(photo, attention),
     )
+
+
+def test_backward(contest: Any) -> None:
+    size = (1080, 1920)
+    image, attention = of = (
+        inputs.photo(size).requires_grad_(),
+        inputs.maps(9, 0.1, size).mul_(2).softmax(1).requires_grad_(),
+    )
+    grad = inputs.maps(27, 0.1, size)
+
+    def entered(voxels: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Any]:
+        return lambda: peers.with_gradients(voxels(image, attention), of, grad)
+
+    contest.peer("F.unfold times attention", entered(peers.unfolded))
+    contest.peer("nine products, stacked", entered(peers.nine_stacked))
+    contest("context_voxels, 3 x 3, forward and backward, photo of 1920 x 1080", entered(context_voxels))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import inputs
+import pytest
 import torch
-from peers import iterate, iterate_into, upsample, upsample_into
+from peers import iterate, iterate_into, upsample, upsample_into, with_gradients
 from torch import Tensor
 
 from fastenh.ops import curve_iterate
@@ -56,4 +58,25 @@ def test_shared_low_resolution_map(contest: Any, photo: Tensor, maps: Any) -> No
         "curve_iterate, 8 iterations, one map of 180 x 320, photo",
         lambda: curve_iterate(photo, curves, out=out),
         fresh=lambda: curve_iterate(photo, curves),
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "name"), [(24, (1080, 1920), "24 maps"), (3, (90, 160), "one map of 90 x 160")]
+)
+def test_backward(contest: Any, channels: int, size: tuple[int, int], name: str) -> None:
+    image, curves = of = inputs.photo((1080, 1920)).requires_grad_(), inputs.maps(channels, 0.02, size).requires_grad_()
+    grad = inputs.maps(3, 0.1, (1080, 1920))
+
+    def plain() -> Tensor:
+        return iterate(image, curves if channels == 24 else upsample(curves, image))
+
+    compiled = torch.compile(plain, fullgraph=True)
+    contest.peer("eager PyTorch", lambda: with_gradients(plain(), of, grad))
+    contest.peer("torch.compile", lambda: with_gradients(compiled(), of, grad))
+    contest(
+        f"curve_iterate, 8 iterations, {name}, forward and backward, photo of 1920 x 1080",
+        lambda: with_gradients(curve_iterate(image, curves), of, grad),
+        tolerance=1e-4,
+        relative=1e-3,
     )

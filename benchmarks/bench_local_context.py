@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import inputs
@@ -43,4 +44,24 @@ def test_local_context_retouch(contest: Any) -> None:
         "local_context_retouch, five LUTs, 3 x 3, 64 and 128 channels, 1920 x 1080 photo",
         lambda: local_context_retouch(image, luts, weights, params, out=out),
         fresh=lambda: local_context_retouch(image, luts, weights, params),
+    )
+
+
+def test_backward(contest: Any) -> None:
+    """Small, as in training: gradients keep all hidden channels in memory."""
+    size = (270, 480)
+    of = [inputs.photo(size), inputs.luts(5), torch.tensor([[0.8, 1.2, 1.0, 0.9, 1.1]]), *make_params(64, 128, 5)]
+    image, luts, weights, *params = (t.requires_grad_() for t in of)
+    grad = inputs.maps(3, 0.1, size)
+
+    def entered(retouch: Callable[..., Tensor]) -> Callable[[], Any]:
+        return lambda: peers.with_gradients(retouch(image, luts, weights, params), of, grad)
+
+    contest.peer("convolutions, F.unfold, F.grid_sample", entered(peers.layer_after_layer))
+    contest.peer("convolutions, context_voxels, lut_transform", entered(composed))
+    contest(
+        "local_context_retouch, five LUTs, 3 x 3, forward and backward, photo of 480 x 270",
+        entered(local_context_retouch),
+        tolerance=1e-3,
+        relative=1e-2,
     )

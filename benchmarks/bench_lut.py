@@ -13,7 +13,9 @@ import PyOpenColorIO as ocio
 import pytest
 import torch
 from inputs import luts as make_luts
-from peers import blend_into, make_grid, sample, weighted_sum
+from inputs import maps as make_maps
+from inputs import photo as make_photo
+from peers import blend_into, make_grid, sample, weighted_sum, with_gradients
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -127,21 +129,64 @@ def test_five_luts_with_pixel_weights(contest: Any, photo: Tensor, maps: Any) ->
 
 def test_one_lut_backward(contest: Any, photo: Tensor, maps: Any) -> None:
     image, luts, grad = photo.clone().requires_grad_(), make_luts(1).requires_grad_(), maps(3)
-
-    def with_gradients(out: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return (out.detach(), *torch.autograd.grad(out, (image, luts), grad))
-
-    contest.peer("F.grid_sample", lambda: with_gradients(sample(luts, make_grid(image)), grad), goal=4)
+    of = image, luts
+    contest.peer("F.grid_sample", lambda: with_gradients(sample(luts, make_grid(image)), of, grad), goal=4)
     half_grads = halves(grad).contiguous()
     contest.peer(
         "F.grid_sample, halves as a batch",
-        lambda: with_gradients(sample(luts.expand(2, -1, -1, -1, -1), make_grid(halves(image))), half_grads),
+        lambda: with_gradients(sample(luts.expand(2, -1, -1, -1, -1), make_grid(halves(image))), of, half_grads),
         goal=4,
         view=lambda results: (whole(results[0]), *results[1:]),
     )
     contest(
         "lut_transform, one LUT, forward and backward, photo",
-        lambda: with_gradients(lut_transform(image, luts), grad),
+        lambda: with_gradients(lut_transform(image, luts), of, grad),
         tolerance=1e-3,
         relative=1e-2,  # a vertex sums up to a million gradients, in float32
     )
+
+
+def test_five_luts_with_pixel_weights_backward(contest: Any) -> None:
+    size = (1080, 1920)
+    grad = make_maps(3, 0.1, size)
+    image, luts, pixel_weights = of = [
+        t.requires_grad_() for t in (make_photo(size), make_luts(5), make_maps(5, 0.1, size).mul_(2).softmax(1))
+    ]
+    contest.peer(
+        "five F.grid_sample, weighted and summed",
+        lambda: with_gradients(weighted_sum(image, luts, pixel_weights), of, grad),
+    )
+    contest(
+        "lut_transform, five LUTs with pixel weights, forward and backward, photo of 1920 x 1080",
+        lambda: with_gradients(lut_transform(image, luts, None, pixel_weights), of, grad),
+        tolerance=1e-3,
+        relative=1e-2,
+    )
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("vertices", [9, 17, 33, 64])
+@pytest.mark.parametrize("side", [1, 8, 32, 128])
+def test_small(contest: Any, side: int, vertices: int, gradients: bool) -> None:
+    """Where a call's fixed costs show: those of Python, and of a LUT that has more numbers than the picture."""
+    image, luts, grad = make_photo((side, side)), make_luts(1, vertices), torch.ones(1, 3, side, side)
+    case = f"lut_transform, one LUT, D = {vertices}, photo of {side} x {side}"
+    if gradients:
+        of = image.requires_grad_(), luts.requires_grad_()
+        contest.peer("F.grid_sample", lambda: with_gradients(sample(luts, make_grid(image)), of, grad))
+        contest(
+            f"{case}, forward and backward",
+            lambda: with_gradients(lut_transform(image, luts), of, grad),
+            tolerance=1e-3,
+            relative=1e-2,
+            in_readme=vertices == 33,
+        )
+    else:
+        out = torch.empty_like(image)
+        contest.peer("F.grid_sample", lambda: sample(luts, make_grid(image)))
+        contest(
+            case,
+            lambda: lut_transform(image, luts, out=out),
+            fresh=lambda: lut_transform(image, luts),
+            in_readme=vertices == 33,
+        )

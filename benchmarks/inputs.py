@@ -45,9 +45,9 @@ def maps(channels: int, noise: float, size: Sequence[int], device: str | torch.d
     return smooth.add_(torch.randn(smooth.shape, generator=random, device=device), alpha=noise).tanh_()
 
 
-def luts(count: int) -> Tensor:
-    """(count, 3, 33, 33, 33): the identity, smoothly bent."""
-    axis = torch.linspace(0, 1, 33)
+def luts(count: int, vertices: int = 33) -> Tensor:
+    """(count, 3, D, D, D): the identity, smoothly bent."""
+    axis = torch.linspace(0, 1, vertices)
     identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
     bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
     return identity + 0.1 * F.interpolate(bends, identity.shape[1:], mode="trilinear", align_corners=True)

@@ -11,6 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# ---- forward and backward ----
+
+
+def with_gradients(out: Tensor, of: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    return (out.detach(), *torch.autograd.grad(out, of, grad))
+
+
 # ---- lut_transform ----
 
 BORDER = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
@@ -84,6 +91,11 @@ def nine_products(out: Tensor, attention: Tensor, *shifts: Tensor) -> Tensor:
     for j in range(9):
         torch.mul(shifts[j], attention[:, j, None], out=voxels[:, :, j])
     return out
+
+
+def nine_stacked(image: Tensor, attention: Tensor) -> Tensor:
+    """The same in fresh memory, which gradients need."""
+    return torch.stack([s * attention[:, j, None] for j, s in enumerate(shifts(image))], 2).flatten(1, 2)
 
 
 # ---- local_context_retouch ----
