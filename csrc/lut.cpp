@@ -10,18 +10,33 @@ inline F16 repeat(F4 v) {
               join(__builtin_shufflevector(v, v, 0, 1, 2, 2), v));
 }
 
-// Weights of the (up to) five tables of a panel, eight floats a pixel: pixel_weights · weights, zero for no table.
-inline void gather_blend(const Tensor& pixel_weights, const float* weights, int64_t b, int64_t panel, int64_t y,
-                         int64_t x, int n, float* blend) {
+inline float weight_of(Optional weights, int64_t b, int64_t table) {
+  return weights ? reinterpret_cast<const float*>(weights->data)[b * weights->shape[1] + table] : 1.f;
+}
+
+// What a table is multiplied by at n pixels.
+inline void load_factors(float weight, Optional pixel_weights, int64_t b, int64_t table, int64_t y, int64_t x, int n,
+                         float* factors) {
   alignas(64) float scratch[tile];
+  const float* by_pixel = pixel_weights ? load(row(*pixel_weights, b, table, y).from(x), n, scratch) : nullptr;
+  for (int i = 0; i < n; ++i) factors[i] = by_pixel ? weight * by_pixel[i] : weight;
+}
+
+// The factors of the (up to) five tables of a panel, eight floats a pixel, zero for no table.
+inline void gather_blend(const Tensor& pixel_weights, Optional weights, int64_t b, int64_t panel, int64_t y, int64_t x,
+                         int n, float* blend) {
+  alignas(64) float factors[tile];
   std::memset(blend, 0, size_t(n) * 8 * sizeof(float));
   for (int k = 0; k < tables_per_panel; ++k) {
     const int64_t table = panel * tables_per_panel + k;
     if (table >= pixel_weights.shape[1]) return;
-    const float* row_k = load(row(pixel_weights, b, table, y).from(x), n, scratch);
-    const float w = weights ? weights[table] : 1.f;
-    for (int i = 0; i < n; ++i) blend[i * 8 + k] = row_k[i] * w;
+    load_factors(weight_of(weights, b, table), {&pixel_weights}, b, table, y, x, n, factors);
+    for (int i = 0; i < n; ++i) blend[i * 8 + k] = factors[i];
   }
+}
+
+inline const float* places_of(Optional vertices, int64_t b) {
+  return vertices ? reinterpret_cast<const float*>(vertices->data) + b * 3 * vertices->shape[2] : nullptr;
 }
 
 // image, out (B, 3, H, W); packed (B or 1, panels, D, D, D, 4 or 16) as in the head of lut.h;
@@ -40,15 +55,13 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& packed, 
     const float* in[3];
     load_pixels(image, b, y, x, n, rows, in);
     prefetch_pixels<tile>(image, b, y, x);
-    const auto* v = vertices ? reinterpret_cast<const float*>(vertices->data) + b * 3 * size : nullptr;
-    find_cells<tetrahedral>(cells, in, n, int(size), v);
+    find_cells<tetrahedral>(cells, in, n, int(size), places_of(vertices, b));
     const float* table = tables + (packed.shape[0] == 1 ? 0 : b) * panels * size * size * size * lanes;
     for (int64_t panel = 0; panel < panels; ++panel, table += size * size * size * lanes) {
       if constexpr (lanes == 4) {
         for (int i = 0; i < n; ++i) write(result + i * 4, interpolate<4, tetrahedral>(table, cells, i, size));
       } else {
-        const auto* w = weights ? reinterpret_cast<const float*>(weights->data) + b * weights->shape[1] : nullptr;
-        gather_blend(*pixel_weights, w, b, panel, y, x, n, blend);
+        gather_blend(*pixel_weights, weights, b, panel, y, x, n, blend);
         blend_panel<tetrahedral>(table, cells, blend, n, size, panel == 0, result);
       }
     }
@@ -116,31 +129,22 @@ inline void find_slopes(const float* x, int n, int size, const float* vertices, 
   }
 }
 
-// The gradient of one pixel's interpolation by its three fractions, each a vector over lanes: what the result gains as
-// the fraction of R, G or B grows.
-template <int lanes, bool tetrahedral, class V>
-inline void differentiate(const float* table, const Cells& cells, int i, int64_t size, V& by_r, V& by_g, V& by_b) {
-  const float* t = table + int64_t(cells.corner[i]) * lanes;
-  const int64_t g = size * lanes, b = size * g;
-  if constexpr (tetrahedral) {
-    const int64_t second = int64_t(cells.second[i]) * lanes, third = int64_t(cells.third[i]) * lanes;
-    const V v1 = read<V>(t + second), v2 = read<V>(t + third);
-    const V edge[3] = {v1 - read<V>(t), v2 - v1, read<V>(t + lanes + g + b) - v2};
-    const int64_t steps[3] = {lanes, g, b};
-    V* const by[3] = {&by_r, &by_g, &by_b};
-    for (int c = 0; c < 3; ++c)
-      *by[c] = edge[steps[c] == second ? 0 : steps[c] == third - second ? 1 : 2];
-  } else {
-    const float fr = cells.fraction[0][i], fg = cells.fraction[1][i], fb = cells.fraction[2][i];
-    const V v000 = read<V>(t), v100 = read<V>(t + lanes), v010 = read<V>(t + g), v110 = read<V>(t + g + lanes);
-    const V v001 = read<V>(t + b), v101 = read<V>(t + b + lanes), v011 = read<V>(t + b + g);
-    const V v111 = read<V>(t + b + g + lanes);
-    const V v00 = lerp(v000, v001, fb), v10 = lerp(v100, v101, fb), v01 = lerp(v010, v011, fb);
-    const V v11 = lerp(v110, v111, fb);
-    by_r = lerp(v10 - v00, v11 - v01, fg);
-    by_g = lerp(v01 - v00, v11 - v10, fr);
-    by_b = lerp(lerp(v001 - v000, v101 - v100, fr), lerp(v011 - v010, v111 - v110, fr), fg);
+// From the gradients of n pixels by their fractions to those by their values and, added to vertex_sums (3, D), by the
+// places of the grid's points.
+inline void finish_pixels(float (&by_fraction)[3][tile], Optional grad_image, float* vertex_sums, const Cells& cells,
+                          const float* const in[3], int n, int size, const float* places, int64_t b, int64_t y,
+                          int64_t x) {
+  alignas(64) float slope[tile];
+  for (int c = 0; c < 3; ++c) {
+    find_slopes(in[c], n, size, places ? places + c * size : nullptr, cells.cell[c], slope);
+    for (int i = 0; i < n; ++i) by_fraction[c][i] *= slope[i];
+    for (int i = 0; vertex_sums && i < n; ++i) {
+      float* at = vertex_sums + c * size + cells.cell[c][i];
+      at[0] += by_fraction[c][i] * (cells.fraction[c][i] - 1.f);
+      at[1] -= by_fraction[c][i] * cells.fraction[c][i];
+    }
   }
+  if (grad_image) store_pixels(by_fraction, n, *grad_image, b, y, x, false);
 }
 
 // Adds value · (its interpolation weight) to every vertex of the pixel's cell.
@@ -185,7 +189,7 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
   const int64_t size = packed.shape[4], panels = packed.shape[1], floats = size * size * size * lanes;
   const int64_t height = image.shape[2], width = image.shape[3];
   const auto* tables = reinterpret_cast<const float*>(packed.data) + (packed.shape[0] == 1 ? 0 : b) * panels * floats;
-  const auto* places = vertices ? reinterpret_cast<const float*>(vertices->data) + b * 3 * size : nullptr;
+  const float* places = places_of(vertices, b);
   const auto* w = weights && pixel_weights ? reinterpret_cast<const float*>(weights->data) + b * weights->shape[1]
                                            : nullptr;
   parallel(parts, threads, [&](int64_t part) {
@@ -208,7 +212,7 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
         std::memset(by_fraction, 0, sizeof by_fraction);
         for (int64_t panel = 0; panel < panels; ++panel) {
           const float* table = tables + panel * floats;
-          if (lanes == 16) gather_blend(*pixel_weights, nullptr, b, panel, y, x, n, blend);
+          if (lanes == 16) gather_blend(*pixel_weights, {}, b, panel, y, x, n, blend);
           for (int i = 0; i < n; ++i) {
             const F4 g4 = {g[0][i], g[1][i], g[2][i], 0.f};
             V gradient, blended;  // by the panel's tables; the same with `weights`
@@ -233,8 +237,9 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
             }
             if (sums) scatter<lanes, tetrahedral>(sums + panel * floats, cells, i, size, gradient);
             if (grad_image || vertex_sums) {
-              V by[3];
-              differentiate<lanes, tetrahedral>(table, cells, i, size, by[0], by[1], by[2]);
+              V v[corners<tetrahedral>], by[3];
+              read_vertices<lanes, tetrahedral>(table, cells, i, size, v);
+              differentiate<tetrahedral>(v, cells, i, int(size), by);
               for (int c = 0; c < 3; ++c) {
                 const V product = by[c] * blended;
                 float sum = 0.f;
@@ -251,17 +256,7 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
             store(by_blend[k], n, row(*grad_pixel_weights, b, table_index, y).from(x), false);
           }
         }
-        for (int c = 0; c < 3; ++c) {
-          alignas(64) float slope[tile];
-          find_slopes(in[c], n, int(size), places ? places + c * size : nullptr, cells.cell[c], slope);
-          for (int i = 0; i < n; ++i) by_fraction[c][i] *= slope[i];
-          for (int i = 0; vertex_sums && i < n; ++i) {
-            float* at = vertex_sums + c * size + cells.cell[c][i];
-            at[0] += by_fraction[c][i] * (cells.fraction[c][i] - 1.f);
-            at[1] -= by_fraction[c][i] * cells.fraction[c][i];
-          }
-        }
-        if (grad_image) store_pixels(by_fraction, n, *grad_image, b, y, x, false);
+        finish_pixels(by_fraction, grad_image, vertex_sums, cells, in, n, int(size), places, b, y, x);
         if ((in_chunk += n) >= chunk && sums) flush(), in_chunk = 0;
       }
     }
@@ -278,12 +273,244 @@ void backward(Optional grad_image, Optional grad_packed, Optional grad_pixel_wei
      b, parts, threads);
 }
 
+// ---- tables as they come ----
+//
+// For pictures with few pixels for each vertex, which are not worth a repacked copy of the tables: luts (N, 3, D, D, D)
+// or (B, N, 3, D, D, D) of any dtype and strides; the rest as for `transform` and `backward`.
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+inline float number(float v) { return v; }
+inline float number(Half v) { return half_to_float(v.bits); }
+inline float number(Bf16 v) { return from_bits(uint32_t(v.bits) << 16); }
+
+// run(Number{}) for the kind of number that the tables hold.
+template <class Run>
+inline void with_numbers(const Tensor& luts, const Run& run) {
+  luts.dtype == Dtype::f32 ? run(float{}) : luts.dtype == Dtype::f16 ? run(Half{}) : run(Bf16{});
+}
+
+// The tables of one picture. Strides count elements.
+template <class Number>
+struct Tables {
+  Number* data;
+  int64_t count, table, channel, b, g, r;
+
+  Tables(const Tensor& luts, int64_t picture) {
+    const int own = luts.ndim - 5;
+    const int64_t* s = luts.strides + own;
+    data = reinterpret_cast<Number*>(luts.data) + (own ? picture * luts.strides[0] : 0);
+    count = luts.shape[own], table = s[0], channel = s[1], b = s[2], g = s[3], r = s[4];
+  }
+};
+
+// Where the vertices of each pixel's cell stand in a table and how much they count, in the order of `read_vertices`.
+template <bool tetrahedral>
+struct Corners {
+  static constexpr int count = corners<tetrahedral>;
+  int64_t step[count];                  // from the lowest vertex; tetrahedral: but for the second and the third
+  int64_t second[tile], third[tile];
+  int64_t lowest[tile];
+  alignas(64) float weight[count][tile];
+
+  template <class Number>
+  Corners(const Cells& cells, int n, int size, const Tables<Number>& t) {
+    for (int i = 0; i < n; ++i)
+      lowest[i] = cells.cell[0][i] * t.r + cells.cell[1][i] * t.g + cells.cell[2][i] * t.b;
+    if constexpr (tetrahedral) {
+      step[0] = 0, step[3] = t.r + t.g + t.b;
+      const auto stride = [&](int32_t along) { return along == 1 ? t.r : along == size ? t.g : t.b; };
+      for (int i = 0; i < n; ++i) {
+        second[i] = stride(cells.second[i]);
+        third[i] = step[3] - stride(1 + size + size * size - cells.third[i]);
+      }
+      std::memcpy(weight, cells.weight, sizeof weight);
+    } else {
+      const auto &[r, g, b] = cells.fraction;
+      for (int k = 0; k < 8; ++k) {
+        step[k] = (k & 1 ? t.r : 0) + (k & 2 ? t.g : 0) + (k & 4 ? t.b : 0);
+        for (int i = 0; i < n; ++i)
+          weight[k][i] = (k & 1 ? r[i] : 1.f - r[i]) * (k & 2 ? g[i] : 1.f - g[i]) * (k & 4 ? b[i] : 1.f - b[i]);
+      }
+    }
+  }
+
+  int64_t at(int k, int i) const {
+    if constexpr (tetrahedral) return lowest[i] + (k == 1 ? second[i] : k == 2 ? third[i] : step[k]);
+    return lowest[i] + step[k];
+  }
+};
+
+template <bool tetrahedral, class Number>
+void transform_small_as(const Tensor& out, const Tensor& image, const Tensor& luts, Optional weights,
+                        Optional pixel_weights, Optional vertices, int64_t threads) {
+  const int size = int(luts.shape[luts.ndim - 1]);
+  Pixels pixels{image.shape[0], image.shape[2], image.shape[3]};
+  pixels.join_rows(image), pixels.join_rows(out), pixels.join_rows(pixel_weights);
+  for_blocks<tile>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
+    alignas(64) float rows[3][tile], sums[3][tile] = {}, factors[tile];
+    const float* in[3];
+    load_pixels(image, b, y, x, n, rows, in);
+    Cells cells;
+    find_cells<tetrahedral>(cells, in, n, size, places_of(vertices, b));
+    const Tables<Number> tables(luts, b);
+    const Corners<tetrahedral> corners(cells, n, size, tables);
+    for (int64_t k = 0; k < tables.count; ++k) {
+      load_factors(weight_of(weights, b, k), pixel_weights, b, k, y, x, n, factors);
+      const Number* red = tables.data + k * tables.table;
+      const Number *green = red + tables.channel, *blue = green + tables.channel;
+      for (int i = 0; i < n; ++i) {
+        float sum[3] = {};
+        for (int v = 0; v < corners.count; ++v) {
+          const int64_t at = corners.at(v, i);
+          const float weight = corners.weight[v][i];
+          sum[0] += weight * number(red[at]), sum[1] += weight * number(green[at]), sum[2] += weight * number(blue[at]);
+        }
+        for (int c = 0; c < 3; ++c) sums[c][i] += factors[i] * sum[c];
+      }
+    }
+    store_pixels(sums, n, out, b, y, x, false);
+  });
+}
+
+void transform_small(const Tensor& out, const Tensor& image, const Tensor& luts, Optional weights,
+                     Optional pixel_weights, Optional vertices, int64_t tetrahedral, int64_t threads) {
+  with_numbers(luts, [&]<class Number>(Number) {
+    const auto as = tetrahedral ? transform_small_as<true, Number> : transform_small_as<false, Number>;
+    as(out, image, luts, weights, pixel_weights, vertices, threads);
+  });
+}
+
+// Adds to grad_luts (float32, shape of luts). Threads take different tables and channels, so that none waits for another
+// and the result does not depend on luck. Neighbours in one cell add up first, which is faster, and keeps the sums of
+// flat pictures growing.
+template <bool tetrahedral>
+void scatter_small(const Tensor& grad_luts, const Tensor& grad, const Tensor& image, Optional weights,
+                   Optional pixel_weights, Optional vertices, int64_t threads) {
+  const int64_t pictures = grad_luts.ndim == 6 ? image.shape[0] : 1, count = grad_luts.shape[grad_luts.ndim - 5];
+  const int64_t height = image.shape[2], width = image.shape[3];
+  const int size = int(grad_luts.shape[grad_luts.ndim - 1]);
+  if (image.shape[0] * height * width < pixels_per_job) threads = 1;
+  parallel(pictures * count * 3, threads, [&](int64_t job) {
+    const int64_t c = job % 3, k = job / 3 % count, own = job / (3 * count);
+    alignas(64) float rows[3][tile], scratch[tile], factors[tile];
+    for (int64_t b = own; b < (pictures > 1 ? own + 1 : image.shape[0]); ++b) {
+      const Tables<float> tables(grad_luts, b);
+      float* table = tables.data + k * tables.table + c * tables.channel;
+      for (int64_t y = 0; y < height; ++y)
+        for (int64_t x = 0; x < width; x += tile) {
+          const int n = int(width - x < tile ? width - x : tile);
+          const float* in[3];
+          load_pixels(image, b, y, x, n, rows, in);
+          const float* g = load(row(grad, b, c, y).from(x), n, scratch);
+          Cells cells;
+          find_cells<tetrahedral>(cells, in, n, size, places_of(vertices, b));
+          const Corners<tetrahedral> corners(cells, n, size, tables);
+          load_factors(weight_of(weights, b, k), pixel_weights, b, k, y, x, n, factors);
+          for (int i = 0; i < n;) {
+            const int first = i;
+            float sums[corners.count] = {};
+            do {
+              for (int v = 0; v < corners.count; ++v) sums[v] += corners.weight[v][i] * (factors[i] * g[i]);
+              ++i;
+            } while (i < n && corners.lowest[i] == corners.lowest[first] &&
+                     (!tetrahedral || (corners.second[i] == corners.second[first] &&
+                                       corners.third[i] == corners.third[first])));
+            for (int v = 0; v < corners.count; ++v) table[corners.at(v, first)] += sums[v];
+          }
+        }
+    }
+  });
+}
+
+// The gradients by pixels; and by weights, grad_weights (B, parts, N), and vertices, grad_vertices (B, parts, 3, D), both
+// zero: the result is the sum over parts.
+template <bool tetrahedral, class Number>
+void backward_small_as(Optional grad_image, Optional grad_weights, Optional grad_pixel_weights, Optional grad_vertices,
+                       const Tensor& grad, const Tensor& image, const Tensor& luts, Optional weights,
+                       Optional pixel_weights, Optional vertices, int64_t parts, int64_t threads) {
+  const int64_t height = image.shape[2], width = image.shape[3];
+  const int size = int(luts.shape[luts.ndim - 1]);
+  parallel(image.shape[0] * parts, threads, [&](int64_t job) {
+    const int64_t b = job / parts, part = job % parts;
+    const Tables<Number> tables(luts, b);
+    const float* places = places_of(vertices, b);
+    auto* weight_sums = grad_weights ? reinterpret_cast<float*>(grad_weights->data) + job * tables.count : nullptr;
+    auto* vertex_sums = grad_vertices ? reinterpret_cast<float*>(grad_vertices->data) + job * 3 * size : nullptr;
+    alignas(64) float rows[3][tile], grad_rows[3][tile], factors[tile], by_factor[tile];
+    alignas(64) float by_fraction[3][tile], at_corner[tile][corners<tetrahedral>];
+    Cells cells;
+    for (int64_t y = height * part / parts; y < height * (part + 1) / parts; ++y)
+      for (int64_t x = 0; x < width; x += tile) {
+        const int n = int(width - x < tile ? width - x : tile);
+        const float *in[3], *g[3];
+        load_pixels(image, b, y, x, n, rows, in);
+        load_pixels(grad, b, y, x, n, grad_rows, g);
+        find_cells<tetrahedral>(cells, in, n, size, places);
+        const Corners<tetrahedral> corners(cells, n, size, tables);
+        std::memset(at_corner, 0, sizeof at_corner);
+        for (int64_t k = 0; k < tables.count; ++k) {
+          load_factors(weight_of(weights, b, k), pixel_weights, b, k, y, x, n, factors);
+          const Number* red = tables.data + k * tables.table;
+          const Number *green = red + tables.channel, *blue = green + tables.channel;
+          for (int i = 0; i < n; ++i) {
+            float sum = 0.f;
+            for (int v = 0; v < corners.count; ++v) {
+              const int64_t at = corners.at(v, i);
+              const float product = g[0][i] * number(red[at]) + g[1][i] * number(green[at]) + g[2][i] * number(blue[at]);
+              sum += corners.weight[v][i] * product;
+              at_corner[i][v] += factors[i] * product;
+            }
+            by_factor[i] = sum;
+          }
+          if (weight_sums) {
+            load_factors(1.f, pixel_weights, b, k, y, x, n, factors);
+            for (int i = 0; i < n; ++i) weight_sums[k] += by_factor[i] * factors[i];
+          }
+          if (grad_pixel_weights) {
+            const float weight = weight_of(weights, b, k);
+            for (int i = 0; i < n; ++i) by_factor[i] *= weight;
+            store(by_factor, n, row(*grad_pixel_weights, b, k, y).from(x), false);
+          }
+        }
+        for (int i = 0; i < n; ++i) {
+          float by[3];
+          differentiate<tetrahedral>(at_corner[i], cells, i, size, by);
+          for (int c = 0; c < 3; ++c) by_fraction[c][i] = by[c];
+        }
+        finish_pixels(by_fraction, grad_image, vertex_sums, cells, in, n, size, places, b, y, x);
+      }
+  });
+}
+
+void backward_small(Optional grad_image, Optional grad_luts, Optional grad_weights, Optional grad_pixel_weights,
+                    Optional grad_vertices, const Tensor& grad, const Tensor& image, const Tensor& luts,
+                    Optional weights, Optional pixel_weights, Optional vertices, int64_t tetrahedral, int64_t parts,
+                    int64_t threads) {
+  if (grad_luts) {
+    const auto as = tetrahedral ? scatter_small<true> : scatter_small<false>;
+    as(*grad_luts, grad, image, weights, pixel_weights, vertices, threads);
+  }
+  if (!grad_image && !grad_weights && !grad_pixel_weights && !grad_vertices) return;
+  with_numbers(luts, [&]<class Number>(Number) {
+    const auto as = tetrahedral ? backward_small_as<true, Number> : backward_small_as<false, Number>;
+    as(grad_image, grad_weights, grad_pixel_weights, grad_vertices, grad, image, luts, weights, pixel_weights, vertices,
+       parts, threads);
+  });
+}
+
 }  // namespace
 
 extern constinit const Kernel FASTENH_TABLE[] = {
     kernel<&pack>("lut_pack"),
     kernel<&transform>("lut_transform"),
+    kernel<&transform_small>("lut_transform_small"),
     kernel<&backward>("lut_transform_backward"),
+    kernel<&backward_small>("lut_transform_backward_small"),
     {},
 };
 

@@ -524,10 +524,12 @@ __device__ inline void differentiate(const float (&at)[8], const Cell& cell, Ste
       by[c] = step == path.second ? second - at[0] : step == path.third - path.second ? third - second : at[7] - third;
     }
   } else {
-    const auto mix = [](float a, float b, float f) { return lerp(a, b, f); };
-    by[0] = mix(mix(at[1] - at[0], at[3] - at[2], fg), mix(at[5] - at[4], at[7] - at[6], fg), fb);
-    by[1] = mix(mix(at[2] - at[0], at[3] - at[1], fr), mix(at[6] - at[4], at[7] - at[5], fr), fb);
-    by[2] = mix(mix(at[4] - at[0], at[5] - at[1], fr), mix(at[6] - at[2], at[7] - at[3], fr), fg);
+    const auto across = [&](int v, int first, float f, int second, float g) {  // the side of the cell from vertex v on
+      return lerp(lerp(at[v], at[v + first], f), lerp(at[v + second], at[v + first + second], f), g);
+    };
+    by[0] = across(1, 2, fg, 4, fb) - across(0, 2, fg, 4, fb);
+    by[1] = across(2, 1, fr, 4, fb) - across(0, 1, fr, 4, fb);
+    by[2] = across(4, 1, fr, 2, fg) - across(0, 1, fr, 2, fg);
   }
 }
 

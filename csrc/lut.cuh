@@ -48,9 +48,12 @@ __device__ inline Vertex<V, lanes> read_vertex(const Vertex<V, lanes>* from) {
   return vertex;
 }
 
-__device__ inline float lerp(float a, float b, float f) { return __fmaf_rn(f, b - a, a); }
+// Not a + f · (b - a), which is NaN between infinite ends and overflows between large ones. Float16 ends are finite (see
+// `fitting`), and 1 - f would lose more of them to rounding.
+__device__ inline float lerp(float a, float b, float f) { return __fmaf_rn(f, b, (1.f - f) * a); }
 __device__ inline __half2 lerp(__half2 a, __half2 b, float f) {
-  return __hfma2(__float2half2_rn(f), __hsub2(b, a), a);
+  const __half2 share = __float2half2_rn(f);
+  return __hfma2(share, b, __hfma2(__hneg2(share), a, a));
 }
 __device__ inline float scaled(float f, float a) { return f * a; }
 __device__ inline __half2 scaled(float f, __half2 a) { return __hmul2(__float2half2_rn(f), a); }
@@ -229,6 +232,13 @@ __device__ inline void add_blended(float (&rgb)[3], const Vertex<V, 16>& v, cons
 
 // ---- packing ----
 
+// The nearest finite number of type V; NaN stays NaN.
+template <class V>
+__device__ inline float fitting(float number) {
+  if constexpr (std::is_same_v<V, __half>) return number > 65504.f ? 65504.f : number < -65504.f ? -65504.f : number;
+  else return number;
+}
+
 // packed (B or 1, panels, D, D, D, 4 or 16) from luts (B or 1, N, 3, D, D, D) of any dtype and strides. With 4 lanes
 // the tables are blended: Σₙ weights[b, n] · luts[n]; weights (B, N) contiguous float32.
 template <class V, int lanes, int pixels>
@@ -248,13 +258,14 @@ __global__ void pack_kernel(Pixels places, Tensor packed, Tensor luts, Tensor we
       float sums[4] = {};
       for (int64_t k = 0; k < count; ++k)
         for (int c = 0; c < 3; ++c) sums[c] = __fmaf_rn(weights.data ? w[k] : 1.f, number(k, c), sums[c]);
+      for (float& sum : sums) sum = fitting<V>(sum);
       vertex = from_floats<V>(sums);
     } else {
 #pragma unroll
       for (int k = 0; k < tables_per_panel; ++k)
         if (panel * tables_per_panel + k < count)
           for (int c = 0; c < 3; ++c)
-            vertex.at[lane(k, c)] = from_float<V>(number(panel * tables_per_panel + k, c));
+            vertex.at[lane(k, c)] = from_float<V>(fitting<V>(number(panel * tables_per_panel + k, c)));
     }
     write(reinterpret_cast<V*>(packed.data) + (which * size * size * size + i) * lanes, vertex);
   });

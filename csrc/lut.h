@@ -150,6 +150,41 @@ inline void blend_panel(const float* table, const Cells& cells, const float* ble
   }
 }
 
+// Numbers at the vertices of a pixel's cell. Trilinear: by bits, R + 2·G + 4·B. Tetrahedral: along the pixel's path.
+template <bool tetrahedral>
+constexpr int corners = tetrahedral ? 4 : 8;
+
+template <int lanes, bool tetrahedral>
+inline void read_vertices(const float* table, const Cells& cells, int i, int64_t size,
+                          Vector<lanes> (&v)[corners<tetrahedral>]) {
+  const float* t = table + int64_t(cells.corner[i]) * lanes;
+  const int64_t g = size * lanes, b = size * g;
+  if constexpr (tetrahedral) {
+    const int64_t steps[4] = {0, int64_t(cells.second[i]) * lanes, int64_t(cells.third[i]) * lanes, lanes + g + b};
+    for (int k = 0; k < 4; ++k) v[k] = read<Vector<lanes>>(t + steps[k]);
+  } else {
+    for (int k = 0; k < 8; ++k) v[k] = read<Vector<lanes>>(t + (k & 1) * lanes + (k >> 1 & 1) * g + (k >> 2) * b);
+  }
+}
+
+// How the interpolated number grows with the fractions of R, G and B.
+template <bool tetrahedral, class V>
+inline void differentiate(const V* v, const Cells& cells, int i, int size, V (&by)[3]) {
+  if constexpr (tetrahedral) {
+    const V edge[3] = {v[1] - v[0], v[2] - v[1], v[3] - v[2]};
+    const int32_t steps[3] = {1, size, size * size}, second = cells.second[i], third = cells.third[i];
+    for (int c = 0; c < 3; ++c) by[c] = edge[steps[c] == second ? 0 : steps[c] == third - second ? 1 : 2];
+  } else {
+    const float fr = cells.fraction[0][i], fg = cells.fraction[1][i], fb = cells.fraction[2][i];
+    const auto across = [v](int from, int first, float f, int second, float g) {  // the side of the cell from a vertex on
+      return lerp(lerp(v[from], v[from + first], f), lerp(v[from + second], v[from + first + second], f), g);
+    };
+    by[0] = across(1, 2, fg, 4, fb) - across(0, 2, fg, 4, fb);
+    by[1] = across(2, 1, fr, 4, fb) - across(0, 1, fr, 4, fb);
+    by[2] = across(4, 1, fr, 2, fg) - across(0, 1, fr, 2, fg);
+  }
+}
+
 // ---- step 3: planes ----
 
 // R G B · R G B · ... to rows of R, G and B; whole vectors, beyond n.

@@ -74,8 +74,9 @@ inline V read(const float* from) { return Memory<V>::read(from); }
 template <class V>
 inline void write(float* to, V v) { Memory<V>::write(to, v); }
 
+// Not a + f · (b - a), which is NaN between infinite ends and overflows between large ones.
 template <class V>
-inline V lerp(V a, V b, float f) { return a + f * (b - a); }
+inline V lerp(V a, V b, float f) { return (1.f - f) * a + f * b; }
 
 // The longest vector that the machine has, for rows of numbers. `most` and `least` give b where either is NaN;
 // multiply_add is a · b + c, rounded once where the machine can.

@@ -48,6 +48,8 @@ def _pack(packed, luts, luts_strides, weights, panels, count, size, LANES: tl.co
         channel = tl.where(last, lane // 4, lane % 4)
         exists = (vertex < size * size * size) & (n < count) & (channel < 3)
         values = load(place + n * luts_strides[1] + channel.to(tl.int64) * luts_strides[2], exists, 0.0)
+    if packed.dtype.element_ty == tl.float16:  # finite, as in CUDA
+        values = tl.clamp(values, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     to = packed + ((batch * panels + panel) * size * size * size + vertex) * LANES + lane
     tl.store(to, values, vertex < size * size * size)
 
@@ -206,6 +208,12 @@ def _add(pointers, values, scale, exists=None):
 
 
 @triton.jit
+def _across(s00, s10, s01, s11, f, g):
+    """A blend of the four corners of a square. Not s00 + f · (s10 - s00) ..., which is NaN between infinite corners."""
+    return (1 - g) * ((1 - f) * s00 + f * s10) + g * ((1 - f) * s01 + f * s11)
+
+
+@triton.jit
 def _slopes(s, r, g, b, offsets, size, TETRAHEDRAL: tl.constexpr):
     """How much a blend of values `s` at the vertices of `_corners` grows with the fractions r, g and b."""
     if TETRAHEDRAL:
@@ -216,11 +224,10 @@ def _slopes(s, r, g, b, offsets, size, TETRAHEDRAL: tl.constexpr):
         by_b = tl.where(one == size * size, first, tl.where(two == size * size, second, third))
         return by_r, by_g, by_b
     else:
-        d00, d01, d10, d11 = s[1] - s[0], s[3] - s[2], s[5] - s[4], s[7] - s[6]
-        d0, d1 = d00 + g * (d01 - d00), d10 + g * (d11 - d10)
-        s00, s01, s10, s11 = s[0] + r * d00, s[2] + r * d01, s[4] + r * d10, s[6] + r * d11
-        s0, s1 = s00 + g * (s01 - s00), s10 + g * (s11 - s10)
-        return d0 + b * (d1 - d0), s01 - s00 + b * ((s11 - s10) - (s01 - s00)), s1 - s0
+        by_r = _across(s[1], s[3], s[5], s[7], g, b) - _across(s[0], s[2], s[4], s[6], g, b)
+        by_g = _across(s[2], s[3], s[6], s[7], r, b) - _across(s[0], s[1], s[4], s[5], r, b)
+        by_b = _across(s[4], s[5], s[6], s[7], r, g) - _across(s[0], s[1], s[2], s[3], r, g)
+        return by_r, by_g, by_b
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from fastenh.backends import Kernels
 from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
 
 LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 neighbouring floats
+FEW = 1 << 12  # lookups for which repacking even a small LUT costs more than it saves
 SCRATCH = 16 << 20  # bytes that a backward pass may take beyond its first sums
 
 
@@ -44,7 +45,8 @@ def lut_transform(
         out: where to write, shape and dtype of `image`; may be `image` itself.
 
     LUTs, weights and vertices may be of any float dtype; arithmetic is in float32. Only on a GPU, float16 and uint8
-    images interpolate between LUT entries rounded to float16, in float16: off by at most 0.002 of the largest entry.
+    images interpolate between LUT entries rounded to float16, in float16: off by at most 0.002 of the largest entry,
+    and entries beyond ±65504 count as ±65504.
 
     Returns:
         Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
@@ -156,14 +158,25 @@ def _reference(
     return from_float(result.reshape(image.shape), image.dtype)
 
 
+def _repacked(luts: Tensor, weights: Tensor | None, per_pixel: bool) -> int:
+    """How many repacked copies of the LUTs there are: one for all images, or one for each."""
+    own = luts.shape[0] if luts.dim() == 6 else 1
+    return own if per_pixel or weights is None else weights.shape[0]
+
+
 def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool, dtype: torch.dtype) -> Tensor:
     """The one repacked copy of the LUTs: (B or 1, panels, D, D, D, lanes), lanes as csrc/lut.h says."""
+    copies = _repacked(luts, weights, per_pixel)
     luts = luts[None] if luts.dim() == 5 else luts
-    own_tables = luts.shape[0] if per_pixel or weights is None else weights.shape[0]
     panels, lanes = (-(-luts.shape[1] // LUTS_PER_PANEL), 16) if per_pixel else (1, 4)
-    packed = torch.empty((own_tables, panels, *luts.shape[3:], lanes), dtype=dtype, device=luts.device)
+    packed = torch.empty((copies, panels, *luts.shape[3:], lanes), dtype=dtype, device=luts.device)
     kernels["lut_pack"](packed, luts, None if per_pixel else weights)
     return packed
+
+
+def _few(pixels: int, luts: Tensor) -> bool:
+    """Whether this many pixels are looked up faster in the LUTs as they are than in a repacked copy (on a CPU)."""
+    return luts.shape[-5] * pixels <= max(luts.shape[-1] ** 3, FEW)
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:
@@ -182,8 +195,12 @@ def _run(
 ) -> None:
     weights, vertices = _contiguous(weights), _contiguous(vertices)
     tetrahedral = interpolation == "tetrahedral"
-    if kernels.gpu and "lut_transform_small" in kernels and 8 * out.numel() <= 3 * luts.shape[-1] ** 3:
-        # Fewer vertices are read than there are to repack.
+    pixels = image.numel() // 3
+    if kernels.gpu:
+        few = "lut_transform_small" in kernels and 8 * pixels <= luts.shape[-1] ** 3
+    else:
+        few = _few(pixels // _repacked(luts, weights, pixel_weights is not None), luts)
+    if few:
         kernels["lut_transform_small"](out, image, luts, weights, pixel_weights, vertices, tetrahedral)
         return
     # A GPU reads half as much, and interpolates two numbers at once, where the result holds no more than float16 does.
@@ -204,9 +221,48 @@ def _run_backward(
     interpolation: str,
 ) -> None:
     weights, vertices = _contiguous(weights), _contiguous(vertices)
+    tetrahedral = interpolation == "tetrahedral"
+    # A backward pass through repacked LUTs has four times as much to clear, sum and repack as a forward pass.
+    if not kernels.gpu and _few(image.shape[2] * image.shape[3] // 4, luts):
+        _backward_of_few(kernels, gradients, grad, image, luts, weights, pixel_weights, vertices, tetrahedral)
+        return
     packed = _pack(kernels, luts, weights, pixel_weights is not None, torch.float32)
     run = _sum_on_gpu if kernels.gpu else _sum_on_cpu
-    run(kernels, gradients, grad, image, luts, packed, weights, pixel_weights, vertices, interpolation == "tetrahedral")
+    run(kernels, gradients, grad, image, luts, packed, weights, pixel_weights, vertices, tetrahedral)
+
+
+def _backward_of_few(
+    kernels: Kernels,
+    gradients: Sequence[Tensor | None],
+    grad: Tensor,
+    image: Tensor,
+    luts: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    vertices: Tensor | None,
+    tetrahedral: bool,
+) -> None:
+    """All images at once, without a copy of the LUTs."""
+    grad_image, grad_luts, grad_weights, grad_pixel_weights, grad_vertices = gradients
+    parts = min(torch.get_num_threads(), 1 + image.numel() // (3 * FEW))
+    table_sums = weight_sums = vertex_sums = None
+    if grad_luts is not None:
+        exact = grad_luts.dtype is torch.float32
+        table_sums = grad_luts.zero_() if exact else grad_luts.new_zeros(grad_luts.shape, dtype=torch.float32)
+    if grad_weights is not None:
+        weight_sums = grad_weights.new_zeros((len(image), parts, *grad_weights.shape[1:]), dtype=torch.float32)
+    if grad_vertices is not None:
+        vertex_sums = grad_vertices.new_zeros((len(image), parts, *grad_vertices.shape[1:]), dtype=torch.float32)
+    kernels["lut_transform_backward_small"](
+        grad_image, table_sums, weight_sums, grad_pixel_weights, vertex_sums, grad, image, luts, weights,
+        pixel_weights, vertices, tetrahedral, parts,
+    )  # fmt: skip
+    if grad_luts is not None and table_sums is not None and table_sums is not grad_luts:
+        grad_luts.copy_(table_sums)
+    if grad_weights is not None and weight_sums is not None:
+        grad_weights.copy_(weight_sums.sum(1))
+    if grad_vertices is not None and vertex_sums is not None:
+        grad_vertices.copy_(vertex_sums.sum(1))
 
 
 # LUTs and weights are one step away from the pixels: both follow from the gradient by the tables that pixels read,

@@ -55,7 +55,9 @@ void check_numbers() {
   const __half2 a = __halves2half2(__float2half_rn(.1f), __float2half_rn(NAN)), b = __float2half2_rn(3.f);
   EXPECT(__low2float(__hfma2(a, b, b)) == float(_Float16(double(_Float16(.1f)) * 3 + 3)));
   EXPECT(__low2float(__hmin2(a, b)) < 1.f && __high2float(__hmin2(a, b)) == 3.f && __high2float(__hmax2(a, b)) == 3.f);
-  EXPECT(__low2float(__hsub2(__float2half2_rn(2048.f), __float2half2_rn(-1.f))) == 2048.f);  // a tie, to even
+  const __half2 one = __float2half2_rn(1.f);
+  EXPECT(__low2float(__hfma2(one, __float2half2_rn(2048.f), one)) == 2048.f);  // a tie, to even
+  EXPECT(__low2float(__hneg2(b)) == -3.f && __high2float(__hneg2(b)) == -3.f);
   EXPECT(__bfloat162float(__float2bfloat16_rn(1 + 0x1p-8f)) == 1.f);
 }
 

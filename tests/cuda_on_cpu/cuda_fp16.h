@@ -31,8 +31,8 @@ template <class Operation>
 __half2 for_both(Operation operation, auto... v) {
   return {to_half(operation(to_double(v.x)...)), to_half(operation(to_double(v.y)...))};
 }
-inline __half2 __hsub2(__half2 a, __half2 b) {
-  return for_both([](double a, double b) { return a - b; }, a, b);
+inline __half2 __hneg2(__half2 a) {
+  return for_both([](double a) { return -a; }, a);
 }
 inline __half2 __hmul2(__half2 a, __half2 b) {
   return for_both([](double a, double b) { return a * b; }, a, b);

@@ -11,6 +11,7 @@ from laws import FLOATS, VARIANTS, Box, Call, Laws, assert_close, lay_out, to_dt
 from torch import Tensor
 
 import fastenh
+from fastenh import backends
 from fastenh.ops import lut, lut_transform
 
 MODES = ("trilinear", "tetrahedral")
@@ -72,6 +73,62 @@ class TestLaws(Laws):
     ]
 
 
+@pytest.fixture(params=["few pixels", "repacked"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether a CPU reads the LUTs as they are or repacks them first. (GPUs decide otherwise.)"""
+    if request.param == "repacked" and on_gpu():
+        pytest.skip("a choice of the CPU")
+    monkeypatch.setattr(lut, "_few", lambda pixels, luts: request.param == "few pixels")
+    return request.param
+
+
+def on_gpu() -> bool:
+    kernels = backends.kernels("lut_transform", torch.device("cpu"))
+    return kernels is not None and kernels.gpu
+
+
+@pytest.mark.skipif(on_gpu(), reason="a choice of the CPU")
+class TestLawsOfRepackedLuts(TestLaws):
+    """The same where LUTs are repacked first, as for large images."""
+
+    @pytest.fixture(autouse=True)
+    def repack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lut, "_few", lambda pixels, luts: False)
+
+    # These do not depend on which kernels run.
+    test_operators_keep_torchs_rules = test_reference_is_differentiated_right = None
+    test_no_second_derivative_in_silence = test_forward_mode_agrees_with_the_gradient = None
+    test_vmap_is_a_loop = test_compiles_and_exports_as_one_operator = None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("entry", [float("inf"), float("-inf"), 3e38, -3e38])
+@pytest.mark.usefixtures("way")
+def test_infinite_and_huge_entries_count_as_in_the_reference(entry: float, mode: str, variant: str) -> None:
+    """a + f · (b - a) would give NaN and infinity. Gradients too, where none is NaN or beyond float32."""
+    generator = torch.Generator().manual_seed(5)
+    table = torch.rand(1, 3, 5, 5, 5, generator=generator) * 2 - 1
+    table[..., 2:, :, 1:3] = entry
+    table[:, :, 1] *= -entry if abs(entry) < float("inf") else 1
+    image = torch.randint(0, 84, (1, 3, 12, 90), generator=generator, dtype=torch.uint8)
+    image = 3 * image + torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]  # no weight is 0: 0 times inf is NaN
+    real = (image / 255).requires_grad_()
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 if abs(entry) == float("inf") else 1e34}
+    truth = TestLaws.op.reference(real, table, None, None, None, mode)
+    grad = torch.rand(truth.shape, generator=generator)
+    slopes = torch.autograd.grad(truth, real, grad)[0]
+    with fastenh.backend(variant):
+        result = lut_transform(real, table, interpolation=mode)
+        torch.testing.assert_close(result, truth, **tolerance)
+        if abs(entry) == float("inf") and mode == "trilinear":
+            torch.testing.assert_close(torch.autograd.grad(result, real, grad)[0], slopes, equal_nan=True, **tolerance)
+        levels = lut_transform(image, table, interpolation=mode)
+    assert not truth.isnan().any() and (truth.isinf().any() or truth.abs().max() > 1e38)
+    expected = (truth.detach().clamp(0, 1) * 255).round()
+    torch.testing.assert_close(levels.float(), expected, rtol=0, atol=1)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
@@ -126,6 +183,7 @@ def test_colour_matrices_pass_exactly(mode: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("way")
 def test_trilinear_is_grid_sample(variant: str) -> None:
     """Values and gradients, with colours outside [0, 1] and exactly on the border and on grid points."""
     image = torch.rand(2, 3, 31, 43) * 1.4 - 0.2
@@ -172,6 +230,7 @@ def tetrahedral(colour: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", ["reference", *VARIANTS])
+@pytest.mark.usefixtures("way")
 def test_tetrahedral_case_by_case(variant: str) -> None:
     image, table = torch.rand(1, 3, 20, 30) * 1.2 - 0.1, torch.rand(1, 3, 5, 5, 5)
     colours = image[0].flatten(1).T.double().numpy()
@@ -199,6 +258,7 @@ def test_uniform_vertices_are_no_vertices() -> None:
     torch.testing.assert_close(lut_transform(image, table, vertices=vertices), lut_transform(image, table))
 
 
+@pytest.mark.usefixtures("way")
 def test_gradient_of_a_flat_picture() -> None:
     """Eight million pixels in one cell: one float32 sum over all of them is 8 % off."""
     image = torch.full((1, 3, 1, 1), 0.3).expand(1, 3, 2048, 4096)
@@ -210,6 +270,7 @@ def test_gradient_of_a_flat_picture() -> None:
     torch.testing.assert_close(table.grad, expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.usefixtures("way")
 def test_gradient_of_the_luts_does_not_depend_on_luck() -> None:
     image, luts = torch.rand(1, 3, 300, 500), torch.rand(5, 3, 9, 9, 9, requires_grad=True)
     pixel_weights, grad = torch.rand(1, 5, 300, 500), torch.randn(1, 3, 300, 500)
@@ -217,6 +278,21 @@ def test_gradient_of_the_luts_does_not_depend_on_luck() -> None:
         torch.autograd.grad(lut_transform(image, luts, None, pixel_weights), luts, grad)[0] for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(on_gpu(), reason="a choice of the CPU")
+def test_few_pixels_need_no_copy_of_the_luts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the LUTs were repacked")
+
+    monkeypatch.setattr(lut, "_pack", refuse)
+    for size, side in ((2, 64), (9, 64), (33, 180), (256, 300)):
+        image, table = torch.rand(1, 3, side, side, requires_grad=True), torch.rand(1, 3, size, size, size)
+        lut_transform(image, table).sum().backward()
+    images, luts = torch.rand(40, 3, 16, 16), torch.rand(40, 1, 3, 33, 33, 33)  # a LUT of its own for each
+    lut_transform(images, luts)
+    with pytest.raises(AssertionError, match="repacked"):
+        lut_transform(torch.rand(1, 3, 200, 200), torch.rand(1, 3, 33, 33, 33))
 
 
 # ---- goldens of published code ----
