@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
+from fastenh.atomic import replacing
 from fastenh.losses import monotonicity, total_variation
 from fastenh.models import load, save
 from fastenh.models.lut3d import ImageAdaptiveLUT
@@ -505,7 +506,8 @@ def command(
         settings = config(steps=options.steps)
         run(task(settings), settings, options.out, options.resume)
     if options.evaluate:
-        to.write_text(card(load(to.stem), to.with_suffix(".safetensors").stat().st_size))
+        with replacing(to, overwrite=True) as part:
+            part.write_text(card(load(to.stem), to.with_suffix(".safetensors").stat().st_size))
         print(f"wrote {to}")
 
 

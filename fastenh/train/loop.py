@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
-from fastenh.io import replacing
+from fastenh.atomic import make_folder, replacing
 from fastenh.train.config import CONFIG, Settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -132,7 +132,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
 
     writer = None
     if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with replacing(folder / CONFIG, overwrite=True) as part:
             part.write_text(json.dumps(told, indent=1) + "\n")
         writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
@@ -325,8 +325,6 @@ class State:
         content["precision"] = self.fabric.strategy.precision.state_dict()
         with replacing(path, overwrite=True) as part, open(part, "wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
 
     def read(self, path: Path, settings: Settings) -> int:
         """Restores what `path` holds, if it is there, and returns the number of steps done."""
