@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastenh.io import Photo, read_photo, replacing
+from fastenh.atomic import replacing
+from fastenh.io import Photo, read_photo
 from fastenh.io.photos import from_float, straight, to_float
 
 SIDE = 1600  # pixels of each half, at most

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import metrics
+from fastenh.atomic import replacing
 from fastenh.data import Scene, darkened, find_photos, group_of, read_labels
 from fastenh.enhance import FULL_SCALE, Enhancer
-from fastenh.io import PIXEL_SUFFIXES, read_pixels, replacing
+from fastenh.io import PIXEL_SUFFIXES, read_pixels
 from fastenh.losses.semantic import IGNORE
 
 GAMMAS = (1, 2, 6, 10)  # how dark photos are made before a segmentation network looks at them, as in SCL-LLE's paper

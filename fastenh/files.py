@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastenh.atomic import check_free
 from fastenh.compare import write_comparison
 from fastenh.finish import HALO, finish
 from fastenh.io.colour import bands, within
-from fastenh.io.files import check_free
 from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header, format_of
 from fastenh.io.photos import (
     BY_WHOLE,

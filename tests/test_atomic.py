@@ -66,6 +66,37 @@ def test_new_folders_last(tmp_path, calls):
     assert len(calls) == 2
 
 
+def test_every_writer_lasts(tmp_path, calls):
+    """Photos of every way to write them, comparisons, LUTs, models and tables."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from fastenh.compare import write_comparison
+    from fastenh.evaluate import write_ious
+    from fastenh.io import LutFile, read_photo, write_lut, write_photo
+    from fastenh.models import ImageAdaptiveLUT, save
+    from fastenh.models.lut3d import identity_lut
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    photo = read_photo(tmp_path / "a.png")
+    lut = LutFile(identity_lut(4))
+    writers = {f"b.{suffix}": lambda path: write_photo(photo, path) for suffix in ("jpg", "png", "tif", "webp", "exr")}
+    writers |= {
+        "c.tif": lambda path: write_photo(read_photo(tmp_path / "lzw.tif"), path),
+        "d.jpg": lambda path: write_comparison(tmp_path / "a.png", tmp_path / "a.png", path),
+        "e.cube": lambda path: write_lut(lut, path),
+        "f.png": lambda path: write_lut(lut, path),
+        "g.safetensors": lambda path: save(ImageAdaptiveLUT(2, 9, "statistics"), path),
+        "h.csv": lambda path: write_ious({(1, "input"): torch.tensor([0.5])}, path),
+    }
+    for name, write in writers.items():
+        calls.clear()
+        write(tmp_path / name)
+        assert len(calls) == 3 and kept(calls, tmp_path / name), name
+
+
 def test_what_cannot_be_synced_is_not_written(tmp_path, monkeypatch):
     """A full disk may tell so only then."""
     (tmp_path / "a.txt").write_text("old")

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fastenh.io import replacing
+from fastenh.atomic import replacing
 from fastenh.train.config import Settings
 from fastenh.train.loop import Task, run
 

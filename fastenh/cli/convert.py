@@ -72,7 +72,7 @@ def _convert(read: Callable[[Any], Any], output: Path, overwrite: bool, debug: b
         if output.suffix != ".safetensors":
             raise ValueError(f"-o: expected a name that ends in .safetensors, got {output}")
         from fastenh import models
-        from fastenh.io import check_free
+        from fastenh.atomic import check_free
 
         check_free(output, overwrite)
         models.save(read(models), output)

@@ -69,7 +69,7 @@ def evaluate(
         return
     with one_line(debug):
         from fastenh import backends, evaluate, metrics
-        from fastenh.io import check_free
+        from fastenh.atomic import check_free, make_folder
 
         if csv:
             for path in (csv, evaluate.groups_csv(csv)):
@@ -83,7 +83,7 @@ def evaluate(
         backends.check_chosen()
         enhancer = fastenh.Enhancer(model, device)
         if csv:
-            csv.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(csv.parent)
     for note in notes:
         say(note, err=True)
 
@@ -139,8 +139,8 @@ def _evaluate_segmentation(
 ) -> None:
     with one_line(debug):
         from fastenh import backends, evaluate
+        from fastenh.atomic import check_free, make_folder
         from fastenh.data import cityscapes
-        from fastenh.io import check_free
         from fastenh.models.segmentation import Segmentation
 
         _need_torchmetrics()
@@ -151,7 +151,7 @@ def _evaluate_segmentation(
         enhancer = fastenh.Enhancer(model, device)
         recognition = evaluate.Recognition(enhancer, Segmentation(weights, arch, encoder).to(enhancer.device))
         if csv:
-            csv.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(csv.parent)
 
     from rich import box
     from rich.console import Console

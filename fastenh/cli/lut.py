@@ -138,7 +138,8 @@ def lut_bake(
         if basis == (photo is not None):
             raise ValueError(f"expected --photo PHOTO or --basis, got {'both' if basis else 'neither'}")
         from fastenh import models
-        from fastenh.io import LutFile, check_free
+        from fastenh.atomic import check_free
+        from fastenh.io import LutFile
         from fastenh.io.luts import bake, sample
 
         module: Any = models.load(model)
@@ -179,7 +180,7 @@ def lut_convert(
     A Hald CLUT becomes one of level 8 (64 vertices) where the LUT is not of a size that it can have.
     """
     with one_line(debug):
-        from fastenh.io import check_free
+        from fastenh.atomic import check_free
         from fastenh.io.luts import UNIT, domain_in_words, sample
 
         check_free(output, overwrite)
@@ -204,9 +205,10 @@ def _read(path: Path) -> LutFile:
 
 
 def _write(look: LutFile, path: Path, overwrite: bool) -> None:
+    from fastenh.atomic import make_folder
     from fastenh.io import write_lut
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_lut(look, path, overwrite)
     if _is_hald(path) and look.table is not None:
         low, high = look.table.min().item(), look.table.max().item()

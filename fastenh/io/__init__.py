@@ -5,7 +5,6 @@ Pillow and others as a whole (`whole`); `metadata` carries EXIF, XMP, IPTC and r
 between a file's colours and sRGB. Data sets are read as bare pixels; LUT files become modules (`luts`).
 """
 
-from fastenh.io.files import check_free, replacing
 from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header
 from fastenh.io.luts import LutFile, read_lut, write_lut
 from fastenh.io.photos import Photo, read_photo, write_photo
@@ -18,12 +17,10 @@ __all__ = [
     "Header",
     "LutFile",
     "Photo",
-    "check_free",
     "read_lut",
     "read_photo",
     "read_pixels",
     "read_size",
-    "replacing",
     "write_lut",
     "write_photo",
 ]

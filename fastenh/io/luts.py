@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.io.files import replacing
+from fastenh.atomic import replacing
 from fastenh.io.pixels import read_pixels, read_size
 from fastenh.models.lut3d import identity_lut
 from fastenh.ops.op import check_image, from_float, to_float

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastenh.atomic import replacing
 from fastenh.io import whole
-from fastenh.io.files import replacing
 from fastenh.io.header import (
     HEIC,
     JPEG,

@@ -24,7 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import fastenh
-from fastenh.io.files import replacing
+from fastenh.atomic import replacing
 from fastenh.models.adaint import AdaInt
 from fastenh.models.csrnet import CSRNet
 from fastenh.models.lam import LocalContextLUT

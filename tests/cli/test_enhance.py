@@ -365,7 +365,7 @@ def test_a_run_that_is_terminated_leaves_no_half_file(photos, weights, tmp_path)
 import signal
 from fastenh import files
 from fastenh.cli import app
-from fastenh.io.files import replacing
+from fastenh.atomic import replacing
 def half(enhancer, source, target, options, overwrite):
     with replacing(target, overwrite) as part:
         part.write_bytes(b"half")

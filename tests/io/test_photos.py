@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
 
-from fastenh.io import Header, Photo, deflate, read_photo, read_pixels, replacing, write_photo
+from fastenh.atomic import replacing
+from fastenh.io import Header, Photo, deflate, read_photo, read_pixels, write_photo
 from fastenh.io.colour import undated
 from fastenh.io.metadata import Metadata
 from fastenh.io.photos import row_writer, stored_as
