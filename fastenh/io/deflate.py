@@ -4,6 +4,7 @@ small. What other programs make of them is the same."""
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ class ZipTiffWriter:
             for top in range(0, len(rows), self._tall):
                 strip = np.array(rows[top : top + self._tall], order="C")
                 strip[:, 1:] -= rows[top : top + self._tall, :-1]  # of each number how it differs from that to its left
-                data = isal_zlib.compress(strip, LEVEL)
+                data = _deflated(strip)
                 self._offsets.append(file.tell())
                 self._sizes.append(file.write(data))
                 file.write(bytes(len(data) % 2))  # what a TIFF points to begins at an even place
@@ -112,3 +113,10 @@ class ZipTiffWriter:
             file.write(metadata.written({**tags, **metadata.tiff_tags(header.metadata)}, end, self._big))
             file.seek(8 if self._big else 4)
             file.write(struct.pack("<" + letter, end))
+
+
+def _deflated(strip: np.ndarray) -> bytes:
+    """As ISA-L deflates it, or stored where that would be larger. ISA-L expands noise beyond zlib's `compressBound`, and
+    readers such as OpenImageIO make room for no more than that."""
+    data = isal_zlib.compress(strip, LEVEL)
+    return data if len(data) < strip.nbytes else zlib.compress(strip.tobytes(), 0)

@@ -992,6 +992,30 @@ def test_a_tiff_of_more_than_4_gigabytes_has_longer_offsets(tmp_path, monkeypatc
     assert np.array_equal(photo.pixels, np.asarray(smooth())) and photo.header.metadata.icc == b"a profile"
 
 
+@pytest.mark.parametrize(("dtype", "sigma"), [("uint8", 60), ("uint16", 12_000)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_noise_is_read_back(tmp_path, dtype, sigma, channels):
+    """Readers make room for what zlib's deflate needs at most, its `compressBound`."""
+    tifffile = pytest.importorskip("tifffile")
+    full = np.iinfo(dtype).max
+    pixels = RNG.normal(full / 2, sigma, (500, 400, channels)).clip(0, full).astype(dtype)
+    for name in ("a.tif", "a.png"):
+        write_photo(photo_of(pixels), tmp_path / name)
+        assert np.array_equal(read_photo(tmp_path / name).pixels, pixels)
+    decoded = tifffile.imread(tmp_path / "a.tif"), imagecodecs.png_decode((tmp_path / "a.png").read_bytes())
+    assert all(np.array_equal(one.reshape(pixels.shape), pixels) for one in decoded)
+    if dtype == "uint8":
+        opened = [np.asarray(Image.open(tmp_path / name)) for name in ("a.tif", "a.png")]
+        assert all(np.array_equal(one.reshape(pixels.shape), pixels) for one in opened)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        page = file.pages[0]
+        rows, counts = page.rowsperstrip, page.databytecounts
+        row = pixels[0].nbytes
+        for n, count in enumerate(counts):
+            size = min(rows, len(pixels) - n * rows) * row
+            assert count <= size + (size >> 12) + (size >> 14) + (size >> 25) + 13
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_deflated_files_are_as_small_as_others(tmp_path, bits):
     """Against libtiff at its usual level and libpng at its first: a photo with noise, within 3 %."""
