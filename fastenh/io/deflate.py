@@ -116,7 +116,7 @@ class ZipTiffWriter:
 
 
 def _deflated(strip: np.ndarray) -> bytes:
-    """As ISA-L deflates it, or stored where that would be larger. ISA-L expands noise beyond zlib's `compressBound`, and
-    readers such as OpenImageIO make room for no more than that."""
+    """As ISA-L deflates it, or stored where that would be larger: ISA-L expands noise beyond zlib's `compressBound`,
+    and readers such as OpenImageIO make room for no more than that."""
     data = isal_zlib.compress(strip, LEVEL)
     return data if len(data) < strip.nbytes else zlib.compress(strip.tobytes(), 0)
