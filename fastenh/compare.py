@@ -22,7 +22,7 @@ def write_comparison(before: Path, after: Path, picture: Path, overwrite: bool =
     canvas = Image.new("RGB", (2 * left.width + gap, left.height), "white")
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width + gap, 0))
-    with replacing(picture, overwrite) as part:
+    with replacing(picture, overwrite, like=before) as part:
         canvas.save(part, "JPEG", quality=95, subsampling=0)
 
 

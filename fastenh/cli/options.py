@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fastenh.memory import is_out_of_memory
+
 Model = Annotated[
     str,
     typer.Option(
@@ -51,6 +53,8 @@ def one_line(debug: bool) -> Iterator[None]:
 
 
 def message(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "out of memory"
     if isinstance(error, OSError) and error.errno:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     known = isinstance(error, (ValueError, OSError, FloatingPointError)) and str(error)

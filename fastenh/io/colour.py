@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastenh import backends
+from fastenh.memory import is_out_of_memory
 from fastenh.ops import op
 
 LEVELS = 65536  # a curve has an entry for each value of 16 bits
@@ -159,7 +160,9 @@ def from_profile(icc: bytes, colours: int) -> ColourSpace:
             return ColourSpace(colours)
     except ModuleNotFoundError:
         raise
-    except Exception:  # imagecodecs has one kind of error of its own for each way in which a profile is wrong
+    except Exception as error:  # imagecodecs has one kind of error of its own for each way in which a profile is wrong
+        if is_out_of_memory(error):
+            raise
         return ColourSpace(colours)
 
     matrix = light[:, :, -1]

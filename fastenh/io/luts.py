@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.atomic import replacing
+from fastenh.io.complete import is_complete
 from fastenh.io.pixels import read_pixels, read_size
 from fastenh.models.lut3d import identity_lut
 from fastenh.ops.op import check_image, from_float, to_float
@@ -481,7 +482,7 @@ def _write_png(pixels: np.ndarray, part: Path, path: Path) -> None:
     file = oiio.ImageOutput.create(str(part))
     if not (file and file.open(str(part), spec) and file.write_image(pixels) and file.close()):
         raise OSError(f"{path}: not written ({' '.join((file.geterror() if file else oiio.geterror()).split())})")
-    if not part.read_bytes().endswith(b"IEND\xaeB`\x82"):  # a full disk goes unnoticed there
+    if not is_complete(part):  # a full disk goes unnoticed there
         raise OSError(f"{path}: written only in part; is there room on the disk?")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastenh.atomic import replacing
 from fastenh.io import whole
+from fastenh.io.complete import is_complete
 from fastenh.io.header import (
     HEIC,
     JPEG,
@@ -37,6 +38,7 @@ from fastenh.io.header import (
     check_name,
     format_of,
 )
+from fastenh.memory import is_out_of_memory
 from fastenh.ops import op
 
 if TYPE_CHECKING:
@@ -87,13 +89,17 @@ def all_rows(rows: Rows) -> Photo:
 
 
 def write_photo(
-    photo: Photo, path: str | os.PathLike[str], quality: int | None = None, overwrite: bool = False
+    photo: Photo,
+    path: str | os.PathLike[str],
+    quality: int | None = None,
+    overwrite: bool = False,
+    like: Path | None = None,
 ) -> None:
     """Write a photo in the format that the suffix of `path` names, whole or not at all.
 
     `quality`, 1 to 100, is that of JPEG, WebP and HEIC; without it a JPEG keeps its own tables, and what was none has
     95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and sRGB's curve
-    where the photo was linear light, or the reverse.
+    where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
     Raises ValueError where the format is another or cannot hold the photo, FileExistsError where the file is there and
     `overwrite` is false, OSError where it cannot be written.
@@ -108,10 +114,10 @@ def write_photo(
             encoded = whole.encode(header, pixels, quality)  # in memory: then only the write itself wants for space
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        with replacing(path, overwrite) as part:
+        with replacing(path, overwrite, like) as part:
             part.write_bytes(encoded)
     else:
-        with row_writer(path, header, overwrite) as writer:
+        with row_writer(path, header, overwrite, like) as writer:
             writer.write(pixels)
 
 
@@ -133,19 +139,26 @@ def stored_as(header: Header, path: Path) -> Header:
 
 
 @contextlib.contextmanager
-def row_writer(path: Path, header: Header, overwrite: bool = False) -> Iterator[PngWriter | ZipTiffWriter | RowWriter]:
-    """A writer of rows, whose file is there, whole, once the block has ended without an error."""
+def row_writer(
+    path: Path, header: Header, overwrite: bool = False, like: Path | None = None
+) -> Iterator[PngWriter | ZipTiffWriter | RowWriter]:
+    """A writer of rows, whose file is there, whole, once the block has ended without an error, with the permissions of
+    `like` where it is new."""
     from fastenh.io.deflate import PngWriter, ZipTiffWriter
     from fastenh.io.rows import RowWriter, WriteError
 
     zipped = header.format == TIFF and header.dtype.kind == "u" and header.storage.get("compression", "zip") == "zip"
     kind = PngWriter if header.format == PNG else ZipTiffWriter if zipped else RowWriter
-    with replacing(path, overwrite) as part:
+    with replacing(path, overwrite, like) as part:
         try:
             writer = kind(part, header)
             yield writer
             writer.close()
+            if not is_complete(part):  # a library may not tell of a full disk
+                raise WriteError("there is only a part of it; is there room on the disk?")
         except (OSError, WriteError) as error:
+            if is_out_of_memory(error):
+                raise MemoryError(f"{path}: out of memory") from None
             if isinstance(error, OSError) and error.errno:
                 raise
             raise OSError(f"{path}: could not be written ({str(error).replace(str(part), path.name)})") from None

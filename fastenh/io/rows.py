@@ -12,6 +12,7 @@ import OpenImageIO as oiio
 from fastenh.io import metadata
 from fastenh.io.header import EXR, PNG, TIFF, Header
 from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
+from fastenh.memory import is_out_of_memory
 
 DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "float32"}
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO calls them
@@ -95,7 +96,9 @@ class Rows:
             raise self._damaged(problem)
         return rows
 
-    def _damaged(self, problem: str) -> ValueError:
+    def _damaged(self, problem: str) -> Exception:
+        if is_out_of_memory(problem):
+            return MemoryError(f"{self.path}: out of memory")
         return ValueError(f"{self.path}: expected a whole {self._format}, got a damaged one ({_first_line(problem)})")
 
     @property

@@ -6,9 +6,11 @@ quantisation tables as they are; OpenImageIO writes EXIF and XMP anew, without m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +22,7 @@ from fastenh.io import metadata
 from fastenh.io.colour import profile_of
 from fastenh.io.header import HEIC, JPEG, MAX_PIXELS, RAW, WEBP, Header
 from fastenh.io.metadata import Metadata
+from fastenh.memory import is_out_of_memory
 
 QUALITY = 95  # where a photo comes from a format that has none
 PACKAGES = {HEIC: "pillow-heif", RAW: "rawpy"}
@@ -28,17 +31,18 @@ XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp
 
 
 def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
-    """Header and pixels, as they are stored. ValueError where the file is damaged or holds something else."""
+    """Header and pixels, as they are stored. ValueError where the file is damaged or holds something else, MemoryError
+    where there is not enough for it."""
     try:
         return {JPEG: _read_jpeg, WEBP: _read_webp, HEIC: _read_heic, RAW: _read_raw}[format](path)
-    except MemoryError:
-        raise
     except ModuleNotFoundError as error:
         need = f"expected the package {error.name} to read {format}, got none: pip install {PACKAGES[format]}"
         raise ValueError(f"{path}: {need}") from None
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # decoders meet a damaged file with a dozen kinds of exception
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory") from error
         reason = error.args[0] if error.args else ""
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)  # LibRaw speaks in bytes
         first = (text.splitlines() or ["unknown"])[0]
@@ -48,6 +52,16 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
 def encode(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     """The file, in memory. Without `quality` a JPEG keeps the quantisation tables and subsampling that it came with."""
     return {JPEG: _jpeg, WEBP: _webp, HEIC: _heic}[header.format](header, pixels, quality)
+
+
+@contextlib.contextmanager
+def _coding(width: int, height: int) -> Iterator[None]:
+    """Some codecs say of too little memory what they say of a damaged file: then ask for what they need at most."""
+    try:
+        yield
+    except Exception:
+        np.empty((height, width, 8), np.uint8)  # or MemoryError
+        raise
 
 
 class _Refused(Exception):
@@ -100,7 +114,8 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
         image = JpegImagePlugin.JpegImageFile(file)  # not Image.open, which has one limit on pixels for the process
         _check(image)
         exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
-        image.load()
+        with _coding(*image.size):
+            image.load()
     extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
     xmp, extended = _joined_xmp(image.info.get("xmp", b""), extended)
     blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
@@ -189,7 +204,8 @@ def _saved(image: Image.Image, format: str, how: dict[str, Any], about: Metadata
     if about.dpi:
         how["dpi"] = about.dpi
     out = io.BytesIO()
-    image.save(out, format, **how)
+    with _coding(*image.size):
+        image.save(out, format, **how)
     return out.getvalue()
 
 
@@ -207,7 +223,8 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 
 def _read_webp(path: Path) -> tuple[Header, np.ndarray]:
     data = path.read_bytes()
-    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+    with _coding(*_webp_size(data)):
+        image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
     _check(image)
     if getattr(image, "is_animated", False):
         raise _Refused("expected one picture, got an animation")
@@ -217,6 +234,18 @@ def _read_webp(path: Path) -> tuple[Header, np.ndarray]:
     pixels = np.array(image)
     lossless = data[12:16] == b"VP8L" or (data[12:16] == b"VP8X" and _chunk(data, b"VP8L"))
     return _header(WEBP, pixels, metadata.exif_orientation(exif), about, {"lossless": lossless}), pixels
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height, as any of its three kinds of header has them; 0, 0 where it has none."""
+    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+    width, height = struct.unpack("<HH", head[6:10]) if kind == b"VP8 " else (0, 0)
+    return width % 2**14, height % 2**14
 
 
 def _chunk(data: bytes, kind: bytes) -> bool:
@@ -255,7 +284,8 @@ def _read_heic(path: Path) -> tuple[Header, np.ndarray]:
             icc = metadata.coded_profile(*codes, 1 if image.mode.startswith("L") else 3)
         except ValueError as error:
             raise _Refused(error) from None
-    pixels = np.array(image).reshape(image.size[1], image.size[0], -1)
+    with _coding(*image.size):
+        pixels = np.array(image).reshape(image.size[1], image.size[0], -1)
     exif = (info.get("exif") or b"").removeprefix(EXIF)
     about = Metadata(icc, exif, info.get("xmp") or b"")
     storage = {"chroma": info.get("chroma"), "codes": codes if nclx else (1, 13)}

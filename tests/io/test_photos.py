@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from fastenh.atomic import replacing
 from fastenh.io import Header, Photo, deflate, read_photo, read_pixels, write_photo
-from fastenh.io.colour import undated
+from fastenh.io.colour import from_profile, undated
 from fastenh.io.metadata import Metadata
 from fastenh.io.photos import row_writer, stored_as
 
@@ -865,6 +865,81 @@ def test_pixels_have_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("fastenh.io.photos.MAX_PIXELS", 12 * 20 - 1)
     with pytest.raises(ValueError, match="megapixels, got 20×12"):
         read_pixels(tmp_path / "a.png")
+
+
+# ---- too little memory is no damage
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "said"),
+    [
+        ("a.jpg", "PIL.JpegImagePlugin.JpegImageFile.load", MemoryError()),
+        ("a.jpg", "PIL.JpegImagePlugin.JpegImageFile.load", OSError("out of memory when reading image file")),
+        ("a.webp", "PIL.WebPImagePlugin.WebPImageFile.load", MemoryError()),
+        ("a.heic", "pillow_heif.open_heif", RuntimeError("Memory allocation error: Allocating 36000015 bytes failed")),
+        ("a.dng", "rawpy.imread", Exception(b"Unsufficient memory")),
+        ("a.png", "fastenh.io.rows.oiio.geterror", "libpng: Insufficient memory"),
+        ("a.tif", "fastenh.io.rows.oiio.geterror", "TIFFFillStrip: Out of memory"),
+    ],
+)
+def test_what_decoders_say_of_memory(tmp_path, monkeypatch, name, decoder, said):
+    pytest.importorskip(decoder.partition(".")[0])
+    starts = {"a.heic": b"\0\0\0\x18ftypheic", "a.dng": b"II*\0", "a.png": b"\x89PNG\r\n\x1a\n", "a.tif": b"II*\0"}
+    if name in starts:
+        (tmp_path / name).write_bytes(starts[name] + bytes(40))
+    else:
+        write_photo(photo_of(smooth()), tmp_path / name)
+
+    def fail(*_, **__):
+        if isinstance(said, str):
+            return said
+        raise said
+
+    monkeypatch.setattr(decoder, fail)
+    with pytest.raises(MemoryError, match=f"{name}: out of memory"):
+        read_photo(tmp_path / name)
+    monkeypatch.undo()
+    oiio.geterror()  # or it is printed when the tests end
+
+
+@pytest.mark.parametrize("name", ["progressive.jpg", "a.webp", "lossless.webp", "alpha.webp", "a.heic"])
+def test_decoders_that_do_not_say_which_it_was(tmp_path, monkeypatch, name):
+    """A damaged file is one, unless what its pixels need cannot be had."""
+    if name == "a.heic":
+        pytest.importorskip("pillow_heif")
+    pixels = RNG.integers(0, 256, (40, 70, 4 if name == "alpha.webp" else 3), np.uint8)
+    if name == "a.heic":
+        write_photo(photo_of(pixels), tmp_path / name)
+    else:
+        Image.fromarray(pixels).save(tmp_path / name, progressive=True, lossless="lossless" in name)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=f"{name}: expected a whole"):
+        read_photo(tmp_path / name)
+    asked = []
+
+    def empty(shape, *arguments, **keywords):
+        asked.append(shape)
+        raise MemoryError
+
+    monkeypatch.setattr("fastenh.io.whole.np.empty", empty)
+    with pytest.raises(MemoryError, match=f"{name}: out of memory"):
+        read_photo(tmp_path / name)
+    assert asked == [(40, 70, 8)]
+
+
+def test_a_profile_is_no_worse_for_little_memory(monkeypatch):
+    """Or its colours would be taken for sRGB's, from then on."""
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    icc = imagecodecs.cms_profile("rgb", whitepoint=(0.31, 0.33), primaries=(0.7, 0.3, 0.2, 0.7, 0.14, 0.05), gamma=2.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("imagecodecs.cms_transform", fail)
+        with pytest.raises(MemoryError):
+            from_profile(icc, 3)
+    assert not from_profile(icc, 3).is_srgb
 
 
 # ---- writing, whole or not at all
