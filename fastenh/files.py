@@ -12,6 +12,8 @@ than c; and where the model changes nothing, neither does the way there and back
 from __future__ import annotations
 
 import os
+import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastenh.atomic import check_free
+from fastenh.atomic import check_free, make_folder
 from fastenh.compare import write_comparison
 from fastenh.finish import HALO, finish
 from fastenh.io.colour import bands, within
+from fastenh.io.complete import is_complete
 from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header, format_of
 from fastenh.io.photos import (
     BY_WHOLE,
@@ -71,11 +74,13 @@ class Options:
 
 
 class Job(NamedTuple):
-    """One photo to do: where it is, where the result goes, and the before/after picture if one is wanted."""
+    """One photo to do: where it is, where the result goes, and the before/after picture if one is wanted. A subfolder
+    that cannot be listed is a job that has failed, with its `error`."""
 
     photo: Path
     target: Path
     comparison: Path | None = None
+    error: OSError | None = None
 
     @property
     def outputs(self) -> list[Path]:
@@ -83,23 +88,28 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a job: an error, or nothing to say, or that the result had been there already."""
+    """What became of a job: an error, or nothing to say, or that the result had been there already.
+
+    The error has no traceback of its own, which would keep pixels and open files: `traceback` is that as text."""
 
     job: Job
     error: Exception | None = None
     skipped: bool = False
+    traceback: str = ""
 
 
 # ---- which files
 
 
-def find(folder: Path, recursive: bool = False) -> list[Path]:
-    """The photos in a folder, by their names, in order; those below it too if `recursive`. Hidden ones are left out."""
-    found = []
-    for here, folders, names in os.walk(folder):
+def find(folder: Path, recursive: bool = False) -> tuple[list[Path], list[OSError]]:
+    """The photos in a folder, by their names, in order; those below it too if `recursive`. Hidden ones are left out.
+    And an error for each folder that cannot be listed."""
+    found: list[Path] = []
+    errors: list[OSError] = []
+    for here, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         found += [Path(here, name) for name in sorted(names) if not name.startswith(".") and is_photo(Path(name))]
-    return found
+    return found, errors
 
 
 def is_photo(path: Path) -> bool:
@@ -117,18 +127,19 @@ def plan(
     """Which photo goes where; [] for a folder without photos. ValueError where it cannot be told.
 
     `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file, which must
-    not be there, or FileExistsError is raised, unless `overwrite` is true. Without it a folder's photos go to
-    `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their names. In other folders
-    names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each. Of a folder, what is
-    there as the result of another photo in it is no photo to do.
+    not be there, or FileExistsError is raised, unless `overwrite` is true or it was cut short. Without it a folder's
+    photos go to `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their names. In
+    other folders names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each: of
+    a.jpg a_compare.jpg, or where that would be another's too (a.jpg and a.cr2) a.jpg_compare.jpg. Of a folder, what is
+    there as the result of another photo in it is no photo to do. Links count as the files that they point to.
     """
-    folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
+    folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
     for path in [] if folder else inputs:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ValueError(f"expected files, or one folder alone, got the folder {path} among others")
     if suffix is not None and (not suffix or "/" in suffix):
         raise ValueError(f"suffix: expected a few letters to add to names, got {suffix!r}")
-    photos = find(folder, recursive) if folder else inputs
+    photos, errors = find(folder, recursive) if folder else (inputs, [])
     into: Path | None = None  # the folder to write to; None is beside each photo
     only: Path | None = None  # the one file to write
     if output is None:
@@ -141,10 +152,10 @@ def plan(
         raise ValueError(f"-o: expected a folder or a name that ends in {', '.join(SUFFIXES)}, got {output}")
     else:
         only = Path(output)
-        check_free(only, overwrite)
+        check_free(only, overwrite or not is_done(only))
 
-    if folder and into and into.resolve() != folder.resolve():  # what an earlier run wrote there is no photo to do
-        photos = [photo for photo in photos if not photo.resolve().is_relative_to(into.resolve())]
+    if folder and into and _real(into) != _real(folder):  # what an earlier run wrote there is no photo to do
+        photos = [photo for photo in photos if not _real(photo).is_relative_to(_real(into))]
     jobs = []
     for photo in photos:
         target = only
@@ -153,25 +164,57 @@ def plan(
             target = place / photo.name
             if photo.suffix.lower() in RAW_SUFFIXES:
                 target = target.with_suffix(".tif")
-            if suffix or target.resolve() == photo.resolve():
+            if suffix or _real(target) == _real(photo):
                 target = target.with_stem(target.stem + (suffix or "_enhanced"))
         comparison = target.with_name(f"{target.stem.removesuffix('_enhanced')}_compare.jpg")
         jobs.append(Job(photo, target, comparison if compare else None))
 
-    if folder:
-        results = {path.resolve() for job in jobs for path in job.outputs if path != job.photo}
-        jobs = [job for job in jobs if job.photo.resolve() not in results]
-    given = {job.photo.resolve() for job in jobs}
+    jobs = _without_results(jobs) if folder else jobs
+    if compare:
+        shared = Counter(job.comparison for job in jobs)
+        jobs = [
+            job._replace(comparison=job.target.with_name(f"{job.photo.name}_compare.jpg"))
+            if shared[job.comparison] > 1
+            else job
+            for job in jobs
+        ]
+        jobs = _without_results(jobs) if folder else jobs  # those of the new names
+    given = {_real(job.photo) for job in jobs}
     writers: dict[Path, Path] = {}
     for job in jobs:
         for path in job.outputs:
-            other = writers.setdefault(path.resolve(), job.photo)
+            other = writers.setdefault(_real(path), job.photo)
             if other is not job.photo:
                 raise ValueError(f"{path}: expected one photo to be written there, got {other} and {job.photo}")
-            in_place = path is job.target and path.resolve() == job.photo.resolve()  # as asked for, with overwrite
-            if path.resolve() in given and not in_place:
+            in_place = path is job.target and _real(path) == _real(job.photo)  # as asked for, with overwrite
+            if in_place and compare:
+                raise ValueError(f"{path}: expected an output beside the photo to compare it with, got the photo")
+            if _real(path) in given and not in_place:
                 raise ValueError(f"{path}: expected outputs apart from the photos given, got one of them")
-    return jobs
+    return jobs + [Job(Path(error.filename), Path(error.filename), error=error) for error in errors]
+
+
+def is_done(path: Path) -> bool:
+    """Whether an output is there, as a whole: one that is empty or cut short, as after a power cut, is still to do.
+
+    FileExistsError where something else is there, which is not ours to replace; OSError where no file can be."""
+    check_free(path, overwrite=True)
+    if not path.exists():
+        return False
+    try:
+        return is_complete(path)
+    except ValueError:
+        raise FileExistsError(f"{path}: already there, as no photo, and overwrite was not asked for") from None
+
+
+def _real(path: Path) -> Path:
+    """Without links; `Path.resolve` fails for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def _without_results(jobs: list[Job]) -> list[Job]:
+    results = {_real(path) for job in jobs for path in job.outputs if path != job.photo}
+    return [job for job in jobs if _real(job.photo) not in results]
 
 
 # ---- what is done with them
@@ -180,28 +223,39 @@ def plan(
 def retouch_files(
     enhancer: Enhancer, jobs: Iterable[Job], options: Options, *, workers: int = 1, overwrite: bool = False
 ) -> Iterator[Done]:
-    """Does the jobs, `workers` at a time, and tells of each, in order. Those whose results are there are passed over,
-    unless `overwrite` is true, so that a run that was ended goes on.
+    """Does the jobs, `workers` at a time, and tells of each, in order. Those whose results are there (`is_done`) are
+    passed over, unless `overwrite` is true, so that a run that was ended goes on.
 
-    Every photo is tried: an error of one is told of and does not end the run.
+    Every photo is tried: an error of one is told of and does not end the run. Several runs may share the work.
     """
 
     def do(job: Job) -> Done:
-        missing = [path for path in job.outputs if overwrite or not path.is_file()]
         try:
-            if job.target in missing:
-                for path in job.outputs:
-                    check_free(path, overwrite)
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    retouch_file(enhancer, job.photo, job.target, options, overwrite)
-                except FileExistsError:  # another run was faster
-                    return Done(job, skipped=True)
-            if job.comparison and job.comparison in missing:
-                write_comparison(job.photo, job.target, job.comparison, overwrite)
+            if job.error:
+                raise job.error
+            return Done(job, skipped=not write(job))
         except Exception as error:
-            return Done(job, error)
-        return Done(job, skipped=not missing)
+            text = "".join(traceback.format_exception(error))
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            return Done(job, error, traceback=text)
+
+    def write(job: Job) -> bool:
+        """Whether anything was left to write."""
+        wrote = False
+        for path in [path for path in job.outputs if overwrite or not is_done(path)]:
+            replace = overwrite or path.exists()  # cut short
+            try:
+                if path == job.target:
+                    make_folder(path.parent)
+                    retouch_file(enhancer, job.photo, path, options, replace)
+                else:
+                    write_comparison(job.photo, job.target, path, replace)
+                wrote = True
+            except FileExistsError:
+                if not is_done(path):
+                    raise
+                # Another run was faster.
+        return wrote
 
     if workers == 1:
         yield from map(do, jobs)
@@ -214,7 +268,7 @@ def retouch_files(
 
 
 def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Options, overwrite: bool = False) -> None:
-    """Retouches one file into another, whole or not at all.
+    """Retouches one file into another, whole or not at all. A new file gets the photo's permissions.
 
     A PNG, TIFF or OpenEXR of more than 2²⁶ pixels goes by strips where the model maps colours alike all over the
     picture (`pointwise`), and then takes a few hundred megabytes whatever its size, and what a TIFF stores as one piece
@@ -234,7 +288,7 @@ def retouch_file(enhancer: Enhancer, source: Path, target: Path, options: Option
             return _retouch_by_strips(enhancer, rows, target, new, options, overwrite)
         photo = all_rows(rows)
     header = stored_as(photo.header, target)
-    write_photo(retouch_photo(enhancer, photo, options, header), target, options.quality, overwrite)
+    write_photo(retouch_photo(enhancer, photo, options, header), target, options.quality, overwrite, like=source)
 
 
 @torch.inference_mode()
@@ -273,7 +327,7 @@ def _retouch_by_strips(
     look = enhancer._look(image.to(enhancer.device))
 
     margin = HALO if options.denoise else 0  # rows around a strip that smoothing looks at
-    with row_writer(target, new, overwrite) as writer:
+    with row_writer(target, new, overwrite, like=rows.path) as writer:
         for top in tops:
             first, last = max(top - margin, 0), min(top + tall + margin, height)
             strip = rows.read(first, last)

@@ -1,13 +1,18 @@
 """Photo files through a model: colours, depth, alpha and metadata come back right, whatever the file and its size."""
 
+import errno
 import importlib
 import io
+import os
 import shutil
 import stat
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 
 import imagecodecs
 import numpy as np
@@ -20,7 +25,7 @@ from torch import nn
 
 from fastenh import files
 from fastenh.enhance import Enhancer
-from fastenh.files import Job, Options, plan, retouch_file, retouch_files, retouch_photo
+from fastenh.files import Done, Job, Options, plan, retouch_file, retouch_files, retouch_photo
 from fastenh.io import Header, Photo, read_photo, write_photo
 from fastenh.io.colour import decode, encode
 from fastenh.io.metadata import Metadata
@@ -503,6 +508,50 @@ def test_watch_takes_a_file_once_it_is_whole(tmp_path, monkeypatch, capsys):
     assert output.err.count("c.png") == 1  # it is tried once
 
 
+def test_watch_goes_on_after_names_links_and_folders_that_fail(tmp_path, monkeypatch, capsys):
+    """Each is said once. A file lies where one subfolder of results would be; another cannot be listed."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    long = "x" * 245 + ".png"
+    saved(folder, long, "z.png")
+    saved(folder / "deeper", "d.png")
+    (folder / "locked").mkdir()
+    (folder / "l.png").symlink_to("l.png")
+    out.mkdir()
+    (out / "deeper").touch()
+
+    def scandir(place, real=os.scandir):
+        if str(place).endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return real(place)
+
+    seconds = []
+
+    def second(_):
+        seconds.append(1)
+        if len(seconds) == 5:
+            raise KeyboardInterrupt
+
+    command = importlib.import_module("fastenh.cli.enhance")
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(command.time, "sleep", second)
+    enhancer = Enhancer(Curve(), "cpu")
+    command._watch(
+        folder,
+        lambda: plan([folder], str(out), "_retouched", recursive=True),
+        lambda jobs: retouch_files(enhancer, jobs, Options()),
+    )
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1:] == [f"Wrote {out / 'z_retouched.png'}", "Ended"]
+    failed = {line.split(": ")[1]: line.split(": ")[-1] for line in output.err.splitlines()}
+    assert len(failed) == len(output.err.splitlines()) == 4
+    assert failed == {
+        str(folder / "l.png"): os.strerror(errno.ELOOP),
+        str(folder / long): os.strerror(errno.ENAMETOOLONG),
+        str(folder / "deeper" / "d.png"): os.strerror(errno.ENOTDIR),
+        str(folder / "locked"): os.strerror(errno.EACCES),
+    }
+
+
 def test_watch_waits_where_two_photos_would_have_one_result_and_ends_with_its_folder(tmp_path, monkeypatch, capsys):
     watched = tmp_path / "watched"
     watched.mkdir()
@@ -531,6 +580,132 @@ def test_an_overwritten_file_keeps_its_permissions(tmp_path):
     (tmp_path / "a.png").chmod(0o600)
     retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "a.png", tmp_path / "a.png", Options(), overwrite=True)
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.exr"])
+def test_a_new_file_is_as_private_as_its_photo(tmp_path, name, mode):
+    photo, target = tmp_path / "a.png", tmp_path / "out" / name
+    Image.fromarray(numbers(9, 11, 3, "uint8")).save(photo)
+    photo.chmod(mode)
+    job = Job(photo, target, target.with_name("a_compare.jpg"))
+    (done,) = retouch_files(Enhancer(Curve(), "cpu"), [job], Options())
+    assert not done.error and [stat.S_IMODE(path.stat().st_mode) for path in job.outputs] == [mode, mode]
+
+
+# ---- runs that were ended, runs at the same time, photos that fail
+
+
+def saved(folder: Path, *names: str) -> list[Path]:
+    """Photos of some formats."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        write_photo(photo_of(numbers(19, 31, 3, "uint8")), folder / name)
+    return [folder / name for name in names]
+
+
+@pytest.mark.parametrize("left", [0, 0.3, 0.95, "zeros"])
+def test_outputs_that_a_power_cut_left_are_done_again(tmp_path, left):
+    photos = saved(tmp_path / "in", "a.jpg", "b.png", "c.tif", "d.webp", "e.exr")
+    enhancer, jobs = Enhancer(Curve(), "cpu"), plan(photos, f"{tmp_path}/out/", compare=True)
+    assert not any(done.error or done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    outputs = {path: path.read_bytes() for job in jobs for path in job.outputs}
+    for path, data in outputs.items():
+        path.write_bytes(bytes(len(data)) if left == "zeros" else data[: round(left * len(data))])
+    assert not any(done.error or done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    assert {path: path.read_bytes() for path in outputs} == outputs
+    assert all(done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    (only,) = plan(photos[:1], str(tmp_path / "only.jpg"))  # as is the one file that is named
+    only.target.write_bytes(outputs[jobs[0].target][:100])
+    assert plan(photos[:1], str(only.target)) == [only]
+    assert not next(retouch_files(enhancer, [only], Options())).error and read_photo(only.target)
+
+
+def test_two_runs_share_the_work(tmp_path):
+    """Each does all photos, with comparisons, at the same time as the other."""
+    photos = saved(tmp_path / "in", *(f"{suffix}{n}.{suffix}" for n in range(4) for suffix in ("jpg", "png", "tif")))
+    jobs = plan(photos, f"{tmp_path}/out/", compare=True)
+    barrier = Barrier(2, timeout=60)
+
+    class Slow(Curve):
+        def forward(self, image):
+            barrier.wait()  # both have found that nothing is there
+            return super().forward(image)
+
+    def run(_) -> list[Done]:
+        return list(retouch_files(Enhancer(Slow(), "cpu"), jobs, Options()))
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [one for run in pool.map(run, range(2)) for one in run]
+    assert [one.error for one in done] == [None] * 24
+    assert {path for job in jobs for path in job.outputs} == {*(tmp_path / "out").iterdir()}
+
+
+def test_failed_photos_keep_neither_pixels_nor_files_open(tmp_path, monkeypatch):
+    """Some are damaged, some the model refuses; what each outcome says is kept, with its traceback as text."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("open files are counted in /proc")
+    names = [f"{n}.{suffix}" for n in range(6) for suffix in ("jpg", "png", "tif", "webp", "exr")]
+    photos = saved(tmp_path / "in", *names)
+    for photo in photos[::2]:
+        photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+
+    class Refusing(nn.Module):
+        def forward(self, image):
+            raise RuntimeError("not this one")
+
+    seen = []
+
+    def retouch(enhancer, photo, *arguments, real=files.retouch_photo):
+        seen.append(weakref.ref(photo))
+        return real(enhancer, photo, *arguments)
+
+    monkeypatch.setattr(files, "retouch_photo", retouch)
+    before = len(os.listdir("/proc/self/fd"))
+    done = list(retouch_files(Enhancer(Refusing(), "cpu"), plan(photos, f"{tmp_path}/out/"), Options()))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(seen) >= 15 and [reference() for reference in seen] == [None] * len(seen)
+    assert all(
+        one.error and one.error.__traceback__ is one.error.__context__ is one.error.__cause__ is None for one in done
+    )
+    told = [one for one in done if str(one.error) == "not this one"]
+    assert len(told) == len(seen) and all("in forward" in one.traceback for one in told)
+
+
+def test_photos_of_one_name_have_two_comparisons(tmp_path):
+    for name in ("a.cr2", "a.jpg", "b.jpg", "c.jpg", "c_enhanced.jpg"):
+        (tmp_path / name).touch()
+    names = lambda jobs: {job.photo.name: (job.target.name, job.comparison.name) for job in jobs}  # noqa: E731
+    expected = {
+        "a.cr2": ("a.tif", "a.cr2_compare.jpg"), "a.jpg": ("a.jpg", "a.jpg_compare.jpg"),
+        "b.jpg": ("b.jpg", "b_compare.jpg"), "c.jpg": ("c.jpg", "c.jpg_compare.jpg"),
+        "c_enhanced.jpg": ("c_enhanced.jpg", "c_enhanced.jpg_compare.jpg"),
+    }  # fmt: skip
+    assert names(plan([tmp_path], f"{tmp_path}/out", compare=True)) == expected
+    (tmp_path / "c_enhanced.jpg").unlink()
+    beside = {
+        "a.cr2": ("a.tif", "a.cr2_compare.jpg"), "a.jpg": ("a_enhanced.jpg", "a.jpg_compare.jpg"),
+        "b.jpg": ("b_enhanced.jpg", "b_compare.jpg"), "c.jpg": ("c_enhanced.jpg", "c_compare.jpg"),
+    }  # fmt: skip
+    for _ in range(2):  # once more with the results there
+        jobs = plan([tmp_path], str(tmp_path), compare=True)
+        assert names(jobs) == beside
+        for job in jobs:
+            job.target.touch()
+            job.comparison.touch()
+
+
+def test_a_link_to_itself_is_one_failure(tmp_path):
+    (good,) = saved(tmp_path, "a.png")
+    (tmp_path / "l.png").symlink_to("l.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to("a.png")
+    enhancer = Enhancer(Curve(), "cpu")
+    done = list(retouch_files(enhancer, plan([tmp_path]), Options()))
+    assert [getattr(one.error, "errno", 0) for one in done] == [0, errno.ELOOP]
+    for overwrite in (False, True):
+        (done,) = retouch_files(enhancer, plan([good], f"{tmp_path}/out"), Options(), overwrite=overwrite)
+        assert done.error.errno == errno.ELOOP and (tmp_path / "out" / "a.png").is_symlink()
 
 
 def test_headers_are_values():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,11 +67,12 @@ def enhance(
     """
     with one_line(debug):
         from fastenh import backends, files
+        from fastenh.atomic import make_folder
         from fastenh.enhance import Enhancer
         from fastenh.io import SUFFIXES
 
         options = files.Options(strength, denoise, protect_highlights, dither, quality)
-        folder = inputs[0] if len(inputs) == 1 and inputs[0].is_dir() else None
+        folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
         if (watch or recursive) and not folder:
             raise ValueError(f"{'--watch' if watch else '--recursive'}: expected one folder, got {inputs[0]}")
         planned = files.plan(inputs, output, suffix, recursive, compare, overwrite)
@@ -82,8 +83,9 @@ def enhance(
             _say_passed_over(folder)
         backends.check_chosen()
         enhancer = Enhancer(model, device)
-        for place in {job.target.parent for job in planned}:
-            place.mkdir(parents=True, exist_ok=True)
+        places = [job.target.parent for job in planned if not job.error]
+        if places and (output or folder):  # where nothing can be written, say so before anything is begun
+            make_folder(Path(os.path.commonpath(places)))
 
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters raises
 
@@ -104,7 +106,7 @@ def enhance(
     failures = [one for one in done if one.error]
     skipped = sum(one.skipped for one in done)
     written = len(done) - len(failures) - skipped
-    folders = {one.job.target.parent for one in done}
+    folders = {one.job.target.parent for one in done if not one.job.error}
     if len(done) == written == 1:
         say(f"Wrote {done[0].job.target}")
     elif written:
@@ -128,12 +130,12 @@ def _watch(
     wrong = ""  # with what is in the folder, such as two photos that would have one result
     try:
         while True:
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 raise ValueError(f"{folder}: expected the folder that is watched, got none there any more")
             now, ready, jobs = {}, [], []
             try:
                 jobs, said = plan(), ""
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 said = message(error)
             if said and said != wrong:
                 say(f"Waiting: {said}", err=True)
@@ -141,16 +143,18 @@ def _watch(
             for job in jobs:
                 try:
                     state = job.photo.stat()
+                    now[job.photo] = (state.st_size, state.st_mtime_ns)
                 except FileNotFoundError:  # it came and went
                     continue
-                now[job.photo] = (state.st_size, state.st_mtime_ns)
-                if before.get(job.photo) == now[job.photo] != tried.get(job.photo) and not job.target.exists():
+                except OSError:  # a link to itself: tried once, to say what is wrong with it
+                    now[job.photo] = (0, 0)
+                if before.get(job.photo) == now[job.photo] != tried.get(job.photo):
                     ready.append(job)
             tried |= {job.photo: now[job.photo] for job in ready}
             for one in do(ready):
                 if one.error:
                     _say_failed(one, debug)
-                else:
+                elif not one.skipped:
                     say(f"Wrote {one.job.target}")
             before = now
             time.sleep(1)
@@ -161,7 +165,7 @@ def _watch(
 def _say_passed_over(folder: Path) -> None:
     from fastenh.files import is_photo
 
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if os.path.isfile(path) and not path.name.startswith(".")]
     if others := sum(not is_photo(path) for path in files):
         say(f"Passing over {others} of {len(files)} files in {folder}, by their names no photos", err=True)
 
@@ -169,5 +173,5 @@ def _say_passed_over(folder: Path) -> None:
 def _say_failed(done: Done, debug: bool) -> None:
     assert done.error
     if debug:
-        traceback.print_exception(done.error)
+        typer.echo(done.traceback, err=True, nl=False)
     say(f"Failed: {done.job.photo}: {message(done.error).removeprefix(f'{done.job.photo}: ')}", err=True)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -212,6 +213,70 @@ def test_missing_and_unreadable_files(run, photos, tmp_path):
     assert names(tmp_path / "out") == ["b.jpg"]
 
 
+def test_names_links_and_folders_that_fail_are_a_line_each(run, photos, tmp_path):
+    """A name that has no room for the suffix, a link to itself, a file where a subfolder of results would be."""
+    long = "x" * 245 + ".png"
+    (photos / long).write_bytes((photos / "a.png").read_bytes())
+    (photos / "l.jpg").symlink_to("l.jpg")
+    (photos / "deeper").mkdir()
+    (photos / "b.jpg").rename(photos / "deeper" / "b.jpg")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "deeper").write_text("mine")
+    output = run(photos, "-o", out, "--recursive", "--suffix", "_retouched", "--compare", code=1)
+    assert output.splitlines() == [
+        f"Wrote 2 of 5 photos to {out}",
+        f"Failed: {photos / 'l.jpg'}: {os.strerror(errno.ELOOP)}",
+        f"Failed: {photos / long}: {out / ('x' * 245 + '_retouched.png')}: {os.strerror(errno.ENAMETOOLONG)}",
+        f"Failed: {photos / 'deeper' / 'b.jpg'}: {out / 'deeper' / 'b_retouched.jpg'}: {os.strerror(errno.ENOTDIR)}",
+    ]
+    wrote = ["a_retouched.png", "a_retouched_compare.jpg", "c_retouched.PNG", "c_retouched_compare.jpg", "deeper"]
+    assert names(out) == wrote
+    assert (out / "deeper").read_text() == "mine"
+    output = run(*photos.glob("*.*"), code=1)  # named one by one
+    assert "Wrote 2 of 4 photos" in output and output.count("Failed: ") == 2
+
+
+@pytest.mark.parametrize("how", ["simulated", "real"])
+def test_a_subfolder_that_cannot_be_listed_is_told(run, photos, tmp_path, monkeypatch, how):
+    locked = photos / "locked"
+    locked.mkdir()
+    (photos / "b.jpg").rename(locked / "b.jpg")
+    if how == "real":
+        if os.geteuid() == 0:
+            pytest.skip("root lists every folder")
+        locked.chmod(0)
+    else:
+
+        def scandir(folder, real=os.scandir):
+            if Path(folder) == locked:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            return real(folder)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+    output = run(photos, "-o", tmp_path / "out", "--recursive", code=1)
+    assert output == f"Wrote 2 of 3 photos to {tmp_path / 'out'}\nFailed: {locked}: {os.strerror(errno.EACCES)}\n"
+    assert names(tmp_path / "out") == ["a.png", "c.PNG"]
+    locked.chmod(0o700)
+
+
+def test_a_link_to_another_disk_as_output(run, photos, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other disk in /dev/shm")
+    with tempfile.TemporaryDirectory(dir=other) as there:
+        for target in ("new.png", "empty.png"):
+            link, file = tmp_path / target, Path(there, target)
+            link.symlink_to(file)
+            if target == "empty.png":
+                file.touch()
+            assert run(photos / "a.png", "-o", link, code=0) == f"Wrote {link}\n"
+            assert link.is_symlink() and read_photo(file).pixels.shape == (12, 16, 3)
+        (tmp_path / "out").symlink_to(there)
+        run(photos, "-o", tmp_path / "out", code=0)
+        assert names(Path(there)) == ["a.png", "b.jpg", "c.PNG", "empty.png", "new.png"]
+
+
 def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
     def refuse(path, *arguments, **keywords):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -224,10 +289,17 @@ def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
 def test_nothing_is_overwritten_unasked(run, photos, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
     output = run(photos / "a.png", "-o", tmp_path / "a.png", code=2)
+    assert output == f"fastenh: {tmp_path / 'a.png'}: already there, as no photo, and overwrite was not asked for\n"
+    output = run(photos / "a.png", "-o", tmp_path, code=1)
+    assert output.startswith(f"Failed: {photos / 'a.png'}: {tmp_path / 'a.png'}: already there, as no photo, and")
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+    theirs = (photos / "c.PNG").read_bytes()
+    (tmp_path / "a.png").write_bytes(theirs)
+    output = run(photos / "a.png", "-o", tmp_path / "a.png", code=2)
     assert output == f"fastenh: {tmp_path / 'a.png'}: already there, and overwrite was not asked for\n"
     output = run(photos / "a.png", "-o", tmp_path, code=0)
     assert output == "Passed over 1 of 1 photos that were done already; --overwrite does them again\n"
-    assert (tmp_path / "a.png").read_bytes() == b"old"
+    assert (tmp_path / "a.png").read_bytes() == theirs
     run(photos / "a.png", "-o", tmp_path, "--overwrite", code=0)
     assert read_photo(tmp_path / "a.png").pixels.shape == (12, 16, 3)
 
@@ -235,13 +307,14 @@ def test_nothing_is_overwritten_unasked(run, photos, tmp_path):
 def test_a_run_goes_on_where_it_was_ended(run, photos, tmp_path):
     run(photos, "-o", tmp_path / "out", code=0)
     (tmp_path / "out" / "b.jpg").unlink()
-    (tmp_path / "out" / "a.png").write_bytes(b"as it was")
+    theirs = (photos / "c.PNG").read_bytes()
+    (tmp_path / "out" / "a.png").write_bytes(theirs)
     output = run(photos, "-o", tmp_path / "out", code=0)
     assert output.splitlines() == [
         f"Wrote 1 of 3 photos to {tmp_path / 'out'}",
         "Passed over 2 of 3 photos that were done already; --overwrite does them again",
     ]
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"as it was" and (tmp_path / "out" / "b.jpg").exists()
+    assert (tmp_path / "out" / "a.png").read_bytes() == theirs and (tmp_path / "out" / "b.jpg").exists()
 
 
 def test_a_run_goes_on_with_comparisons(run, photos, tmp_path):
@@ -307,7 +380,10 @@ def test_transparency_does_not_fit_jpeg(run, tmp_path):
         (["a.png", "empty"], "expected files, or one folder alone, got the folder"),
         (["a.png", "a.png"], "expected one photo to be written there, got"),
         (["a.png", "deeper/a.png", "-o", "out"], "expected one photo to be written there, got"),
-        (["a.png", "a.jpg", "--compare", "-o", "out"], "a_compare.jpg: expected one photo to be written there, got"),
+        (
+            ["a.png", "-o", "a.png", "--overwrite", "--compare"],
+            "expected an output beside the photo to compare it",
+        ),
         (["a.png", "a_enhanced.png", "--overwrite"], "expected outputs apart from the photos given, got one of them"),
         (["a.png", "-o", "b.jpg/x/"], "Not a directory"),
         (["a.png", "--watch"], "--watch: expected one folder, got a.png"),
@@ -404,6 +480,29 @@ def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
     done = enhance(tmp_path, "-o", tmp_path / "out", "--weights", weights, "--device", "cpu", limit="-f 8")
     assert done.returncode == 1 and names(tmp_path / "out") == ["b.png"]
     assert done.stderr == f"Failed: {tmp_path / 'a.png'}: {tmp_path / 'out' / 'a.png'}: {os.strerror(errno.EFBIG)}\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 108000000 bytes. Error code 12"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)
+def test_too_little_memory_is_told_as_that(run, photos, tmp_path, monkeypatch, said):
+    def retouch(enhancer, photo, *arguments, real=files.retouch_photo):
+        if photo.header.format == "JPEG":
+            raise said
+        return real(enhancer, photo, *arguments)
+
+    monkeypatch.setattr(files, "retouch_photo", retouch)
+    output = run(photos, "-o", tmp_path / "out", code=1)
+    assert output == f"Wrote 2 of 3 photos to {tmp_path / 'out'}\nFailed: {photos / 'b.jpg'}: out of memory\n"
 
 
 def test_a_warning_is_one_line(photos, run):
