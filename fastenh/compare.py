@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ def write_comparison(before: Path, after: Path, picture: Path, overwrite: bool =
     canvas = Image.new("RGB", (2 * left.width + gap, left.height), "white")
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width + gap, 0))
+    encoded = io.BytesIO()  # to a file, Pillow would not tell of a full disk
+    canvas.save(encoded, "JPEG", quality=95, subsampling=0)
     with replacing(picture, overwrite, like=before) as part:
-        canvas.save(part, "JPEG", quality=95, subsampling=0)
+        part.write_bytes(encoded.getvalue())
 
 
 def _shown(photo: Photo) -> Image.Image:

@@ -7,12 +7,24 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from fastenh import atomic
 from fastenh.atomic import check_free, make_folder, replacing
+from fastenh.compare import write_comparison
+from fastenh.evaluate import write_ious
+from fastenh.io import Header, LutFile, Photo, read_photo, write_lut, write_photo
+from fastenh.models import ImageAdaptiveLUT, save
+from fastenh.models.lut3d import identity_lut
 
 
 @pytest.fixture
@@ -66,35 +78,54 @@ def test_new_folders_last(tmp_path, calls):
     assert len(calls) == 2
 
 
-def test_every_writer_lasts(tmp_path, calls):
-    """Photos of every way to write them, comparisons, LUTs, models and tables."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from fastenh.compare import write_comparison
-    from fastenh.evaluate import write_ious
-    from fastenh.io import LutFile, read_photo, write_lut, write_photo
-    from fastenh.models import ImageAdaptiveLUT, save
-    from fastenh.models.lut3d import identity_lut
-
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.png")
-    Image.open(tmp_path / "a.png").save(tmp_path / "lzw.tif", compression="tiff_lzw")
-    photo = read_photo(tmp_path / "a.png")
-    lut = LutFile(identity_lut(4))
-    writers = {f"b.{suffix}": lambda path: write_photo(photo, path) for suffix in ("jpg", "png", "tif", "webp", "exr")}
-    writers |= {
-        "c.tif": lambda path: write_photo(read_photo(tmp_path / "lzw.tif"), path),
-        "d.jpg": lambda path: write_comparison(tmp_path / "a.png", tmp_path / "a.png", path),
-        "e.cube": lambda path: write_lut(lut, path),
-        "f.png": lambda path: write_lut(lut, path),
-        "g.safetensors": lambda path: save(ImageAdaptiveLUT(2, 9, "statistics"), path),
-        "h.csv": lambda path: write_ious({(1, "input"): torch.tensor([0.5])}, path),
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory) -> dict[str, Callable[[Path], None]]:
+    """Every way to write a file, by a name that shows it."""
+    folder = tmp_path_factory.mktemp("sources")
+    pixels = np.random.default_rng(0).integers(0, 65536, (60, 80, 3), np.uint16)
+    photo = Photo(Header("", 60, 80, 3, pixels.dtype, 3), pixels)
+    floats = Photo(replace(photo.header, dtype=np.dtype("float32")), (pixels / 65535).astype(np.float32))
+    write_photo(photo, folder / "a.png")
+    for how in ("tiff_lzw", "raw"):
+        Image.fromarray((pixels >> 8).astype(np.uint8)).save(folder / f"{how}.tif", compression=how)
+    lut, model = LutFile(identity_lut(9)), ImageAdaptiveLUT(2, 9, "statistics")
+    return {
+        **{f"a.{suffix}": partial(write_photo, photo) for suffix in ("jpg", "png", "tif", "webp", "exr")},
+        "floats.tif": partial(write_photo, floats),
+        "lzw.tif": partial(write_photo, read_photo(folder / "tiff_lzw.tif")),
+        "raw.tif": partial(write_photo, read_photo(folder / "raw.tif")),
+        "compare.jpg": partial(write_comparison, folder / "a.png", folder / "a.png"),
+        "lut.cube": partial(write_lut, lut),
+        "hald.png": partial(write_lut, lut),
+        "model.safetensors": partial(save, model),
+        "table.csv": partial(write_ious, {(1, "input"): torch.rand(300)}),
     }
+
+
+def test_every_writer_lasts(tmp_path, calls, writers):
     for name, write in writers.items():
         calls.clear()
         write(tmp_path / name)
         assert len(calls) == 3 and kept(calls, tmp_path / name), name
+
+
+def test_every_writer_tells_of_a_full_disk(tmp_path, writers):
+    """Wherever it is full: the system stops the write there."""
+    for name, write in writers.items():
+        path = tmp_path / name
+        write(path)
+        size = path.stat().st_size
+        path.unlink()
+        before = getrlimit(RLIMIT_FSIZE)
+        for limit in (0, *range(100, size, size // 7), size - 300, size - 30, size - 1):
+            setrlimit(RLIMIT_FSIZE, (limit, before[1]))
+            try:
+                with pytest.raises(OSError) as caught:
+                    write(path)
+            finally:
+                setrlimit(RLIMIT_FSIZE, before)
+            assert not names(tmp_path), (name, limit)
+            assert name in str(caught.value) and ".fastenh" not in str(caught.value)
 
 
 def test_what_cannot_be_synced_is_not_written(tmp_path, monkeypatch):

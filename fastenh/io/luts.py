@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.atomic import replacing
-from fastenh.io.complete import is_complete
+from fastenh.io.header import PNG
+from fastenh.io.header import Header as PhotoHeader
+from fastenh.io.photos import Photo, write_photo
 from fastenh.io.pixels import read_pixels, read_size
 from fastenh.models.lut3d import identity_lut
 from fastenh.ops.op import check_image, from_float, to_float
@@ -191,8 +193,8 @@ def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = Fals
         raise ValueError(f"{path}: expected a name that ends in .cube or .png (Hald CLUT), got {suffix or 'none'!r}")
     if suffix == ".png":
         pixels = _hald(lut, path)
-        with replacing(path, overwrite) as part:
-            _write_png(pixels, part, path)
+        side = len(pixels)
+        write_photo(Photo(PhotoHeader(PNG, side, side, 3, pixels.dtype, 3), pixels), path, overwrite=overwrite)
         return
     header = _cube_header(lut, path)
     with replacing(path, overwrite) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
@@ -473,17 +475,6 @@ def _hald(lut: LutFile, path: Path) -> np.ndarray:
         )
     pixels = from_float(lut.table.detach().cpu().permute(1, 2, 3, 0), torch.uint16)
     return np.ascontiguousarray(pixels.reshape(level**3, level**3, 3).numpy())
-
-
-def _write_png(pixels: np.ndarray, part: Path, path: Path) -> None:
-    import OpenImageIO as oiio
-
-    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], 3, "uint16")
-    file = oiio.ImageOutput.create(str(part))
-    if not (file and file.open(str(part), spec) and file.write_image(pixels) and file.close()):
-        raise OSError(f"{path}: not written ({' '.join((file.geterror() if file else oiio.geterror()).split())})")
-    if not is_complete(part):  # a full disk goes unnoticed there
-        raise OSError(f"{path}: written only in part; is there room on the disk?")
 
 
 # ---- what OpenColorIO reads

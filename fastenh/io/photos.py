@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fastenh.atomic import replacing
 from fastenh.io import whole
-from fastenh.io.complete import is_complete
 from fastenh.io.header import (
     HEIC,
     JPEG,
@@ -154,8 +153,6 @@ def row_writer(
             writer = kind(part, header)
             yield writer
             writer.close()
-            if not is_complete(part):  # a library may not tell of a full disk
-                raise WriteError("there is only a part of it; is there room on the disk?")
         except (OSError, WriteError) as error:
             if is_out_of_memory(error):
                 raise MemoryError(f"{path}: out of memory") from None

@@ -10,6 +10,7 @@ import numpy as np
 import OpenImageIO as oiio
 
 from fastenh.io import metadata
+from fastenh.io.complete import is_complete
 from fastenh.io.header import EXR, PNG, TIFF, Header
 from fastenh.io.metadata import ICC, IPTC, RESOURCES, XMP, Metadata
 from fastenh.memory import is_out_of_memory
@@ -238,6 +239,8 @@ class RowWriter:
     def close(self) -> None:
         if not self._file.close():
             raise WriteError(_first_line(self._file.geterror()))
+        if not is_complete(self._path):  # neither libtiff nor OpenEXR tells of a disk that is full at the end
+            raise WriteError("there is only a part of it; is there room on the disk?")
         if self._header.format == TIFF:
             # OpenImageIO takes three channels for RGB, whatever they are.
             metadata.add_to_tiff(self._path, self._header.metadata, self._header.tiff_channels())
