@@ -13,9 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PART = re.compile(
-    r"\.fastenh-(?:(\d{1,9})-)?[0-9a-f]{12}(?:\.\w+)?"
-)  # names of temporary files; the number is the process
+PART = re.compile(r"\.fastenh-(?:(\d{1,9})-)?[0-9a-f]{12}(?:\.\w+)?")  # a temporary file, with its process's number
 ABANDONED = 24 * 60 * 60  # seconds after which a temporary file that nobody writes to is removed
 
 
@@ -41,10 +39,9 @@ def replacing(
     # Hidden, so that a run over this folder skips it; same suffix, because writers choose the format by it.
     part = final.with_name(f".fastenh-{os.getpid()}-{secrets.token_hex(6)}{target.suffix}")
     mode = _permissions(final, like)
+    initial = 0o666 if mode is None else 0o600
     try:
-        with open(
-            part, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)
-        ) as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, initial)) as file:
             yield part
             if mode is not None:
                 with contextlib.suppress(OSError):  # a file system without permissions

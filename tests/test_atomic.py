@@ -109,6 +109,19 @@ def test_every_writer_lasts(tmp_path, calls, writers):
         assert len(calls) == 3 and kept(calls, tmp_path / name), name
 
 
+def test_checkpoints_of_training_last(tmp_path, calls):
+    pytest.importorskip("lightning", reason="pip install fastenh[train]")
+    from lightning.fabric import Fabric
+
+    from fastenh.train.config import Settings
+    from fastenh.train.loop import State
+
+    State({"network": torch.nn.Linear(2, 2)}, {}, {}, {}, Fabric(accelerator="cpu")).write(
+        tmp_path / "a.pt", 1, Settings()
+    )
+    assert len(calls) == 3 and kept(calls, tmp_path / "a.pt")
+
+
 def test_every_writer_tells_of_a_full_disk(tmp_path, writers):
     """Wherever it is full: the system stops the write there."""
     for name, write in writers.items():

@@ -12,7 +12,7 @@ import numpy as np
 from fastenh.io.header import EXR, HEIC, JPEG, PNG, TIFF, WEBP, format_of
 from fastenh.io.metadata import BIG, CLASSIC, SIZES
 
-BLOCK = 2**20  # bytes that are searched at once
+PAGE, BLOCK = 2**12, 2**20  # bytes that are looked at together
 END_OF_IMAGE = b"\xff\xd9"  # of a JPEG
 
 
@@ -35,7 +35,7 @@ def is_complete(path: Path) -> bool:
 
 
 def _only_zeros(file: BinaryIO) -> bool:
-    while block := file.read(BLOCK):
+    while block := file.read(PAGE):
         if block.count(0) < len(block):
             return False
     return True
@@ -53,10 +53,8 @@ def _jpeg(file: BinaryIO, size: int) -> bool:
     as a second picture, may follow."""
     file.seek(2)
     while (marker := _take(file, 2)) != b"\xff\xda":
-        if marker == b"\xff\xff":  # a byte to fill up
+        if marker[0] != 0xFF or marker[1] == 0xFF:  # a byte to fill up, or a stray one, which decoders skip
             file.seek(-1, 1)
-        elif marker[0] != 0xFF:
-            return False
         else:
             file.seek(struct.unpack(">H", _take(file, 2))[0] - 2, 1)
     scan = file.tell()
@@ -144,17 +142,17 @@ def _word(file: BinaryIO) -> bytes:
 
 
 def _heic(file: BinaryIO, size: int) -> bool:
-    """Boxes one after the other, with one that describes the picture and one that holds it."""
-    kinds, end = set(), 0
-    while end < size:
+    """Boxes one after the other, up to the one that describes the picture and the one that holds it."""
+    missing, end = {b"meta", b"mdat"}, 0
+    while missing:
         file.seek(end)
         length, kind = struct.unpack(">I4s", _take(file, 8))
         if length == 1:
             length = struct.unpack(">Q", _take(file, 8))[0]
         elif length == 0:  # to the end of the file
             length = size - end
-        if length < 8:
+        if not 8 <= length <= size - end:
             return False
-        kinds.add(kind)
+        missing.discard(kind)
         end += length
-    return end == size and {b"meta", b"mdat"} <= kinds
+    return True
