@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -249,6 +250,25 @@ def test_weights_that_are_no_numbers_do_not_become_a_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="step 10: expected finite weights"):
         run(Explodes(), settings(), tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(number, real=os.fsync):
+        calls.append(os.fstat(number).st_ino)
+        real(number)
+
+    def replace(part, path, real=os.replace):
+        real(part, path)
+        if Path(path).name == "checkpoint.pt":
+            calls.append("named")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    run(Line(), settings(steps=5), tmp_path)
+    at = calls.index("named")
+    assert calls[at - 1] == (tmp_path / "checkpoint.pt").stat().st_ino and calls[at + 1] == tmp_path.stat().st_ino
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
