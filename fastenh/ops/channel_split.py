@@ -147,4 +147,5 @@ _op = _ChannelSplit(
     run=_run,
     run_backward=_run_backward,
     pointwise=True,
+    dims=(4, 4, 4),
 )

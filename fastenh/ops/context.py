@@ -80,4 +80,5 @@ _op = Op(
     run=_run,
     run_backward=_run_backward,
     pointwise=False,
+    dims=(4, 4),
 )

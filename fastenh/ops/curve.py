@@ -110,4 +110,5 @@ _op = Op(
     run=_run,
     run_backward=_run_backward,
     pointwise=True,
+    dims=(4, 4),
 )

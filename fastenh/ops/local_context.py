@@ -164,4 +164,5 @@ _op = Op(
     run=_run,
     run_backward=None,  # the reference's gradients, layer after layer
     pointwise=False,
+    dims=(4, 6, 2, *(0 for _ in LocalContextParams._fields)),
 )

@@ -384,4 +384,5 @@ _op = Op(
     run=_run,
     run_backward=_run_backward,
     pointwise=True,
+    dims=(4, 6, 2, 4, 3),
 )

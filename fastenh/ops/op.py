@@ -8,16 +8,23 @@ An op brings a schema, a check that gives the output's shape, a reference in pla
     fastenh::f.out(..., *, out) -> ()                    fills `out`
 
 all with a fake version for torch.compile and torch.export that allocates by the same line as the real one.
+
+The kernels also run under torch.func: `vmap` folds the mapped dimension into the batch, and `grad` and what is built on
+it (vjp, jacrev, per-sample gradients) use the compiled gradients. Forward mode (jvp, jacfwd, hessian) and second
+derivatives are computed by the reference, which takes over by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from fastenh import backends
 
@@ -37,6 +44,8 @@ class Op:
     run_backward(kernels, gradients, grad, *args): fills those of `gradients` (one a tensor argument) that are not None;
         None where the reference's gradients do.
     pointwise: whether an output pixel depends on the same pixel alone, so that `out` may be the first argument.
+    dims: for each tensor argument, its number of dimensions when the first is the batch; 0 if it never has a batch. A
+        tensor with fewer dimensions is used for all images. The first argument and the result always have the batch.
     """
 
     def __init__(
@@ -49,8 +58,9 @@ class Op:
         run: Callable[..., None],
         run_backward: Callable[..., None] | None,
         pointwise: bool,
+        dims: Sequence[int],
     ) -> None:
-        self.name, self.shape, self.reference, self.pointwise = name, shape, reference, pointwise
+        self.name, self.shape, self.reference, self.pointwise, self.dims = name, shape, reference, pointwise, dims
         self.run, self.run_backward = run, run_backward
         kinds = [argument.split()[0] for argument in arguments.split(",")]
         self.tensors = sum(kind.startswith("Tensor") for kind in kinds)
@@ -81,16 +91,16 @@ class Op:
             self._backward,
             lambda grad, *args: [g for g in self._allocate_gradients(grad, args[:-1], args[-1]) if g is not None],
         )
-        torch.library.register_autograd(
-            f"fastenh::{name}", self._differentiate, setup_context=self._remember, lib=LIBRARY
-        )
-        torch.library.register_autograd(f"fastenh::{backward}", self._no_second_derivative, lib=LIBRARY)
         self.operator = getattr(torch.ops.fastenh, name).default
         self.operator_out = getattr(torch.ops.fastenh, name).out
         self.operator_backward = getattr(torch.ops.fastenh, backward).default
-        # What register_autograd makes of the same two functions, for calls that need no dispatcher.
-        functions = {"forward": staticmethod(self._remembering_forward), "backward": staticmethod(self._differentiate)}
-        self.function: type[torch.autograd.Function] = type(name, (torch.autograd.Function,), functions)
+
+        self.function = differentiable(name, self._remember, self._differentiate)
+        function_backward = differentiable(backward, self._remember_backward, self._differentiate_backward)
+        register_autograd(self.operator, self.function)
+        register_autograd(self.operator_backward, function_backward)
+        torch.library.register_vmap(self.operator, self._vmap, lib=LIBRARY)
+        torch.library.register_vmap(self.operator_backward, self._vmap_backward, lib=LIBRARY)
 
     def __call__(self, *args: Any, out: Tensor | None = None) -> Tensor:
         tensors = args[: self.tensors]
@@ -109,7 +119,11 @@ class Op:
         if out is None:
             if self._needs_reference(args):
                 return self._reference_checked(*args)
-            return self.function.apply(*args) if direct else self.operator(*args)
+            if direct:
+                return self.function.apply(self._forward, *args)
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                self.shape(*args)  # under torch.func the operator sees larger batches, which an error should not name
+            return self.operator(*args)
         check_is_tensor(self.name, "out", out)
         self._refuse_gradients(args, out)
         self.operator_out(*args, out=out)
@@ -118,12 +132,11 @@ class Op:
     # ---- which code ----
 
     def _needs_reference(self, args: Sequence[Any]) -> bool:
-        """The reference is differentiable in every way; the operators once, in reverse, outside torch.func."""
+        """The reference is differentiable in every way, the kernels in reverse mode alone."""
         if torch.compiler.is_compiling():
             return backends.chosen() == "reference"
         return (
             backends.chosen() == "reference"
-            or torch._C._functorch.peek_interpreter_stack() is not None
             or forward_ad._current_level >= 0
             or any(t is not None and t.dtype is torch.float64 for t in args[: self.tensors])
         )
@@ -210,31 +223,24 @@ class Op:
 
     # ---- backward ----
 
-    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
-        ctx.save_for_backward(*inputs[: self.tensors])
-        ctx.options = inputs[self.tensors :]
+    def _remember(self, ctx: Any, *args: Any) -> None:
+        ctx.save_for_backward(*args[: self.tensors])
+        ctx.options = args[self.tensors :]
 
-    def _remembering_forward(self, ctx: Any, *args: Any) -> Tensor:
-        self._remember(ctx, args, None)
-        return self._forward(*args)
-
-    def _differentiate(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = self._gradients(
-            grad, (*ctx.saved_tensors, *ctx.options), list(ctx.needs_input_grad[: self.tensors])
-        )
-        return *gradients, *(None for _ in ctx.options)
+    def _differentiate(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
+        return self._gradients(grad, (*ctx.saved_tensors, *ctx.options), list(needs[: self.tensors]))
 
     def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
-        if is_batched(grad):
+        args = unwrap_dead_wrappers(tuple(args))  # saved under torch.func.vjp, which has returned
+        run: Callable[..., Sequence[Tensor]] = self.operator_backward
+        if nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled():
+            run = self._backward
+        elif torch._C._functorch.is_legacy_batchedtensor(grad):
+            run = partial(vmap_of_autograd, run)
+        elif forward_ad._current_level >= 0:
             return self._reference_gradients(grad, args, needs)
-        direct = nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled()
-        found = iter((self._backward if direct else self.operator_backward)(grad, *args, needs))
+        found = iter(run(grad, *args, needs))
         return [next(found) if need else None for need in needs]
-
-    def _no_second_derivative(self, ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            f"fastenh::{self.name} has no second derivatives; take them under `with fastenh.backend('reference'):`"
-        )
 
     def _allocate_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
         check_tensor(f"{self.name}_backward", "grad", grad, self.shape(*args), args[0])
@@ -253,17 +259,46 @@ class Op:
         return [gradient for gradient in gradients if gradient is not None]
 
     def _reference_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
-        """PyTorch's own gradients of the reference."""
-        wanted = [i for i, need in enumerate(needs) if need]
+        return pull_back(self.reference, args, needs, grad)
 
-        def function(*tensors: Tensor) -> Tensor:
-            inner = list(args)
-            for i, t in zip(wanted, tensors, strict=True):
-                inner[i] = t
-            return self.reference(*inner)
+    # ---- second derivatives ----
 
-        found = iter(torch.func.vjp(function, *(args[i].detach() for i in wanted))[1](grad))
-        return [next(found) if need else None for need in needs]
+    def _remember_backward(self, ctx: Any, *args: Any) -> None:
+        ctx.save_for_backward(*args[: 1 + self.tensors])
+        ctx.options = args[1 + self.tensors :]
+
+    def _differentiate_backward(self, ctx: Any, needs: Sequence[bool], *grads: Tensor) -> list[Tensor | None]:
+        """By the reference, which can be differentiated any number of times."""
+        saved = unwrap_dead_wrappers(ctx.saved_tensors)
+        *options, wanted = ctx.options
+
+        def gradients(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            found = self._reference_gradients(grad, (*tensors, *options), wanted)
+            return tuple(gradient for gradient in found if gradient is not None)
+
+        return pull_back(gradients, saved, needs[: 1 + self.tensors], grads)
+
+    # ---- vmap ----
+
+    def _vmap(self, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+        """`info.batch_size` calls as one, on all their images."""
+        calls, images = info.batch_size, shape_per_call(args[0], in_dims[0])[0]
+        mapped = list(zip(args, in_dims, self.dims, strict=False))
+        if any(in_dim is not None and not dims for _, in_dim, dims in mapped):
+            return torch.stack(one_by_one(self.operator, calls, in_dims, args)), 0
+        tensors = [fold(*each, calls, images, False) for each in mapped]
+        return self.operator(*tensors, *args[self.tensors :]).unflatten(0, (calls, images)), 0
+
+    def _vmap_backward(self, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[list[Tensor], int]:
+        calls, images = info.batch_size, shape_per_call(args[0], in_dims[0])[0]
+        if 0 in self.dims:
+            gradients = one_by_one(self.operator_backward, calls, in_dims, args)
+            return [torch.stack(each) for each in zip(*gradients, strict=True)], 0
+        needs, mapped = args[-1], list(zip(args, in_dims, (self.dims[0], *self.dims), strict=False))
+        tensors = [fold(*each, calls, images, need) for each, need in zip(mapped, (False, *needs), strict=True)]
+        found = iter(self.operator_backward(*tensors, *args[1 + self.tensors :]))
+        wanted = [each for each, need in zip(mapped[1:], needs, strict=True) if need]
+        return [unfold(gradient, *each, calls, images) for gradient, each in zip(found, wanted, strict=True)], 0
 
 
 # ---- PyTorch's dispatcher ----
@@ -309,9 +344,99 @@ def gradient_wanted(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def is_batched(t: Tensor) -> bool:
-    """Whether vmap batches `t`: torch.vmap, or the older one of is_grads_batched and jacobian(vectorize=True)."""
-    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+def differentiable(name: str, remember: Callable[..., None], differentiate: Callable[..., Any]) -> Any:
+    """A Function of autograd's: apply(run, *args) gives run(*args), which `remember(ctx, *args)` prepares and
+    `differentiate(ctx, needs, *grads)` differentiates by the arguments."""
+
+    def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> Any:
+        remember(ctx, *args)
+        result = run(*args)
+        return tuple(result) if isinstance(result, list) else result
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        gradients = differentiate(ctx, needs, *grads)
+        return None, *gradients, *[None] * (len(needs) - len(gradients))
+
+    return type(name, (_SingleLevelFunction,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+
+
+def register_autograd(operator: Any, function: Any) -> None:
+    """As torch.library.register_autograd does, but so that torch.func can differentiate the operator too: it peels off
+    its levels before it calls this kernel, so that this one may differentiate a single level."""
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        grad_mode = torch.is_grad_enabled()
+
+        def run(*args: Any) -> Any:
+            with torch.set_grad_enabled(grad_mode), torch._C._AutoDispatchBelowAutograd():  # levels below record, too
+                return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+        if not gradient_wanted([t for t in args if isinstance(t, Tensor)]):
+            return run(*args)
+        with enable_single_level_autograd_function():
+            result = function.apply(run, *args)
+        return list(result) if isinstance(result, tuple) else result
+
+    LIBRARY.impl(operator, kernel, "Autograd", with_keyset=True)
+
+
+def pull_back(
+    function: Callable[..., Any], args: Sequence[Any], needs: Sequence[bool], grad: Any
+) -> list[Tensor | None]:
+    """PyTorch's own gradients of `function(*args)` by the arguments that are needed; None for the others."""
+    wanted = [i for i, need in enumerate(needs) if need]
+
+    def of_wanted(*tensors: Tensor) -> Any:
+        inner = list(args)
+        for i, t in zip(wanted, tensors, strict=True):
+            inner[i] = t
+        return function(*inner)
+
+    found = iter(torch.func.vjp(of_wanted, *(args[i] for i in wanted))[1](grad))
+    return [next(found) if need else None for need in needs]
+
+
+# ---- vmap ----
+
+
+def vmap_of_autograd(function: Callable[..., Sequence[Tensor]], grad: Tensor, *args: Any) -> list[Tensor]:
+    """function(grad, *args) under torch.func.vmap, for a `grad` that an older vmap has batched, which is_grads_batched
+    and jacobian(vectorize=True) use and operators have no rule for."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    grads = torch._remove_batch_dim(grad, level, 1, 0)
+    return [torch._add_batch_dim(t, 0, level) for t in torch.func.vmap(lambda grad: function(grad, *args))(grads)]
+
+
+def shape_per_call(t: Tensor, in_dim: int | None) -> list[int]:
+    return [size for dim, size in enumerate(t.shape) if dim != in_dim]
+
+
+def one_by_one(call: Callable[..., Any], calls: int, in_dims: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    def of_call(n: int) -> list[Any]:
+        return [t.select(dim, n) if isinstance(dim, int) else t for t, dim in zip(args, in_dims, strict=True)]
+
+    return [call(*of_call(n)) for n in range(calls)]
+
+
+def fold(t: Tensor | None, in_dim: int | None, dims: int, calls: int, images: int, own: bool) -> Tensor | None:
+    """A tensor argument for all calls at once: (calls · images, ...), or as it is if all share it and it has no batch.
+
+    own: each call gets its own nevertheless, so that its gradient is not summed over the calls.
+    """
+    if t is None or (in_dim is None and (t.dim() < dims or not dims) and not own):
+        return t
+    t = t[None] if in_dim is None else t.movedim(in_dim, 0)
+    t = t[(slice(None), *[None] * (1 + dims - t.dim()))]  # (calls or 1, images or 1, ...)
+    return t.expand(calls, images, *t.shape[2:]).flatten(0, 1)
+
+
+def unfold(gradient: Tensor, t: Tensor, in_dim: int | None, dims: int, calls: int, images: int) -> Tensor:
+    """The gradient by what `fold` made of `t` as that by `t`: (calls, ...)."""
+    shape = shape_per_call(t, in_dim)
+    summed = gradient.unflatten(0, (calls, images)).sum_to_size(calls, *[1] * (dims - len(shape)), *shape)
+    return summed.reshape(calls, *shape)
 
 
 # ---- what references and checks are written with ----

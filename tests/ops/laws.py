@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -277,19 +279,47 @@ class Laws:
             assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
             assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
-    def test_no_second_derivative_in_silence(self) -> None:
-        tensors, options = self.each_small()[0]
-        inputs = [t.requires_grad_() for t in tensors if t is not None]
+    def test_second_derivatives_are_the_references(self) -> None:
+        """By autograd, by torch.func, by one over the other, and by forward over reverse mode; and a third."""
+        for tensors, options in self.each_small():
+            function, inputs = self.of_inputs(tensors, options)
+            every = tuple(range(len(inputs)))
 
-        def first_derivative() -> Tensor:
-            result = self.call(tensors, options)
-            return torch.autograd.grad(result.square().sum(), inputs, create_graph=True)[0]
+            def loss(*inputs: Tensor, function: Callable[..., Tensor] = function) -> Tensor:
+                return function(*inputs).square().mean()
 
-        with pytest.raises(RuntimeError, match="no second derivatives"):
-            torch.autograd.grad(first_derivative().square().sum(), inputs)
-        with fastenh.backend("reference"):
-            second = torch.autograd.grad(first_derivative().square().sum(), inputs)
-        assert all(t.isfinite().all() for t in second)
+            def size(gradients: Sequence[Tensor]) -> Tensor:
+                return sum((g.square().sum() for g in gradients), torch.zeros(()))
+
+            def by_autograd(*inputs: Tensor) -> Tensor:
+                return size(torch.autograd.grad(loss(*inputs), inputs, create_graph=True))
+
+            def by_grad(*inputs: Tensor, every: tuple[int, ...] = every) -> Tensor:
+                return size(torch.func.grad(loss, every)(*inputs))
+
+            def by_vjp(*inputs: Tensor) -> Tensor:  # whose level has ended when the gradients are computed
+                return size(torch.func.vjp(loss, *inputs)[1](torch.ones(())))
+
+            def derivatives(
+                inputs: tuple[Tensor, ...] = inputs,
+                every: tuple[int, ...] = every,
+                ways: tuple[Callable[..., Tensor], ...] = (by_autograd, by_grad, by_vjp),
+            ) -> list[Tensor]:
+                found: list[Tensor] = []
+                for first in ways:
+                    learned = [t.clone().requires_grad_() for t in inputs]
+                    found += torch.autograd.grad(first(*learned), learned)
+                for first in ways[1:]:
+                    found += torch.func.grad(first, every)(*inputs)
+                    found.append(torch.func.jvp(first, inputs, inputs)[1])
+                second = torch.func.grad(ways[1], every)
+                return [*found, *torch.func.grad(lambda *t: size(second(*t)), every)(*inputs)]
+
+            with fastenh.backend("reference"):
+                expected = derivatives()
+            for derivative, true in zip(derivatives(), expected, strict=True):
+                largest = float(true.abs().max())
+                torch.testing.assert_close(derivative, true, rtol=1e-3, atol=1e-4 * largest + 1e-7)
 
     def test_forward_mode_agrees_with_the_gradient(self) -> None:
         """⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩, with J·v by torch.func from the reference and Jᵀ·u by the kernel."""
@@ -303,12 +333,114 @@ class Laws:
             expected = sum((g * v).sum() for g, v in zip(backward, along, strict=True))
             torch.testing.assert_close((forward * u).sum(), expected, rtol=1e-4, atol=1e-3)
 
-    def test_vmap_is_a_loop(self) -> None:
-        tensors, options = self.each_small()[0]
-        function, inputs = self.of_inputs(tensors, options)
-        stacks = [torch.stack([t, t.flip(-1)]) for t in inputs]
-        looped = torch.stack([function(*(stack[n] for stack in stacks)) for n in range(2)])
-        torch.testing.assert_close(torch.func.vmap(function)(*stacks), looped, rtol=1e-5, atol=1e-5)
+    @contextmanager
+    def counted(self) -> Iterator[Counter[str]]:
+        """How often the op's kernels and its reference run."""
+        counts: Counter[str] = Counter()
+
+        def counting(name: str) -> Callable[..., Any]:
+            function = getattr(self.op, name)
+
+            def count(*args: Any) -> Any:
+                counts[name] += 1
+                return function(*args)
+
+            return count
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("run", "reference", *(["run_backward"] if self.op.run_backward else [])):
+                patch.setattr(self.op, name, counting(name))
+            yield counts
+
+    def mapped(self, call: Call) -> Iterator[tuple[list[int | None], list[Tensor]]]:
+        """Dimensions that vmap could map, and tensors with three values for each: one input alone, and all."""
+        boxes = [box for box in call.tensors if box is not None]
+        here = [-1 - i % (len(box.shape) + 1) for i, box in enumerate(boxes)]
+        for chosen in (*([i] for i in range(len(boxes))), range(len(boxes))):
+            dims = [here[i] if i in chosen else None for i in range(len(boxes))]
+            values = [[box.tensor(10 * n + i) for n in range(3)] for i, box in enumerate(boxes)]
+            yield dims, [v[0] if dim is None else torch.stack(v, dim) for v, dim in zip(values, dims, strict=True)]
+
+    def has_batch(self, call: Call, dims: Sequence[int | None]) -> bool:
+        """Whether all inputs that are mapped can be part of a batch."""
+        there = [dims for box, dims in zip(call.tensors, self.op.dims, strict=True) if box is not None]
+        return all(there[i] for i, dim in enumerate(dims) if dim is not None)
+
+    def test_vmap_is_a_loop_in_one_call_of_the_kernel(self) -> None:
+        """Of any input or all, at any dimension, of the function and of the operator."""
+        for call in type(self).small:
+            function, _ = self.of_inputs(self.tensors(call), call.options)
+            absent = [box is None for box in call.tensors]
+
+            def operator(*inputs: Tensor, call: Call = call, absent: Sequence[bool] = absent) -> Tensor:
+                given_inputs = iter(inputs)
+                return self.op.operator(*(None if a else next(given_inputs) for a in absent), *call.options)
+
+            for dims, stacks in self.mapped(call):
+                each = [
+                    [t if d is None else t.select(d, n) for t, d in zip(stacks, dims, strict=True)] for n in range(3)
+                ]
+                with fastenh.backend("reference"):
+                    looped = torch.stack([function(*inputs) for inputs in each], 1)
+                for f in (function, operator):
+                    with self.counted() as counts:
+                        result = torch.func.vmap(f, tuple(dims), 1)(*stacks)
+                    assert counts == {"run": 1 if self.has_batch(call, dims) else 3}
+                    torch.testing.assert_close(result, looped, rtol=1e-5, atol=1e-5)
+
+            # The first input by an outer vmap, the others by an inner one.
+            dims, stacks = list(self.mapped(call))[-1]
+            nested = torch.func.vmap(torch.func.vmap(function, (None, *dims[1:])), (dims[0], *[None] * (len(dims) - 1)))
+            with fastenh.backend("reference"):
+                expected = nested(*stacks)
+            torch.testing.assert_close(nested(*stacks), expected, rtol=1e-5, atol=1e-5)
+
+    def test_gradients_of_torch_func_run_the_kernels(self) -> None:
+        """grad, vmap of grad (a gradient for each sample), grad of vmap, jacrev, and batched cotangents."""
+        for call in type(self).small:
+            function, inputs = self.of_inputs(self.tensors(call), call.options)
+            u = Box(tuple(function(*inputs).shape), -1.0, 1.0).tensor(60)
+            gradient = torch.func.grad(lambda *t, f=function, u=u: (f(*t) * u).sum(), tuple(range(len(inputs))))
+
+            def batched(inputs: tuple[Tensor, ...] = inputs, f: Callable[..., Tensor] = function) -> Any:
+                learned = [t.clone().requires_grad_() for t in inputs]
+                result = f(*learned)
+                grads = Box((3, *result.shape), -1.0, 1.0).tensor(61)
+                return torch.autograd.grad(result, learned, grads, is_grads_batched=True)
+
+            ways: list[Callable[[], Any]] = [
+                lambda g=gradient, inputs=inputs: g(*inputs),
+                batched,
+                lambda f=function, inputs=inputs: torch.func.jacrev(lambda *t: f(*t).mean((2, 3)))(*inputs),
+            ]
+            for dims, stacks in self.mapped(call):
+                if self.has_batch(call, dims):
+                    over = tuple(dims)
+                    ways += [
+                        lambda g=gradient, over=over, stacks=stacks: torch.func.vmap(g, over)(*stacks),
+                        lambda f=function, over=over, stacks=stacks: torch.func.grad(
+                            lambda *t: torch.func.vmap(f, over)(*t).square().mean(), tuple(range(len(stacks)))
+                        )(*stacks),
+                    ]
+            for way in ways:
+                with fastenh.backend("reference"):
+                    expected = way()
+                with self.counted() as counts:
+                    result = way()
+                if self.op.run_backward:
+                    assert counts == {"run": 1, "run_backward": 1}
+                else:
+                    assert counts["run"] == 1
+                torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns that it records sizes
+    def test_traces_as_one_operator(self) -> None:
+        for call in type(self).small:
+            function, inputs = self.of_inputs(self.tensors(call), call.options)
+            traced = torch.jit.trace(function, inputs)
+            assert f"fastenh::{self.op.name}(" in str(traced.graph)
+            _, others = self.of_inputs([box and box.tensor(20 + i) for i, box in enumerate(call.tensors)], call.options)
+            torch.testing.assert_close(traced(*others), function(*others))
 
     def test_compiles_and_exports_as_one_operator(self) -> None:
         function, inputs = self.of_inputs(*self.each_small()[0])

@@ -370,6 +370,53 @@ def test_batched_gradients(image: Tensor, curves: Tensor) -> None:
         torch.testing.assert_close(list(batched), expected)
 
 
+def per_photo(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
+    """A gradient for each of three photos, of curves that they share."""
+    gradient = torch.func.grad(lambda curves, image: function(image, curves).square().mean())
+    return torch.func.vmap(gradient, (None, 0))(curves, torch.stack([image, image**2, 1 - image]))
+
+
+def second_derivative(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
+    gradient = torch.func.grad(lambda curves: function(image, curves).square().mean())
+    return torch.func.grad(lambda curves: gradient(curves).square().sum())(curves)
+
+
+def after_its_level_has_ended(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
+    """What torch.func.vjp saved is of a level that has ended when another one of the same number uses it: for a first
+    and for a second derivative."""
+    gradient = torch.func.grad(lambda curves: function(image, curves).square().mean())
+    _, first = torch.func.vjp(lambda curves: function(image, curves), curves)
+    _, second = torch.func.vjp(gradient, curves)
+    return torch.cat([torch.func.jvp(pull_back, (image,), (image,))[1][0] for pull_back in (first, second)])
+
+
+def hessian(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
+    """By reverse mode alone."""
+    image, curves = image[..., :2, :2], curves[..., :2, :2]
+    return torch.func.jacrev(torch.func.jacrev(lambda curves: function(image, curves).square().mean()))(curves)
+
+
+def by_operator(image: Tensor, curves: Tensor) -> Tensor:
+    return torch.ops.fastenh.curve_iterate(image, curves, 8)
+
+
+@pytest.mark.parametrize("derivative", [per_photo, second_derivative, after_its_level_has_ended, hessian])
+def test_operators_under_torch_func(image: Tensor, curves: Tensor, derivative: Callable[..., Tensor]) -> None:
+    expected = derivative(image, curves, lambda image, curves: curve._op.reference(image, curves, 8))
+    torch.testing.assert_close(derivative(image, curves, by_operator), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("function", [curve_iterate, by_operator])
+def test_torch_func_in_a_compiled_program(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> None:
+    compiled = torch.compile(lambda *args: per_photo(*args, function), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image, curves), per_photo(image, curves, function))
+
+
+def test_errors_under_vmap_name_the_shapes_of_one_call(image: Tensor, curves: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"curves: expected shape \(1, C, h, w\); got \(2, 3, 9, 20\)"):
+        torch.func.vmap(curve_iterate)(image.repeat(5, 1, 1, 1, 1), curves.repeat(5, 2, 1, 1, 1))
+
+
 def test_compiled_by_inductor(image: Tensor, curves: Tensor) -> None:
     """With what stands around it, at sizes that change, in one graph."""
     curves.requires_grad_()
