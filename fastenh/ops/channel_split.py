@@ -26,7 +26,8 @@ def channel_split_transform(
 
     Args:
         features: (B, C, H, W), float16, bfloat16, float32 or float64, any strides.
-        scale, shift: (B, C - split, H, W) or broadcastable to it, any float dtype. Arithmetic is in float32.
+        scale, shift: (B, C - split, H, W) or broadcastable to it, any float dtype. Arithmetic is in float32. As always
+            in PyTorch, missing dimensions are those in front: one number per channel is (C - split, 1, 1).
         split: how many channels pass, 0 <= split <= C. Default C // 2.
         out: where to write, shape and dtype of `features`; may be `features` itself.
 
@@ -128,6 +129,9 @@ def _sum_to_size(t: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _ChannelSplit(Op):
+    def _expanded(self, args: Sequence[Any]) -> Sequence[Any]:
+        return args  # _run and _run_backward broadcast every dimension
+
     def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
         """A shift that is not broadcast has the gradient of what it was added to: a view of it, as autograd's own."""
         _, _, shift, split = args

@@ -46,7 +46,7 @@ def local_context_retouch(
         image: (B, 3, H, W) RGB in [0, 1], float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any
             strides.
         luts: (N, 3, D, D, D), or (B, N, 3, D, D, D) with LUTs of their own for each image; 2 <= D <= 256.
-        weights: (B, N), or None for ones.
+        weights: (B, N), or (1, N) for all images, or None for ones.
         params: the eight tensors of `LocalContextParams`.
         out: where to write, shape and dtype of `image`, memory of its own.
 
@@ -93,14 +93,9 @@ def _shape(image: Tensor, luts: Tensor, weights: Tensor | None, *params: Tensor)
     }
     for name, shape in expected.items():
         check_tensor(op, f"params.{name}", getattr(p, name), shape, image)
-    batch = image.shape[0]
-    own = isinstance(luts, Tensor) and luts.dim() == 6
-    size = luts.shape[-1] if isinstance(luts, Tensor) and luts.dim() in (5, 6) else 2
-    check_tensor(op, "luts", luts, (*((batch,) if own else ()), count, 3, size, size, size), image)
-    if not 2 <= size <= 256:
-        raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
+    lut.check_luts(op, luts, image, count)
     if weights is not None:
-        check_tensor(op, "weights", weights, (batch, count), image)
+        check_tensor(op, "weights", weights, (image.shape[0], count), image, shared=True)
     return image.shape
 
 

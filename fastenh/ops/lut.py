@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_image, check_tensor, from_float, to_float
+from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, fits, from_float, to_float
 
 LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 neighbouring floats
 FEW = 1 << 12  # lookups for which repacking even a small LUT costs more than it saves
@@ -29,18 +29,21 @@ def lut_transform(
 
         out(p) = Σₙ weights[b, n] · pixel_weights[b, n, p] · LUTₙ(image(p))
 
-    Missing weights are ones. A LUT holds output colours on a D x D x D grid of input colours, axes (channel, B, G, R),
-    R fastest, as the rows of a .cube file; between grid points it interpolates. Without `vertices` grid point i stands
-    at i / (D - 1). Values outside the grid clamp to its border; NaN in one channel makes the pixel NaN. If no weight
-    varies by pixel, the LUTs are blended first and looked up once, which is the same but for rounding.
+    Missing weights are ones; N > 1 requires `weights` or `pixel_weights`. A LUT holds output colours on a D x D x D
+    grid of input colours, axes (channel, B, G, R), R fastest, as the rows of a .cube file; between grid points it
+    interpolates. Without `vertices` grid point i stands at i / (D - 1). Values outside the grid clamp to its border;
+    NaN in one channel makes the pixel NaN. If no weight varies by pixel, the LUTs are blended first and looked up once,
+    which is the same but for rounding.
 
     Args:
         image: (B, 3, H, W) RGB in [0, 1], float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any
             strides.
-        luts: (N, 3, D, D, D), or (B, N, 3, D, D, D) with LUTs of their own for each image; 2 <= D <= 256.
-        weights: (B, N).
-        pixel_weights: (B, N, H, W).
-        vertices: (B, 3, D), the increasing places of the grid points for R, G and B (AdaInt, Yang et al., CVPR 2022).
+        luts: (N, 3, D, D, D), or (B, N, 3, D, D, D) with LUTs of their own for each image; 2 <= D <= 256. One LUT for
+            each image, (B, 3, D, D, D), is `luts[:, None]`.
+        weights: (B, N), or (1, N) for all images.
+        pixel_weights: (B, N, H, W), or (1, N, H, W).
+        vertices: (B, 3, D), or (1, 3, D), the increasing places of the grid points for R, G and B (AdaInt, Yang et al.,
+            CVPR 2022).
         interpolation: "trilinear" (8 vertices) or "tetrahedral" (4 vertices; Kasson et al. 1995).
         out: where to write, shape and dtype of `image`; may be `image` itself.
 
@@ -73,22 +76,33 @@ def _shape(
     if interpolation not in ("trilinear", "tetrahedral"):
         raise ValueError(f"{op}: interpolation: expected 'trilinear' or 'tetrahedral'; got {interpolation!r}")
     batch, _, height, width = image.shape
-    if isinstance(luts, Tensor) and luts.dim() == 6:
-        size = luts.shape[-1]
-        check_tensor(op, "luts", luts, (batch, "N", 3, size, size, size), image)
-    else:
-        size = luts.shape[-1] if isinstance(luts, Tensor) and luts.dim() == 5 else 2
-        check_tensor(op, "luts", luts, ("N", 3, size, size, size), image)
+    check_luts(op, luts, image)
+    count, size = luts.shape[-5], luts.shape[-1]
+    if count > 1 and weights is None and pixel_weights is None:
+        raise ValueError(
+            f"{op}: weights: expected weights or pixel_weights to blend {count} LUTs; got neither"
+            + (" (for one LUT per image, pass luts[:, None])" if luts.dim() == 5 else "")
+        )
+    if weights is not None:
+        check_tensor(op, "weights", weights, (batch, count), image, shared=True)
+    if pixel_weights is not None:
+        check_tensor(op, "pixel_weights", pixel_weights, (batch, count, height, width), image, shared=True)
+    if vertices is not None:
+        check_tensor(op, "vertices", vertices, (batch, 3, size), image, shared=True)
+    return image.shape
+
+
+def check_luts(op: str, luts: Tensor, image: Tensor, count: int | str = "N") -> None:
+    """Raises unless `luts` are `count` tables (a letter stands for any number) for all images, or `count` for each."""
+    check_is_tensor(op, "luts", luts)
+    batch, size = image.shape[0], luts.shape[-1] if luts.dim() else 0
+    table = (count, 3, size, size, size)
+    if not fits(luts.shape, table) and not fits(luts.shape, (batch, *table)):
+        raise ValueError(f"{op}: luts: expected shape ({count}, 3, D, D, D) or (B, {count}, 3, D, D, D) with "
+                         f"B = {batch}; got {tuple(luts.shape)}")  # fmt: skip
     if not 2 <= size <= 256:
         raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
-    count = luts.shape[-5]
-    if weights is not None:
-        check_tensor(op, "weights", weights, (batch, count), image)
-    if pixel_weights is not None:
-        check_tensor(op, "pixel_weights", pixel_weights, (batch, count, height, width), image)
-    if vertices is not None:
-        check_tensor(op, "vertices", vertices, (batch, 3, size), image)
-    return image.shape
+    check_tensor(op, "luts", luts, luts.shape, image)
 
 
 def _reference(
@@ -116,7 +130,7 @@ def _reference(
         cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
         fraction = position - cell
     else:
-        grid = vertices.to(x.dtype)
+        grid = vertices.to(x.dtype).expand(x.shape[0], -1, -1)
         cell = torch.zeros_like(x)
         for i in range(1, size - 1):
             cell = cell + (x.detach() > grid[:, :, i, None])

@@ -45,7 +45,8 @@ class Op:
         None where the reference's gradients do.
     pointwise: whether an output pixel depends on the same pixel alone, so that `out` may be the first argument.
     dims: for each tensor argument, its number of dimensions when the first is the batch; 0 if it never has a batch. A
-        tensor with fewer dimensions is used for all images. The first argument and the result always have the batch.
+        tensor with fewer dimensions, or (where `shape` allows it) with a batch of 1, is used for all images. The first
+        argument and the result always have the batch.
     """
 
     def __init__(
@@ -178,7 +179,18 @@ class Op:
         if kernels is None:
             out.copy_(self.reference(*args))
         else:
-            self.run(kernels, out, *args)
+            self.run(kernels, out, *self._expanded(args))
+
+    def _expanded(self, args: Sequence[Any]) -> Sequence[Any]:
+        """The arguments as kernels take them: a batch of 1 that stands for all images expanded to theirs."""
+        images = args[0].shape[0]
+        if images == 1:
+            return args
+        tensors = [
+            t.expand(images, *t.shape[1:]) if t is not None and dims == t.dim() and t.shape[0] == 1 else t
+            for t, dims in zip(args, self.dims, strict=False)
+        ]
+        return *tensors, *args[self.tensors :]
 
     def _fill_out(self, *args: Any, out: Tensor) -> None:
         self._refuse_gradients(args, out)
@@ -255,7 +267,15 @@ class Op:
                 if gradient is not None and value is not None:
                     gradient.copy_(value)
         else:
-            self.run_backward(kernels, gradients, grad, *args)
+            expanded = self._expanded(args)
+            filled = [
+                g if g is None or g.shape == t.shape else torch.empty(t.shape, dtype=torch.float32, device=t.device)
+                for g, t in zip(gradients, expanded, strict=False)
+            ]
+            self.run_backward(kernels, filled, grad, *expanded)
+            for gradient, of_images in zip(gradients, filled, strict=True):
+                if gradient is not None and of_images is not None and of_images is not gradient:
+                    gradient.copy_(of_images.sum_to_size(gradient.shape))
         return [gradient for gradient in gradients if gradient is not None]
 
     def _reference_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -497,15 +517,22 @@ def check_dtype(op: str, name: str, t: Tensor, allowed: Sequence[torch.dtype] = 
         raise TypeError(f"{op}: {name}: expected one of {names}; got {str(t.dtype).removeprefix('torch.')}")
 
 
-def check_tensor(op: str, name: str, t: Tensor, shape: Sequence[int | str], image: Tensor) -> None:
-    """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1)."""
+def fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+    return len(shape) == len(expected) and all(
+        size >= 1 if isinstance(wanted, str) else size == wanted for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+def check_tensor(
+    op: str, name: str, t: Tensor, shape: Sequence[int | str], image: Tensor, *, shared: bool = False
+) -> None:
+    """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1), or
+    with `shared` of the same with a batch of 1."""
     check_is_tensor(op, name, t)
-    fits = t.dim() == len(shape)
-    for size, expected in zip(t.shape, shape, strict=False):
-        fits = fits and (size >= 1 if isinstance(expected, str) else size == expected)
-    if not fits:
-        expected_shape = "(" + ", ".join(map(str, shape)) + ")"
-        raise ValueError(f"{op}: {name}: expected shape {expected_shape}; got {tuple(t.shape)}")
+    shapes = [shape, (1, *shape[1:])] if shared and shape[0] != 1 else [shape]
+    if not any(fits(t.shape, expected) for expected in shapes):
+        wanted = " or ".join("(" + ", ".join(map(str, expected)) + ")" for expected in shapes)
+        raise ValueError(f"{op}: {name}: expected shape {wanted}; got {tuple(t.shape)}")
     check_dtype(op, name, t)
     if t.device != image.device:
         raise ValueError(f"{op}: {name}: expected device {image.device}, as the first argument; got {t.device}")

@@ -32,7 +32,8 @@ def calls(draw: st.DrawFn) -> Call:
     features, hidden = draw(st.sampled_from([1, 5, 16, 64])), draw(st.sampled_from([1, 6, 32, 128]))
     count, size = draw(st.integers(1, 7)), draw(st.sampled_from([2, 3, 9, 33]))
     luts = (batch,) * draw(st.booleans()) + (count, 3, size, size, size)
-    weights = Box((batch, count), -1, 1, may_hold_nan=False) if draw(st.booleans()) else None
+    images = draw(st.sampled_from([batch, 1]))
+    weights = Box((images, count), -1, 1, may_hold_nan=False) if draw(st.booleans()) else None
     image = Box((batch, 3, height, width), -0.1, 1.1)
     return Call([image, Box(luts, may_hold_nan=False), weights, *param_boxes(k, features, hidden, count)])
 
@@ -135,13 +136,19 @@ def changed(index: int, tensor: object) -> list[object]:
     ("args", "error", "message"),
     [
         ((image[0], luts, weights, params), ValueError, r"image: expected shape \(B, 3, H, W\)"),
-        ((image, luts[0], weights, params), ValueError, r"luts: expected shape \(5, 3"),
+        ((image, luts[0], weights, params), ValueError, r"\(B, 5, 3, D, D, D\) with B = 1; got \(3"),
+        ((image, luts[0, 0], weights, params), ValueError, r"luts: .* \(5, 3, D, D, D\) or .*; got \(9,"),
         (
             (image, luts[:4], weights, params),
             ValueError,
-            r"luts: expected shape \(5, 3, 9.*got \(4, 3, 9",
+            r"luts: expected shape \(5, 3, D, D, D\) or .*got \(4, 3, 9",
         ),
         ((image, luts, weights[:, :4], params), ValueError, r"weights: expected shape \(1, 5\); got \(1, 4\)"),
+        (
+            (image.repeat(3, 1, 1, 1), luts, weights.repeat(2, 1), params),
+            ValueError,
+            r"weights: .*\(3, 5\) or \(1, 5\)",
+        ),
         ((image, luts, weights, params[:7]), ValueError, "params: expected 8 tensors.*got 7"),
         ((image, luts, weights, changed(0, None)), TypeError, "params.features_weight: expected a torch.Tensor"),
         ((image, luts, weights, changed(0, params[0][..., :2])), ValueError, r"k = 3, 5 or 7; got \(64, 3, 3, 2\)"),

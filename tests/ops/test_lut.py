@@ -33,15 +33,20 @@ def calls(draw: st.DrawFn) -> Call:
     batch, count, size = draw(st.integers(1, 3)), draw(st.integers(1, 11)), draw(st.integers(2, 9))
     height, width = draw(st.integers(1, 9)), draw(st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 300])))
     own = draw(st.booleans())
+    weighted, by_pixel = draw(st.booleans()), draw(st.booleans())
+
+    def images() -> int:  # of a tensor that may be the same for all
+        return draw(st.sampled_from([batch, 1]))
+
     return Call(
         [
             Box((batch, 3, height, width), -0.2, 1.2),
             Box(
                 ((batch,) if own else ()) + (count, 3, size, size, size), -0.5, 1.5, may_hold_nan=False
             ),  # on a vertex, 0 · NaN of its neighbour may count or not
-            Box((batch, count), -1.0, 1.0) if draw(st.booleans()) else None,
-            Box((batch, count, height, width), -1.0, 1.0) if draw(st.booleans()) else None,
-            grid(batch, size) if draw(st.booleans()) else None,
+            Box((images(), count), -1.0, 1.0) if weighted or (count > 1 and not by_pixel) else None,
+            Box((images(), count, height, width), -1.0, 1.0) if by_pixel else None,
+            grid(images(), size) if draw(st.booleans()) else None,
         ],
         (draw(st.sampled_from(MODES)),),
     )
@@ -70,6 +75,9 @@ class TestLaws(Laws):
         Call([Box((2, 3, 3, 5), 0, 1), Box((6, 3, 3, 3, 3)), Box((2, 6)), Box((2, 6, 3, 5)), None], ("trilinear",)),
         Call([Box((1, 3, 3, 4), 0, 1), Box((1, 1, 3, 3, 3, 3)), None, None, grid(1, 3)], ("trilinear",)),
         Call([Box((1, 3, 3, 4), 0, 1), Box((2, 3, 3, 3, 3)), None, Box((1, 2, 3, 4)), grid(1, 3)], ("tetrahedral",)),
+        Call(
+            [Box((2, 3, 3, 4), 0, 1), Box((2, 3, 3, 3, 3)), Box((1, 2)), Box((1, 2, 3, 4)), grid(1, 3)], ("trilinear",)
+        ),
     ]
 
 
@@ -295,6 +303,53 @@ def test_few_pixels_need_no_copy_of_the_luts(monkeypatch: pytest.MonkeyPatch) ->
         lut_transform(torch.rand(1, 3, 200, 200), torch.rand(1, 3, 33, 33, 33))
 
 
+def test_a_lut_for_each_image_is_not_a_sum() -> None:
+    """(B, 3, D, D, D), as other libraries pass it, was taken as B LUTs to add up: an error, in every way in."""
+    image, luts = torch.rand(2, 3, 7, 9), torch.rand(2, 3, 5, 5, 5)
+    args = (image, luts, None, None, None, "trilinear")
+    for call in (
+        lambda: lut_transform(image, luts),
+        lambda: lut_transform(image, luts, vertices=torch.linspace(0, 1, 5).expand(2, 3, 5)),
+        lambda: lut_transform(image, luts, out=torch.empty_like(image)),
+        lambda: torch.ops.fastenh.lut_transform(*args),
+        lambda: torch.ops.fastenh.lut_transform.out(*args, out=torch.empty_like(image)),
+        lambda: torch.ops.fastenh.lut_transform_backward(image, *args, [True, True, False, False, False]),
+        lambda: torch.func.vmap(lambda image: lut_transform(image, luts))(image[:, None].repeat(1, 2, 1, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match=r"^lut_transform: weights: expected weights or .*luts\[:, None"):
+            call()
+    own = torch.cat([lut_transform(image[b : b + 1], luts[b : b + 1]) for b in range(2)])
+    torch.testing.assert_close(lut_transform(image, luts[:, None]), own)
+    total = sum(lut_transform(image, luts[n : n + 1]) for n in range(2))
+    torch.testing.assert_close(lut_transform(image, luts, torch.ones(1, 2)), total)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_tensors_for_all_images(mode: str, dtype: torch.dtype) -> None:
+    """A batch of 1 in weights, pixel_weights and vertices is that of each image, and its gradient the sum over them."""
+    boxes = [
+        Box((3, 3, 4, 6), -0.1, 1.1),
+        Box((6, 3, 5, 5, 5)),
+        Box((1, 6), -1, 1),
+        Box((1, 6, 4, 6), -1, 1),
+        grid(1, 5),
+    ]
+    values = [box.tensor(i).to(dtype) for i, box in enumerate(boxes)]
+    expanded = [values[0], values[1], *(t.expand(3, *t.shape[1:]) for t in values[2:])]
+    grad = torch.rand(3, 3, 4, 6)
+    for there in ([2], [3], [2, 4], [2, 3, 4]):  # of weights, pixel weights and vertices
+        shared = [t.clone().requires_grad_() if i < 2 or i in there else None for i, t in enumerate(values)]
+        each = [t.float().requires_grad_() if i < 2 or i in there else None for i, t in enumerate(expanded)]
+        result, expected = call(*shared, mode), TestLaws.op.reference(*each, mode)
+        assert_close(result.detach(), expected.detach(), "result", TestLaws().arithmetic(values[0]))
+        gradients = torch.autograd.grad(result, [t for t in shared if t is not None], grad.to(dtype))
+        of_each = torch.autograd.grad(expected, [t for t in each if t is not None], grad.to(dtype).float())
+        for gradient, t, true in zip(gradients, filter(lambda t: t is not None, shared), of_each, strict=True):
+            assert gradient.dtype == dtype
+            assert_close(gradient, true.sum_to_size(t.shape), "gradient")
+
+
 # ---- goldens of published code ----
 
 
@@ -326,7 +381,7 @@ def test_agrees_with_the_published_lut_gradient(assets: Path) -> None:
 
 # ---- bad arguments ----
 
-image, luts = torch.rand(2, 3, 4, 5), torch.rand(4, 3, 6, 6, 6)
+image, luts, weights = torch.rand(2, 3, 4, 5), torch.rand(4, 3, 6, 6, 6), torch.rand(2, 4)
 
 
 @pytest.mark.parametrize(
@@ -343,12 +398,19 @@ image, luts = torch.rand(2, 3, 4, 5), torch.rand(4, 3, 6, 6, 6)
         ((image, luts[..., :5]), {}, ValueError, r"luts: expected shape .*got \(4, 3, 6, 6, 5\)"),
         ((image, luts[..., :1, :1, :1]), {}, ValueError, "expected 2 <= D <= 256; got D = 1"),
         ((image, torch.empty(1, 3, 257, 1, 1).expand(1, 3, 257, 257, 257)), {}, ValueError, "got D = 257"),
-        ((image, luts.expand(3, 4, 3, 6, 6, 6)), {}, ValueError, r"luts: expected shape \(2, N, 3.*got \(3, 4"),
+        ((image, luts.expand(3, 4, 3, 6, 6, 6)), {}, ValueError, r"\(B, N, .* with B = 2; got \(3, 4, 3"),
+        ((image, luts[0, 0]), {}, ValueError, r"\(N, 3, D, D, D\) or \(B, N, 3, D, D, D\)"),
+        ((image, luts[:0]), {}, ValueError, r"luts: expected shape \(N, 3, D, D, D\) .*; got \(0, 3"),
+        ((image, luts), {}, ValueError, r"expected weights or .* blend 4 LUTs; got neither \(.*luts"),
+        ((image, luts[:2]), {}, ValueError, r"; got neither \(for one LUT per image, pass luts\[:, None\]\)$"),
+        ((image, luts.expand(2, 4, 3, 6, 6, 6)), {}, ValueError, "weights or pixel_weights .*; got neither$"),
         ((image, luts.int()), {}, TypeError, "luts: expected one of float.*got int32"),
         ((image, luts.to("meta")), {}, ValueError, "luts: expected device cpu.*got meta"),
-        ((image, luts, torch.rand(2, 3)), {}, ValueError, r"weights: expected shape \(2, 4\); got \(2, 3\)"),
-        ((image, luts, None, torch.rand(2, 4, 5, 4)), {}, ValueError, r"pixel_weights: .*\(2, 4, 4, 5\); got"),
-        ((image, luts), {"vertices": torch.rand(2, 3, 5)}, ValueError, r"vertices: expected shape \(2, 3, 6\); got"),
+        ((image, luts, weights[:, :3]), {}, ValueError, r"weights: expected shape \(2, 4\) or \(1, 4\); got \(2, 3\)"),
+        ((image, luts, weights[0]), {}, ValueError, r"weights: expected shape \(2, 4\) or \(1, 4\); got \(4,\)"),
+        ((image[:1], luts, weights), {}, ValueError, r"weights: expected shape \(1, 4\); got \(2, 4\)"),
+        ((image, luts, None, torch.rand(2, 4, 5, 4)), {}, ValueError, r".*\(2, 4, 4, 5\) or \(1, 4, 4, 5\); got"),
+        ((image, luts, weights), {"vertices": torch.rand(2, 3, 5)}, ValueError, r"vertices: .* \(2, 3, 6\) or"),
         ((image, luts), {"interpolation": "cubic"}, ValueError, "expected 'trilinear' or 'tetrahedral'; got 'cubic'"),
     ],
 )
