@@ -40,7 +40,7 @@ def channel_split_transform(
     if split is None:
         if not isinstance(features, Tensor) or features.dim() != 4:
             _shape(features, scale, shift, 0)
-        split = features.shape[1] // 2
+        split = int(features.shape[1]) // 2  # a Tensor under torch.jit.trace, a SymInt under dynamic shapes
     return _op(features, scale, shift, split, out=out)
 
 

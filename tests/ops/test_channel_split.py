@@ -91,6 +91,24 @@ def test_is_split_scale_shift_cat(variant: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns that it records sizes
+def test_default_split_of_a_program() -> None:
+    """Tracing and exporting know sizes as other kinds of numbers."""
+    tensors = tuple(torch.rand(2, c, 3, 5) for c in (4, 2, 2))
+    others = tuple(torch.rand(3, c, 4, 6) for c in (4, 2, 2))
+
+    class Module(torch.nn.Module):
+        def forward(self, features: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            return channel_split_transform(features, scale, shift)
+
+    traced = torch.jit.trace(channel_split_transform, tensors)
+    free = {0: torch.export.Dim("b"), 1: torch.export.Dim.AUTO, 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    exported = torch.export.export(Module(), tensors, dynamic_shapes=(free, free, free)).module()
+    for program in (traced, exported):
+        for inputs in (tensors, others):
+            torch.testing.assert_close(program(*inputs), channel_split_transform(*inputs, 2))
+
+
 def test_gradient_of_a_whole_shift_is_a_view() -> None:
     tensors = [torch.rand(2, c, 3, 5).requires_grad_() for c in (4, 3, 3)]
     grad = torch.rand(2, 4, 3, 5)
