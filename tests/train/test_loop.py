@@ -379,25 +379,44 @@ class Image(Line):
         super().__init__(SGD)
         layers = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten()]
         self.networks = {"line": nn.Sequential(*layers, nn.Linear(27, 1))}
+        self.random: list[float] = []  # a number of torch's for each step
+
+    def losses(self, batch):
+        self.random.append(torch.rand(()).item())
+        yield from super().losses(batch)
 
 
-def test_two_processes_equal_one(tmp_path):
-    # Each has half of the batch. This file is the program that they run.
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    """The folder of a run by two processes, each with half of the batch. This file is the program that they run."""
+    folder = tmp_path_factory.mktemp("two")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*torchrun, __file__, tmp_path / "two"], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, __file__, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 12/12: ") == 1  # one rank speaks for both
+    return folder
+
+
+def test_two_processes_equal_one(two_processes, tmp_path):
     task = Image()
     start = {key: tensor.clone() for key, tensor in task.networks["line"].state_dict().items()}
-    run(task, settings(), tmp_path / "one")
+    run(task, settings(), tmp_path)
     one, two = (
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["networks"]["line"] for name in ("one", "two")
+        torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]["line"]
+        for folder in (tmp_path, two_processes)
     )
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
     for key in ("1.weight", "2.weight", "2.running_var", "5.weight"):
         assert not torch.allclose(one[key], start[key], rtol=1e-3), key
+
+
+def test_no_two_steps_and_no_two_ranks_draw_the_same_random_numbers(two_processes):
+    drawn = [json.loads((two_processes / f"random_{rank}.json").read_text()) for rank in range(2)]
+    assert [len(numbers) for numbers in drawn] == [12, 12]
+    assert len({*drawn[0], *drawn[1]}) == 24
 
 
 def test_a_batch_must_divide_among_the_ranks(monkeypatch):
@@ -408,4 +427,6 @@ def test_a_batch_must_divide_among_the_ranks(monkeypatch):
 
 
 if __name__ == "__main__":
-    run(Image(), settings(), Path(sys.argv[1]))
+    task, folder = Image(), Path(sys.argv[1])
+    run(task, settings(), folder)
+    (folder / f"random_{os.environ['RANK']}.json").write_text(json.dumps(task.random))
