@@ -3,6 +3,7 @@ CPU with a stopwatch that knows the answer, and what was found is kept whatever 
 
 import contextlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -343,27 +344,43 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_steps_run_side_by_side_into_their_logs_and_the_late_are_ended(tmp_path: Path) -> None:
-    check = gpu_check.Check(tmp_path)
-    lasting = "import subprocess as s; p = s.Popen(['sleep', '600']); print('begun', p.pid, flush=True); p.wait()"
-    start = time.monotonic()
+def test_steps_run_side_by_side_into_their_logs_and_the_late_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands still until the late step has started its child and the others have ended."""
+    check, start, processes = gpu_check.Check(tmp_path), subprocess.Popen, []
+
+    def started(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        processes.append(start(*arguments, **options))
+        return processes[-1]
+
+    def elapsed() -> float:
+        ready = processes[0].poll() is None and all(process.poll() is not None for process in processes[1:])
+        return 2.0 if ready and "begun" in (tmp_path / "late.log").read_text() else 0.0
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", started)
+    monkeypatch.setattr(check, "elapsed", elapsed)
+    lasting = "import subprocess as s; p = s.Popen(['sleep', '600']); print(f'begun {p.pid}', flush=True); p.wait()"
     done = check.run(
-        check.elapsed() + 2,
+        1.0,
         late=[sys.executable, "-c", lasting],
         good=[sys.executable, "-c", "print('héllo')"],
         bad=[sys.executable, "-c", "import nothing_of_that_name"],
     )
-    assert time.monotonic() - start < 30
     assert done["late"][0] is None
     begun = done["late"][1].split()
-    assert begun[0] == "begun" and not alive(int(begun[1])), "what a late step has started ends with it"
+    assert begun[0] == "begun"
+    ending = time.monotonic() + 60  # the system may take a moment
+    while alive(int(begun[1])) and time.monotonic() < ending:
+        time.sleep(0.01)
+    assert not alive(int(begun[1])), "what a late step has started ends with it"
     assert done["good"] == (0, "héllo\n") and (tmp_path / "good.log").read_text() == "héllo\n"
     assert done["bad"][0] == 1
     assert gpu_check.problem_in(*done["bad"]) == (
         "ModuleNotFoundError: No module named 'nothing_of_that_name' (exit status 1)"
     )
     assert gpu_check.problem_in(*done["late"]) == f"late, and ended; its last line: {' '.join(begun)}"
-    again = check.run(60, good=[sys.executable, "-c", "print('again')"])
+    again = check.run(math.inf, good=[sys.executable, "-c", "print('again')"])
     assert again["good"] == (0, "again\n"), "only what is new of a log"
 
 

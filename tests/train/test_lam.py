@@ -2,11 +2,9 @@
 
 import json
 import math
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -151,24 +149,29 @@ def test_texts_become_numbers_and_later_layers_win():
 
 # ---- whole runs of the command
 
+KILLED = """
+import os, signal
+from fastenh.cli import app
+from fastenh.train.loop import Meter
 
-def command(data: Path, out: Path, *more: str, **changes) -> list[str]:
-    sets = [f"--set={key}={value}" for key, value in (SMALL | changes).items()]
-    return [shutil.which("fastenh", path=Path(sys.executable).parent) or "fastenh", "train", "lam",
-            f"--data={data}", f"--out={out}", *sets, *more]  # fmt: skip
+def update(self, done, *others, update=Meter.update):
+    update(self, done, *others)
+    if done == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Meter.update = update
+app()
+"""
 
 
 def test_a_killed_run_resumes_to_the_same_bits(portraits, tmp_path):
     # The paper's classifier has dropout; averaged weights and GAM have states of their own.
     changes = {"classifier": "paired", "steps": 12, "ema": 0.9, "log_every": 1, "checkpoint_every": 5}
-    killed = subprocess.Popen(
-        command(portraits, tmp_path / "killed", "--preset=lam-gam", **changes), stdout=subprocess.PIPE, text=True
-    )
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if line.startswith("step 7/12"):
-            killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    sets = [f"--set={key}={value}" for key, value in (SMALL | changes).items()]
+    command = ["train", "lam", f"--data={portraits}", f"--out={tmp_path / 'killed'}", "--preset=lam-gam", *sets]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stdout.splitlines()[-1].startswith("step 7/12: ")
     assert not (tmp_path / "killed/model.safetensors").exists()
     assert torch.load(tmp_path / "killed/checkpoint.pt", weights_only=True)["step"] == 5
 
