@@ -1,12 +1,37 @@
 """What tests share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random numbers do not depend on which tests ran before in the process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def assert_same_model() -> Callable[[nn.Module, nn.Module, Tensor], None]:
+    """Holds two models to the same weights, bit for bit, and to the same result up to rounding: how a convolution sums
+    depends on where its weights lie in memory."""
+
+    def check(one: nn.Module, other: nn.Module, image: Tensor) -> None:
+        weights = one.state_dict(), other.state_dict()
+        assert type(one) is type(other) and weights[0].keys() == weights[1].keys()
+        for name, tensor in weights[0].items():
+            assert torch.equal(tensor, weights[1][name]), name
+        with torch.no_grad():
+            torch.testing.assert_close(one(image), other(image), rtol=1e-5, atol=1e-5)
+
+    return check
 
 
 @pytest.fixture(scope="session")

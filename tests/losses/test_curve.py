@@ -12,12 +12,6 @@ from torch import Tensor
 
 from fastenh import losses, ops
 
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 # ---- the published losses
 
 

@@ -12,11 +12,6 @@ from fastenh import losses, ops
 color = pytest.importorskip("skimage.color", reason="scikit-image has the reference: pip install fastenh[train]")
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def random_mask(*shape: int) -> Tensor:
     return (torch.rand(shape) < 0.4).float()
 

@@ -12,11 +12,6 @@ from fastenh import losses
 torchvision = pytest.importorskip("torchvision", reason="torchvision has VGG-16: pip install fastenh[train]")
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def vgg() -> losses.VGGFeatures:
     return losses.VGGFeatures("random")

@@ -15,11 +15,6 @@ from fastenh.models.adaint import convert
 WEIGHTS = "lut/AdaInt/pretrained/AiLUT-FiveK-sRGB.pth"
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def photo(path) -> Tensor:
     return torch.from_numpy(np.asarray(Image.open(path), dtype=np.float32) / 255).permute(2, 0, 1)[None]
 

@@ -11,11 +11,6 @@ from fastenh.models import CSRNet, csrnet
 from fastenh.models.csrnet import convert
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def layer_by_layer(model: CSRNet, image: Tensor) -> Tensor:
     """As published: whole maps, padded on all sides, and a modulation after each layer."""
     net, x = model.cond_net, image

@@ -20,11 +20,6 @@ from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, load, save
 from fastenh.models.lam import ResNet18
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def small(n_luts: int = 3, size: int = 5, classifier: str = "statistics", **arguments) -> LocalContextLUT:
     """A model whose every table and weight has its say, in eval mode; the classifier that is quickest to run."""
     model = LocalContextLUT(n_luts, size, classifier, **arguments)
@@ -138,13 +133,14 @@ VARIANTS = [
 def test_a_batch_is_its_images_one_by_one_at_any_size(arguments, shape):
     model = small(**arguments)
     image = torch.rand(2, 3, *shape)
+    near = {"rtol": 1e-3, "atol": 3e-4}  # instance norm of an image of one colour makes much of every rounding
     with torch.no_grad():
         together = model(image)
-        torch.testing.assert_close(together, torch.cat([model(image[:1]), model(image[1:])]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together, torch.cat([model(image[:1]), model(image[1:])]), **near)
         strided = image.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
-        torch.testing.assert_close(model(strided), together, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(strided), together, **near)
     assert together.shape == image.shape
-    assert (together[0] - together[1]).abs().max() > 1e-3
+    assert (together[0] - together[1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 7])
