@@ -24,7 +24,7 @@ demo: ready
 	@echo "Before and after, side by side: $(CURDIR)/demo/retouched/too_dark_compare.jpg"
 
 test: ready
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 bench: ready
 	$(PYTHON) -m pytest --benchmark

@@ -445,7 +445,7 @@ def test_saved_tensors_may_not_change(image: Tensor, curves: Tensor) -> None:
 def test_a_forked_worker_with_one_thread_lives() -> None:
     """As a DataLoader's workers are: forked from a process whose thread pool has run."""
     image, curves = torch.rand(1, 3, 300, 300), torch.rand(1, 3, 300, 300)
-    assert torch.get_num_threads() > 1
+    assert torch.get_num_threads() > 1  # by conftest.py
     expected = curve_iterate(image, curves)
 
     def work() -> None:
