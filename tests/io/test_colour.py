@@ -1,5 +1,7 @@
 """Colours of a file are sRGB on the way to a model and their own again after it."""
 
+from dataclasses import replace
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -257,6 +259,23 @@ def test_what_is_no_number_is_black_to_a_model_and_stays(backend):
         with backends.backend("reference"):
             assert torch.allclose(seen, space.seen(x), atol=2e-6)
             assert torch.allclose(result, space.back(x, seen * 0.5), atol=4e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_white_is_the_last_entry_of_each_table(backend):
+    """Nothing is read behind it: there NaN stands."""
+    space = space_of("Adobe RGB")
+
+    def before_nan(table: torch.Tensor) -> torch.Tensor:
+        return torch.cat([table.flatten(), torch.full((16,), torch.nan)])[: table.numel()].view(table.shape)
+
+    fenced = replace(space, **{name: before_nan(getattr(space, name)) for name in ("curves", "numbers", "matrix")})
+    x = torch.ones(3, 2, 21)
+    with backends.backend("reference"):
+        expected = space.seen(x), space.back(x, 0.9 * x)
+    with backends.backend(backend):
+        result = fenced.seen(x), fenced.back(x, 0.9 * x)
+    torch.testing.assert_close(result, expected, rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

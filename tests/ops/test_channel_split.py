@@ -38,6 +38,7 @@ class TestLaws(Laws):
         Call([Box((2, 6, 3, 5)), Box((2, 3, 3, 5)), Box((2, 3, 3, 5))], (3,)),
         Call([Box((2, 5, 3, 4)), Box((3, 1, 1)), Box((2, 1, 3, 4))], (2,)),
     )
+    large = Call([Box((1, 4, 593, 599)), Box((2, 593, 599)), Box((2, 593, 599))], (2,))
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)

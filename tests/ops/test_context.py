@@ -26,6 +26,7 @@ class TestLaws(Laws):
         Call([Box((2, 3, 4, 5)), Box((2, 9, 4, 5))], (3,)),
         Call([Box((1, 3, 1, 2)), Box((1, 25, 1, 2))], (5,)),
     )
+    large = Call([Box((1, 3, 593, 599)), Box((1, 1, 593, 599), -1, 1)], (1,))
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize(("k", "width"), [(3, 8), (3, 264), (5, 136), (7, 16), (9, 8)])

@@ -34,6 +34,7 @@ class TestLaws(Laws):
         Call([Box((1, 3, 6, 8)), Box((1, 3, 2, 3), -1, 1)], (2,)),
         Call([Box((1, 3, 2, 3)), Box((1, 6, 5, 1), -1, 1)], (2,)),
     )
+    large = Call([Box((1, 3, 593, 599)), Box((1, 6, 593, 599), -1, 1)], (2,))
 
 
 def test_formula() -> None:
@@ -47,6 +48,17 @@ def test_formula() -> None:
         x = 0.5 + first * (0.25 - 0.5)
         expected.append(x + second * (x * x - x))
     torch.testing.assert_close(curve_iterate(image, order, 2).flatten(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)])
+def test_halfway_results_are_rounded_to_even(dtype: torch.dtype, bits: int, variant: str) -> None:
+    """An iteration with r = 1 is x², exact in float32; several x² lie halfway between two numbers of the dtype."""
+    x = torch.arange(2 ** (bits - 1), 2**bits) / 2**bits
+    image = x.to(dtype).expand(1, 3, 1, -1)
+    with fastenh.backend(variant):
+        result = curve_iterate(image, torch.ones(1, 3, 1, len(x)), 1)
+    assert torch.equal(result, image.double().square().to(dtype))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

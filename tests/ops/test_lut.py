@@ -79,6 +79,7 @@ class TestLaws(Laws):
             [Box((2, 3, 3, 4), 0, 1), Box((2, 3, 3, 3, 3)), Box((1, 2)), Box((1, 2, 3, 4)), grid(1, 3)], ("trilinear",)
         ),
     ]
+    large = Call([Box((1, 3, 593, 599), 0, 1), Box((1, 3, 9, 9, 9)), None, None, None], ("trilinear",))
 
 
 @pytest.fixture(params=["few pixels", "repacked"])
@@ -149,6 +150,18 @@ def test_one_lut_for_a_whole_picture(size: int, layout: str, dtype: torch.dtype,
     truth = TestLaws.op.reference(to_values(image), table, None, None, None, mode)
     with fastenh.backend(variant):
         assert_close(lut_transform(image, table, interpolation=mode), truth, "result", TestLaws().arithmetic(image))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8, torch.uint16])
+def test_weights_of_pictures_and_pixels(dtype: torch.dtype, mode: str) -> None:
+    """Where GPUs take several pixels at once: rows of a multiple of 16 bytes, and weights of the image's dtype."""
+    image, luts, weights = to_dtype(torch.rand(2, 3, 5, 48), dtype), torch.rand(7, 3, 5, 5, 5), torch.randn(2, 7)
+    pixel_weights = torch.rand(2, 7, 5, 48).to(dtype if dtype.is_floating_point else torch.float32)
+    truth = TestLaws.op.reference(to_values(image), luts, weights, pixel_weights.float(), None, mode)
+    with fastenh.backend(VARIANTS[-1]):
+        result = lut_transform(image, luts, weights, pixel_weights, interpolation=mode)
+    assert_close(result, truth, "result", TestLaws().arithmetic(image))
 
 
 def identity(size: int) -> Tensor:
