@@ -8,18 +8,23 @@ the same tags in the directory of its picture. XMP is XML, IPTC a block of Photo
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, NamedTuple
+
+import numpy as np
 
 from fastenh.io.colour import profile_of, undated
 
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
+SUBFILE_TYPE, SUB_DIRECTORIES = 254, 330
+REDUCED = 1  # a bit of the subfile type: the picture shows another one in small
 EXIF_DIRECTORY, INTEROPERABILITY = 0x8769, 0xA005
 DIRECTORIES = (EXIF_DIRECTORY, 0x8825, INTEROPERABILITY)  # tags whose value is a directory: EXIF, GPS, interoperability
 # What says how and where the pixels of a TIFF are stored, or is a picture itself: thumbnails, layers.
@@ -120,21 +125,51 @@ def exif_within(exif: bytes, size: int) -> bytes:
         tags = read_directory(exif)
     except ValueError:
         return b""
-    while len(block := _exif(tags)) > size:
-        held = [(len(place.block(tag)), tag, place) for place in _directories(tags) for tag in place]
-        _, tag, place = max(held, key=lambda one: one[0])
+    block = _exif(tags)
+    excess = len(block) - size
+    held = [(len(place.block(tag)), tag, place) for place in _directories(tags) for tag in place]
+    for length, tag, place in sorted(held, key=lambda one: one[0], reverse=True):
+        if excess <= 0:
+            block = _exif(tags)
+            excess = len(block) - size
+        if excess <= 0:
+            return block
         del place[tag]
-    return block
+        excess -= CLASSIC.entry_size + (length if length > CLASSIC.offset_size else 0)
+    return b""
 
 
 def exif_orientation(exif: bytes) -> int:
     """1 to 8, as EXIF counts them; 1 where it does not say."""
-    try:
-        tag = read_directory(exif).get(ORIENTATION)
-    except ValueError:
-        return 1
-    value = tag.value[0] if tag and isinstance(tag.value, bytes) and tag.value else 1
+    value = 1
+    with contextlib.suppress(ValueError):
+        tiff = Tiff(exif)
+        for entry in tiff.entries(tiff.first)[0]:
+            value = tiff.number(entry) if entry.tag == ORIENTATION else value
     return value if value in range(1, 9) else 1
+
+
+def check_exif(exif: bytes) -> None:
+    """Raises Overlap for a block that would exhaust the memory of who reads it; damage is no such thing."""
+    try:
+        read_directory(exif)
+    except Overlap:
+        raise
+    except ValueError:
+        pass
+
+
+def exif_dpi(exif: bytes) -> tuple[float, float] | None:
+    """Pixels an inch, across and down, where EXIF says how many there are."""
+    try:
+        tags = read_directory(exif)
+    except ValueError:
+        return None
+    unit = {2: 1.0, 3: 2.54}.get(int.from_bytes(tags.block(296), "little"), 0.0)
+    across, down = (np.frombuffer(tags.block(tag)[:8].rjust(8, b"\0"), "<u4").astype(float) for tag in (282, 283))
+    if not unit or across.min() == 0 or down.min() == 0:
+        return None
+    return unit * across[0] / across[1], unit * down[0] / down[1]
 
 
 def exif_profile(exif: bytes) -> bytes:
@@ -159,79 +194,173 @@ def upright_xmp(xmp: bytes) -> bytes:
 
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 UNITS = SIZES | {5: 4, 10: 4}  # of what turns around where the byte order differs: a fraction is two numbers
+TAGS = 4096  # of a directory; libtiff reads no more
+SHARED = 2**20  # bytes of values that belong to several tags: some programs share equal ones, damage makes others meet
+PIXELS = (273, 279, 324, 325, 37724)  # not read: strips and tiles are many, Photoshop's layers large
 
 
-def read_directory(source: BinaryIO | bytes, offset: int | None = None) -> Directory:
-    """The first directory of a TIFF or BigTIFF, or of an EXIF block, or the one at `offset`, and those below it,
-    without the tags that are damaged. ValueError where there is none."""
+class Overlap(ValueError):
+    """Tags whose values lie on top of each other, as in a file that is made to exhaust memory."""
 
-    def at(offset: int, size: int) -> bytes:
-        if isinstance(source, bytes):
-            data = source[offset : offset + size]
-        else:
-            source.seek(offset)
-            data = source.read(size)
-        if len(data) < size:
-            raise ValueError("expected a whole TIFF directory, got one cut short")
-        return data
 
-    def read(offset: int, depth: int) -> Directory:
-        result = Directory()
-        count = struct.unpack(order + layout.count, at(offset, layout.count_size))[0]
-        if depth > 3 or count > 4096:
+class Entry(NamedTuple):
+    tag: int
+    type: int
+    number: int  # of values
+    place: int  # of the value in the file
+    size: int
+
+
+class Tiff:
+    """The directories of a TIFF, a BigTIFF or an EXIF block, each read on its own. ValueError where there is none."""
+
+    def __init__(self, source: BinaryIO | bytes) -> None:
+        self._file = io.BytesIO(source) if isinstance(source, bytes) else source
+        self._size = self._file.seek(0, 2)
+        head = self._at(0, 8)
+        self.order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
+        if not self.order:
+            raise ValueError("expected a TIFF, got other bytes")
+        self.layout = BIG if struct.unpack_from(self.order + "H", head, 2)[0] == 43 else CLASSIC
+        place = 8 if self.layout is BIG else 4
+        self.first: int = struct.unpack(self.order + self.layout.offset, self._at(place, self.layout.offset_size))[0]
+
+    def entries(self, offset: int) -> tuple[list[Entry], int]:
+        """A directory's entries, as many as are there, without those of unknown types; the offset of the next
+        directory, or 0."""
+        order, layout = self.order, self.layout
+        count = struct.unpack(order + layout.count, self._at(offset, layout.count_size))[0]
+        if count > TAGS:
             raise ValueError("expected a TIFF directory, got other bytes")
-        first = offset + layout.count_size
-        for place in range(first, first + count * layout.entry_size, layout.entry_size):
+        place = offset + layout.count_size
+        self._file.seek(place)
+        data = self._file.read(count * layout.entry_size + layout.offset_size)
+        found = []
+        for start in range(0, min(count, len(data) // layout.entry_size) * layout.entry_size, layout.entry_size):
+            tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, data, start)
+            size, inline = SIZES.get(kind, 0) * number, start + layout.entry_size - layout.offset_size
+            if size > layout.offset_size:
+                found.append(Entry(tag, kind, number, struct.unpack_from(order + layout.offset, data, inline)[0], size))
+            elif size:
+                found.append(Entry(tag, kind, number, place + inline, size))
+        end = data[count * layout.entry_size :]
+        return found, struct.unpack(order + layout.offset, end)[0] if len(end) == layout.offset_size else 0
+
+    def stored(self) -> dict[int, bytes]:
+        """The entries of the first directory, as they are, that say how and where its picture is stored."""
+        head = self._at(self.first, self.layout.count_size)
+        count, size = struct.unpack(self.order + self.layout.count, head)[0], self.layout.entry_size
+        data = self._at(self.first + len(head), count * size)
+        entries = [data[start : start + size] for start in range(0, len(data), size)]
+        numbered = {struct.unpack_from(self.order + "H", entry)[0]: entry for entry in entries}
+        return {tag: entry for tag, entry in numbered.items() if tag in STRUCTURE and tag not in BLOCKS}
+
+    def value(self, entry: Entry) -> bytes:
+        """The last byte of a number first."""
+        value, unit = self._at(entry.place, entry.size), UNITS[entry.type]
+        return value if self.order == "<" or unit == 1 else np.frombuffer(value, f"u{unit}").byteswap().tobytes()
+
+    def number(self, entry: Entry, index: int = 0) -> int:
+        """One of the whole numbers of a value."""
+        unit = UNITS[entry.type]
+        return int.from_bytes(self.value(entry._replace(place=entry.place + index * unit, size=unit)), "little")
+
+    def overlap(self, entries: Iterable[Entry]) -> int:
+        """How many bytes of values are those of a tag before as well."""
+        total = end = 0
+        for entry in sorted(entries, key=lambda one: one.place):
+            stop = min(entry.place + entry.size, self._size)
+            total += max(min(stop, end) - entry.place, 0)
+            end = max(end, stop)
+        return total
+
+    def _at(self, offset: int, size: int) -> bytes:
+        if offset + size > self._size:
+            raise ValueError("expected a whole TIFF directory, got one cut short")
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+def read_directory(source: BinaryIO | bytes) -> Directory:
+    """The first directory of a TIFF or BigTIFF, or of an EXIF block, and those below it, without the tags that are
+    damaged and those of `PIXELS`. ValueError where there is none, Overlap where tags share more than `SHARED` bytes.
+
+    The work is bounded: no directory is read twice, and of values no more bytes than there are, and `SHARED`.
+    """
+    tiff = Tiff(source)
+    found: list[tuple[Directory, Entry]] = []
+    read: set[int] = set()
+
+    def directory_at(offset: int, depth: int) -> Directory:
+        if offset in read or depth > 2:  # EXIF's directory of interoperability is the lowest that there is
+            raise ValueError("expected a directory below another, got one that leads back")
+        read.add(offset)
+        directory = Directory()
+        for entry in tiff.entries(offset)[0]:
+            if entry.tag not in DIRECTORIES:
+                found.append((directory, entry))
+            elif entry.tag not in directory:
+                with contextlib.suppress(ValueError):
+                    directory[entry.tag] = Tag(4, 1, directory_at(tiff.number(entry), depth + 1))
+        return directory
+
+    result = directory_at(tiff.first, 0)
+    if (shared := tiff.overlap(entry for _, entry in found)) > SHARED:
+        raise Overlap(f"expected tags with values of their own, got {len(found)} tags that share {shared} bytes")
+    for directory, entry in found:
+        if entry.size <= 1 << 28 and entry.tag not in PIXELS:
             with contextlib.suppress(ValueError):  # one damaged tag is no reason to lose the others
-                entry = at(place, layout.entry_size)
-                tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entry)
-                if tag not in result or tag not in DIRECTORIES:  # one may lead to itself
-                    result[tag] = read_tag(tag, kind, number, entry[-layout.offset_size :], depth)
-        return result
-
-    def read_tag(tag: int, kind: int, number: int, inline: bytes, depth: int) -> Tag:
-        size = SIZES.get(kind, 0) * number
-        if not size or size > 1 << 28 or tag in (273, 279, 324, 325):  # the last: as long as the picture is large
-            raise ValueError("expected a tag of metadata, got another")
-        place = struct.unpack(order + layout.offset, inline)[0]
-        if tag in DIRECTORIES:
-            place = struct.unpack(order + "I", inline[:4])[0] if size == 4 else place
-            return Tag(4, 1, read(place, depth + 1))
-        value = inline[:size] if size <= layout.offset_size else at(place, size)
-        return Tag(kind, number, value if order == "<" else _turned(value, UNITS[kind]))
-
-    head = at(0, 8)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
-    if not order:
-        raise ValueError("expected a TIFF, got other bytes")
-    layout = BIG if struct.unpack_from(order + "H", head, 2)[0] == 43 else CLASSIC
-    first = struct.unpack(order + layout.offset, at(8, 8) if layout is BIG else head[4:])[0]
-    return read(first if offset is None else offset, 0)
+                directory[entry.tag] = Tag(entry.type, entry.number, tiff.value(entry))
+    return result
 
 
-def _turned(value: bytes, unit: int) -> bytes:
-    return b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit)) if unit > 1 else value
+def other_pictures(file: BinaryIO) -> Iterator[bool]:
+    """Of each directory of a TIFF beside the first, on pages and below the first, whether it shows another picture in
+    small, or none. ValueError where a page is damaged."""
+    tiff = Tiff(file)
+
+    def shows_other(entries: list[Entry]) -> bool:
+        kinds = {entry.tag: tiff.number(entry) for entry in entries if entry.tag in (SUBFILE_TYPE, 256, 257)}
+        return bool(kinds.get(SUBFILE_TYPE, 0) & REDUCED) or not {256, 257} <= kinds.keys()  # width and height
+
+    entries, page = tiff.entries(tiff.first)
+    read = {tiff.first}
+    for below in (entry for entry in entries if entry.tag == SUB_DIRECTORIES):
+        for index in range(below.number):
+            place = tiff.number(below, index)
+            if place not in read:
+                read.add(place)
+                try:
+                    yield shows_other(tiff.entries(place)[0])
+                except ValueError:
+                    yield True
+    while page not in read | {0}:
+        read.add(page)
+        entries, page = tiff.entries(page)
+        yield shows_other(entries)
 
 
 def written(directory: Mapping[int, Tag | bytes], offset: int, big: bool = False) -> bytes:
     """A directory and all it holds, the last byte of a number first, as it lies at `offset` of a file. Tags given as
     bytes are entries that are written as they are: their values lie elsewhere in the file already."""
     layout = BIG if big else CLASSIC
-    values = offset + layout.count_size + layout.entry_size * len(directory) + layout.offset_size
-    entries, rest = b"", b""
+    place = offset + layout.count_size + layout.entry_size * len(directory) + layout.offset_size
+    entries, values = [struct.pack("<" + layout.count, len(directory))], [bytes(layout.offset_size)]
     for number, tag in sorted(directory.items()):
         if isinstance(tag, bytes):
-            entries += tag
+            entries.append(tag)
             continue
         entry = struct.pack("<HH" + layout.offset, number, tag.type, tag.count)
         if isinstance(tag.value, bytes) and len(tag.value) <= layout.offset_size:
-            entries += entry + tag.value.ljust(layout.offset_size, b"\0")
+            entries.append(entry + tag.value.ljust(layout.offset_size, b"\0"))
             continue
-        rest += bytes(len(rest) % 2)
-        place = values + len(rest)
-        entries += entry + struct.pack("<" + layout.offset, place)
-        rest += tag.value if isinstance(tag.value, bytes) else written(tag.value, place, big)
-    return struct.pack("<" + layout.count, len(directory)) + entries + bytes(layout.offset_size) + rest
+        if place % 2:
+            values.append(b"\0")
+            place += 1
+        entries.append(entry + struct.pack("<" + layout.offset, place))
+        values.append(tag.value if isinstance(tag.value, bytes) else written(tag.value, place, big))
+        place += len(values[-1])
+    return b"".join(entries + values)
 
 
 def exif_of_tiff(directory: Directory) -> bytes:
@@ -273,19 +402,35 @@ def add_to_tiff(path: Path, metadata: Metadata, tags: Mapping[int, Tag] | None =
     """Puts metadata in a TIFF that has its pixels already: a new directory at the end of the file takes the old one's
     place, with the entries of the old one that say where the pixels are, but for those that `tags` replaces."""
     with open(path, "r+b") as file:
-        head = file.read(16)
-        layout, place = (BIG, 8) if head[2] == 43 else (CLASSIC, 4)
-        file.seek(struct.unpack_from("<" + layout.offset, head, place)[0])
-        count = struct.unpack("<" + layout.count, file.read(layout.count_size))[0]
-        entries = [file.read(layout.entry_size) for _ in range(count)]
-        numbered = ((struct.unpack_from("<H", entry)[0], entry) for entry in entries)
-        pixels = {tag: entry for tag, entry in numbered if tag in STRUCTURE and tag not in BLOCKS}
+        tiff = Tiff(file)
+        stored = tiff.stored()
         end = file.seek(0, 2)
         end += end % 2
         file.seek(end)
-        file.write(written({**pixels, **tiff_tags(metadata), **(tags or {})}, end, layout is BIG))
-        file.seek(place)
-        file.write(struct.pack("<" + layout.offset, end))
+        file.write(written({**stored, **tiff_tags(metadata), **(tags or {})}, end, tiff.layout is BIG))
+        _set_first(file, tiff, end)
+
+
+def remove_from_tiff(path: Path) -> None:
+    """Removes metadata from a TIFF of any byte order, and what else lies beside its first picture. Overlap where what
+    is left would exhaust memory too."""
+    with open(path, "r+b") as file:
+        tiff = Tiff(file)
+        stored = {tag: entry for tag, entry in tiff.stored().items() if tag not in (SUB_DIRECTORIES, 37724)}
+        if (shared := tiff.overlap(entry for entry in tiff.entries(tiff.first)[0] if entry.tag in stored)) > SHARED:
+            raise Overlap(f"expected strips or tiles with values of their own, got {shared} bytes that are shared")
+        entries = [entry for _, entry in sorted(stored.items())]
+        end = file.seek(0, 2)
+        end += end % 2
+        file.seek(end)
+        file.write(struct.pack(tiff.order + tiff.layout.count, len(entries)) + b"".join(entries))
+        file.write(bytes(tiff.layout.offset_size))
+        _set_first(file, tiff, end)
+
+
+def _set_first(file: BinaryIO, tiff: Tiff, offset: int) -> None:
+    file.seek(8 if tiff.layout is BIG else 4)
+    file.write(struct.pack(tiff.order + tiff.layout.offset, offset))
 
 
 def _fraction(value: float) -> tuple[int, int]:
@@ -299,7 +444,10 @@ SIGNATURES = (b"8BIM", b"MeSa", b"PHUT", b"AgHg", b"DCSR")  # of Photoshop, and 
 
 def iptc_records(resources: bytes) -> bytes:
     """The IPTC records, resource 1028 of a block of Photoshop's image resources."""
-    return {number: value for number, value, _ in _resources(resources)}.get(1028, b"")
+    records = b""
+    for number, value, _ in _resources(resources):
+        records = value if number == 1028 else records
+    return records
 
 
 def iptc_resources(records: bytes) -> bytes:
@@ -309,13 +457,16 @@ def iptc_resources(records: bytes) -> bytes:
 
 def without_thumbnails(resources: bytes) -> bytes:
     """The block without its small pictures of the photo as it was, 1033 and 1036."""
-    return b"".join(whole for number, _, whole in _resources(resources) if number not in (1033, 1036))
+    kept = bytearray()
+    for number, _, whole in _resources(resources):
+        kept += whole if number not in (1033, 1036) else b""
+    return bytes(kept)
 
 
-def _resources(block: bytes) -> list[tuple[int, bytes, bytes]]:
+def _resources(block: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Number, value and all bytes of each resource; the number is -1 where another program numbers them. What is cut
-    short ends the list."""
-    found, place = [], 0
+    short ends them."""
+    place = 0
     while (signature := block[place : place + 4]) in SIGNATURES and place + 12 <= len(block):
         number, name = struct.unpack_from(">HB", block, place + 4)
         start = place + 6 + (name + 2) // 2 * 2  # the name is padded to an even length, its own count included
@@ -326,9 +477,8 @@ def _resources(block: bytes) -> list[tuple[int, bytes, bytes]]:
         if end > len(block):
             break
         whole = block[place:end] + bytes((end - place) % 2)
-        found.append((number if signature == b"8BIM" else -1, block[value:end], whole))
+        yield number if signature == b"8BIM" else -1, block[value:end], whole
         place += len(whole)
-    return found
 
 
 # ---- colours by their code in ITU-T H.273, as HEIC's nclx and PNG's cICP have it
@@ -354,23 +504,75 @@ PIXEL_CHUNKS = set(b"IHDR PLTE IDAT IEND tRNS bKGD hIST sBIT sPLT acTL fcTL fdAT
 ANEW_CHUNKS = {b"iCCP", b"eXIf", b"pHYs"}
 COLOUR_CHUNKS = set(b"cHRM gAMA sRGB cICP mDCV mDCv cLLI cLLi sCAL".split())
 XMP_CHUNK = b"XML:com.adobe.xmp\0"
+CHUNKS = 4096  # that are kept
+UNPACKED = 2**24  # bytes of an ICC profile or XMP packet
 
 
-def read_chunks(path: Path) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG but for its pixels, in their order. What is damaged ends the list."""
-    chunks = []
+def read_chunks(path: Path) -> tuple[list[tuple[bytes, bytes]], list[str]]:
+    """The chunks of a PNG but for its pixels, in their order, and what is left out of them, and why. What is damaged
+    ends the list."""
+    chunks: list[tuple[bytes, bytes]] = []
+    left_out: list[str] = []
+    once, more = set(), 0
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             size, kind = struct.unpack(">I4s", head)
-            if kind in (b"IDAT", b"fdAT"):
+            if kind in (b"IDAT", b"fdAT", b"IEND") or len(chunks) == CHUNKS:
+                more += kind not in (b"IDAT", b"fdAT", b"IEND")
                 file.seek(size + 4, 1)
                 continue
             data = file.read(min(size, 1 << 28))
             if len(data) < size or len(file.read(4)) < 4:
                 break
-            chunks.append((kind, data))
-    return chunks
+            name = {b"iCCP": "the ICC profile", b"eXIf": "EXIF"}.get(kind, "XMP" if _is_xmp(kind, data) else "")
+            try:
+                if name not in once:  # the first of them is the one that is taken
+                    _check_chunk(kind, data)
+                    chunks.append((kind, data))
+            except ValueError as error:
+                left_out.append(f"{name}: {error}")
+            once |= {name} - {""}
+    return chunks, left_out + ([f"{more} chunks: expected at most {CHUNKS}"] if more else [])
+
+
+def _check_chunk(kind: bytes, data: bytes) -> None:
+    """Raises ValueError for what would exhaust memory."""
+    if kind == b"eXIf":
+        check_exif(data.removeprefix(b"Exif\0\0"))
+    elif kind == b"iCCP":
+        png_profile([(kind, data)], 3)
+    elif _is_xmp(kind, data):
+        png_xmp([(kind, data)])
+
+
+def _is_xmp(kind: bytes, data: bytes) -> bool:
+    return kind == b"iTXt" and data.startswith(XMP_CHUNK)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """b"" where it is damaged; ValueError where it is too large."""
+    with contextlib.suppress(zlib.error):
+        unpacker = zlib.decompressobj()
+        result = unpacker.decompress(data, UNPACKED)
+        if unpacker.unconsumed_tail:
+            raise ValueError(f"expected at most {UNPACKED >> 20} MiB once unpacked, got more")
+        return result
+    return b""
+
+
+def copy_png(source: Path, target: IO[bytes]) -> None:
+    """Copies a PNG without its metadata."""
+    with open(source, "rb") as file:
+        target.write(file.read(8))
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind not in (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"IDAT", b"IEND"):
+                file.seek(size + 4, 1)
+                continue
+            target.write(head)
+            for start in range(0, size + 4, 1 << 20):
+                target.write(file.read(min(1 << 20, size + 4 - start)))
 
 
 def png_profile(chunks: list[tuple[bytes, bytes]], colours: int) -> bytes:
@@ -381,10 +583,8 @@ def png_profile(chunks: list[tuple[bytes, bytes]], colours: int) -> bytes:
         if coded[2:] != b"\0\1":
             raise ValueError("expected RGB of the full range, got other numbers by the cICP chunk")
         return coded_profile(coded[0], coded[1], colours)
-    for data in (data for kind, data in chunks if kind == b"iCCP"):
-        with contextlib.suppress(zlib.error):
-            return zlib.decompressobj().decompress(data.split(b"\0", 1)[-1][1:], 1 << 26)
-    return b""
+    data = next((data for kind, data in chunks if kind == b"iCCP"), b"")
+    return _unpacked(data.split(b"\0", 1)[-1][1:])
 
 
 def png_aspect(chunks: list[tuple[bytes, bytes]]) -> tuple[int, int] | None:
@@ -396,12 +596,10 @@ def png_aspect(chunks: list[tuple[bytes, bytes]]) -> tuple[int, int] | None:
 
 def png_xmp(chunks: list[tuple[bytes, bytes]]) -> bytes:
     """The XMP packet in the chunks of a PNG, compressed or not."""
-    for data in (data for kind, data in chunks if kind == b"iTXt" and data.startswith(XMP_CHUNK)):
-        flags, rest = data[len(XMP_CHUNK) :][:2], data[len(XMP_CHUNK) + 2 :]
-        packet = rest.split(b"\0", 2)[-1]  # after the language and the keyword in that language
-        with contextlib.suppress(zlib.error):
-            return zlib.decompressobj().decompress(packet, 1 << 26) if flags[:1] == b"\1" else packet
-    return b""
+    data = next((data for kind, data in chunks if _is_xmp(kind, data)), XMP_CHUNK)
+    flags, rest = data[len(XMP_CHUNK) :][:2], data[len(XMP_CHUNK) + 2 :]
+    packet = rest.split(b"\0", 2)[-1]  # after the language and the keyword in that language
+    return _unpacked(packet) if flags[:1] == b"\1" else packet
 
 
 def png_chunks(chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> list[tuple[bytes, bytes]]:
@@ -421,5 +619,5 @@ def png_chunks(chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> list[tu
         (kind, data)
         for kind, data in chunks
         if (kind[3:].islower() and kind not in PIXEL_CHUNKS | ANEW_CHUNKS) or kind in COLOUR_CHUNKS
-        if not (kind == b"iTXt" and data.startswith(XMP_CHUNK))
+        if not _is_xmp(kind, data)
     ]

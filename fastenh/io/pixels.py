@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fastenh.io.header import format_of
-from fastenh.io.photos import read_photo
+from fastenh.io.photos import BY_WHOLE, read_photo
 
 PIXEL_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -30,6 +30,11 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     import OpenImageIO as oiio
 
     format = format_of(Path(path))
+    if format not in BY_WHOLE:
+        from fastenh.io.rows import Rows  # OpenImageIO on its own may read metadata that exhaust memory
+
+        header = Rows(Path(path), format).header.upright()
+        return header.height, header.width
     file = oiio.ImageInput.open(str(path))
     if file is None:
         reason = (oiio.geterror().splitlines() or ["unknown"])[0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import OpenImageIO as oiio
@@ -20,26 +23,39 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # what OpenImageIO call
 KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits")  # of TIFF; any other becomes zip, which loses nothing
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometric interpretation
 COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
-SUBFILE_TYPE, SUB_DIRECTORIES = 254, 330  # tags of TIFF
-REDUCED = 1  # a bit of the subfile type: the page shows another one in small
+SMALL = 64  # pictures beside that of a TIFF, at most: thumbnails, a pyramid
+HEAVY = 2**18  # bytes of a PNG's metadata of which OpenImageIO may make many times as many
 
 
 class Rows:
     """A file that is read by rows: its `header`, and `read`. Raises ValueError for what is no photo of one picture."""
 
     def __init__(self, path: Path, format: str) -> None:
+        self.path, self._format = path, format
+        self._chunks: list[tuple[bytes, bytes]] = []  # of a PNG
+        self._directory = metadata.Directory()  # of a TIFF; empty where it is damaged but the pixels can be read
+        left_out: list[str] = []
+        if format == PNG:
+            self._chunks, left_out = metadata.read_chunks(path)
+        elif format == TIFF:
+            try:
+                with open(path, "rb") as tiff:
+                    self._directory = metadata.read_directory(tiff)
+            except metadata.Overlap as error:
+                left_out.append(f"all metadata, any ICC profile too: {error}")
+            except ValueError:
+                pass
+        self._bare: IO[bytes] | None = None  # a copy without metadata, where these would exhaust OpenImageIO's memory
+        if left_out or sum(len(data) for _, data in self._chunks) > HEAVY:
+            self._bare = self._without_metadata()
+        for part in left_out:
+            warnings.warn(f"{path}: left out {part}", stacklevel=2)
         as_stored = oiio.ImageSpec()
         as_stored["oiio:UnassociatedAlpha"] = 1  # else colours are multiplied by alpha
-        self.path, self._format = path, format
-        file = oiio.ImageInput.open(str(path), as_stored)
+        file = oiio.ImageInput.open(self._bare.name if self._bare else str(path), as_stored)
         if file is None:
             raise self._damaged(oiio.geterror())
         self._file, self._spec = file, file.spec()
-        self._chunks = metadata.read_chunks(path) if format == PNG else []
-        self._directory = metadata.Directory()  # of a TIFF; empty where it is damaged but the pixels can be read
-        if format == TIFF:
-            with open(path, "rb") as tiff, contextlib.suppress(ValueError):
-                self._directory = metadata.read_directory(tiff)
         what = self._refusal()
         if what:
             raise ValueError(f"{path}: expected {what}")
@@ -133,26 +149,38 @@ class Rows:
             metadata.png_profile(self._chunks, 3)
         except ValueError as error:
             return str(error).removeprefix("expected ")
-        if spec.get_int_attribute("tiff:subfiletype") & REDUCED:
+        if spec.get_int_attribute("tiff:subfiletype") & metadata.REDUCED:
             return "a photo at its full size first, got a small picture of it"
-        page, several = 1, self._picture_below()
-        while not several and file.seek_subimage(page, 0):
-            several = not file.spec().get_int_attribute("tiff:subfiletype") & REDUCED
-            page += 1
+        if self._format == TIFF:
+            return self._other_pictures()
+        several = file.seek_subimage(1, 0)
         file.seek_subimage(0, 0)
         file.geterror()  # of a page that is not there
         return "one picture, got several pages" if several else None
 
-    def _picture_below(self) -> bool:
-        """Whether a directory below the first of a TIFF, where OpenImageIO does not look, has a picture of its own."""
-        tag = self._directory.get(SUB_DIRECTORIES)
-        if tag is None or not isinstance(tag.value, bytes):
-            return False
-        places = np.frombuffer(tag.value, f"<u{metadata.SIZES[tag.type]}")
+    def _other_pictures(self) -> str | None:
+        """What was expected and what came instead, where a TIFF holds more than a picture and a few small ones."""
         with open(self.path, "rb") as file, contextlib.suppress(ValueError):
-            below = [metadata.read_directory(file, int(place)) for place in places]
-            return any(not int.from_bytes(one.block(SUBFILE_TYPE), "little") & REDUCED for one in below)
-        return False
+            for number, small in enumerate(metadata.other_pictures(file)):
+                if not small:
+                    return "one picture, got several pages"
+                if number == SMALL:
+                    return f"one picture, got more than {SMALL} small ones beside it"
+        return None
+
+    def _without_metadata(self) -> IO[bytes]:
+        """A copy of the file that is there as long as it is read."""
+        bare = tempfile.NamedTemporaryFile(suffix=self.path.suffix)  # noqa: SIM115
+        if self._format == PNG:
+            metadata.copy_png(self.path, bare)
+            bare.flush()
+        else:
+            shutil.copyfile(self.path, bare.name)
+            try:
+                metadata.remove_from_tiff(Path(bare.name))
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from None
+        return bare
 
     def _header(self) -> Header:
         spec = self._spec

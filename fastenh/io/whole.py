@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, WebPImagePlugin
@@ -26,7 +27,7 @@ from fastenh.memory import is_out_of_memory
 
 QUALITY = 95  # where a photo comes from a format that has none
 PACKAGES = {HEIC: "pillow-heif", RAW: "rawpy"}
-EXIF, PHOTOSHOP = b"Exif\0\0", b"Photoshop 3.0\0"
+EXIF, ICC, PHOTOSHOP = b"Exif\0\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 
 
@@ -34,7 +35,7 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
     """Header and pixels, as they are stored. ValueError where the file is damaged or holds something else, MemoryError
     where there is not enough for it."""
     try:
-        return {JPEG: _read_jpeg, WEBP: _read_webp, HEIC: _read_heic, RAW: _read_raw}[format](path)
+        header, pixels = {JPEG: _read_jpeg, WEBP: _read_webp, HEIC: _read_heic, RAW: _read_raw}[format](path)
     except ModuleNotFoundError as error:
         need = f"expected the package {error.name} to read {format}, got none: pip install {PACKAGES[format]}"
         raise ValueError(f"{path}: {need}") from None
@@ -47,6 +48,12 @@ def read(path: Path, format: str) -> tuple[Header, np.ndarray]:
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)  # LibRaw speaks in bytes
         first = (text.splitlines() or ["unknown"])[0]
         raise ValueError(f"{path}: expected a whole {format}, got a damaged one ({first})") from error
+    try:
+        metadata.check_exif(header.metadata.exif)
+    except ValueError as error:
+        warnings.warn(f"{path}: left out EXIF: {error}", stacklevel=2)
+        header = replace(header, metadata=replace(header.metadata, exif=b""))
+    return header, pixels
 
 
 def encode(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
@@ -95,6 +102,8 @@ def _header(
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how it is coded
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
+METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # but for JFIF's and Adobe's, which say how colours are coded
 JPEG_XMP = 65_502  # bytes of a packet that a segment holds
 NAMING_XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -105,24 +114,29 @@ NAMING_XMP = (
 
 def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
     """A file that holds several pictures (gain map, stereo) is its first, the one every viewer shows."""
-    with open(path, "rb") as file:
-        kind, bits = _frame(file)
-        if kind in LOSSLESS or bits != 8:
-            got = "a lossless one" if kind in LOSSLESS else f"one of {bits}"
-            raise _Refused(f"expected a lossy JPEG of 8 bits, got {got}")
-        file.seek(0)
-        image = JpegImagePlugin.JpegImageFile(file)  # not Image.open, which has one limit on pixels for the process
-        _check(image)
-        exif = image.info.get("exif", b"").removeprefix(EXIF)  # before load(), which may write it anew
-        with _coding(*image.size):
-            image.load()
-    extended = [data for name, data in image.applist if name == "APP1" and data.startswith(EXTENDED_XMP)]
-    xmp, extended = _joined_xmp(image.info.get("xmp", b""), extended)
-    blocks = [data for name, data in image.applist if name == "APP13" and data.startswith(PHOTOSHOP)]
-    icc = image.info.get("icc_profile") or (metadata.exif_profile(exif) if image.mode == "RGB" else b"")
+    data = path.read_bytes()
+    segments, scan = _segments(data)
+    kind, bits = next(((kind, content[0]) for kind, content in segments if kind in FRAMES and content), (0, 8))
+    if kind in LOSSLESS or bits != 8:
+        got = "a lossless one" if kind in LOSSLESS else f"one of {bits}"
+        raise _Refused(f"expected a lossy JPEG of 8 bits, got {got}")
+    # Pillow looks for the resolution in EXIF and reads all of it for that, whatever it takes: it gets no metadata.
+    bare = b"\xff\xd8" + _joined((kind, content) for kind, content in segments if kind not in METADATA) + data[scan:]
+    del data
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(bare))  # not Image.open, which has one limit for the process
+    _check(image)
+    with _coding(*image.size):
+        image.load()
+    exif = _exif(segments)
+    extended = [content for kind, content in segments if kind == 0xE1 and content.startswith(EXTENDED_XMP)]
+    packets = [content[len(XMP) :] for kind, content in segments if kind == 0xE1 and content.startswith(XMP)]
+    xmp, extended = _joined_xmp(packets[-1] if packets else b"", extended)
+    blocks = [content for kind, content in segments if kind == 0xED and content.startswith(PHOTOSHOP)]
+    icc = _profile(segments) or (metadata.exif_profile(exif) if image.mode == "RGB" else b"")
     about = Metadata(
         icc, exif, xmp,
-        metadata.without_thumbnails(b"".join(block[len(PHOTOSHOP) :] for block in blocks)), _dpi(image),
+        metadata.without_thumbnails(b"".join(block[len(PHOTOSHOP) :] for block in blocks)),
+        _dpi(image) or metadata.exif_dpi(exif),
     )  # fmt: skip
     storage = {
         "qtables": image.quantization,
@@ -136,18 +150,39 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
     return _header(JPEG, pixels, metadata.exif_orientation(exif), about, storage), pixels
 
 
-def _frame(file: BinaryIO) -> tuple[int, int]:
-    """The marker of a JPEG's frame, which says how it is coded, and its bits; (0, 8) where it is not found."""
-    file.seek(2)
-    while file.read(1) == b"\xff":
-        marker = file.read(1)
-        while marker == b"\xff":
-            marker = file.read(1)
-        size = int.from_bytes(file.read(2), "big")
-        if marker and marker[0] in FRAMES:
-            return marker[0], int.from_bytes(file.read(1), "big")
-        file.seek(max(size - 2, 0), 1)
-    return 0, 8
+def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
+    """Marker and content of each segment before the pixels of a JPEG, and where these begin. As in libjpeg, other bytes
+    between segments are skipped."""
+    found, place = [], data.find(b"\xff", 2)
+    while 0 <= place < len(data) - 3:
+        marker = data[place + 1]
+        if marker in (0xD9, 0xDA):  # the end, or the first scan
+            break
+        if marker == 0xFF:  # a byte to fill up
+            place += 1
+        elif marker in ALONE:
+            place = data.find(b"\xff", place + 2)
+        else:
+            end = place + 2 + max(int.from_bytes(data[place + 2 : place + 4], "big"), 2)
+            found.append((marker, data[place + 4 : end]))
+            place = data.find(b"\xff", end)
+    return found, place if place >= 0 else len(data)
+
+
+def _joined(segments: Iterable[tuple[int, bytes]]) -> bytes:
+    return b"".join(struct.pack(">BBH", 0xFF, kind, len(content) + 2) + content for kind, content in segments)
+
+
+def _exif(segments: list[tuple[int, bytes]]) -> bytes:
+    """The EXIF block, which goes on in further segments where one does not hold it."""
+    return b"".join(content[len(EXIF) :] for kind, content in segments if kind == 0xE1 and content.startswith(EXIF))
+
+
+def _profile(segments: list[tuple[int, bytes]]) -> bytes:
+    """The ICC profile, whose parts say which of how many they are; b"" where one is missing."""
+    parts = sorted(content for kind, content in segments if kind == 0xE2 and content.startswith(ICC))
+    whole = parts and len(parts[0]) > 13 and parts[0][13] == len(parts)
+    return b"".join(part[14:] for part in parts) if whole else b""
 
 
 def _split_xmp(packet: bytes) -> tuple[bytes, list[bytes]]:
@@ -193,7 +228,7 @@ def _jpeg(header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
     if about.iptc:
         whole = [about.iptc[at : at + 65000] for at in range(0, len(about.iptc), 65000)]
         segments += [(0xED, PHOTOSHOP + part) for part in whole]
-    how["extra"] = b"".join(b"\xff" + struct.pack(">BH", kind, len(data) + 2) + data for kind, data in segments)
+    how["extra"] = _joined(segments)
     return _saved(_image(pixels), JPEG, how, replace(about, xmp=b""))
 
 
@@ -326,7 +361,6 @@ def _read_raw(path: Path) -> tuple[Header, np.ndarray]:
         try:
             thumbnail = raw.extract_thumb()
             preview = bytes(thumbnail.data) if thumbnail.format == rawpy.ThumbFormat.JPEG else b""
-            exif = JpegImagePlugin.JpegImageFile(io.BytesIO(preview)).info.get("exif", b"") if preview else b""
-        except (rawpy.LibRawError, SyntaxError, OSError):  # no preview, or one that is none
-            exif = b""
-    return _header(RAW, pixels, 1, Metadata(profile_of(), exif.removeprefix(EXIF))), pixels
+        except rawpy.LibRawError:
+            preview = b""
+    return _header(RAW, pixels, 1, Metadata(profile_of(), _exif(_segments(preview)[0]))), pixels
