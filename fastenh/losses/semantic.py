@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fastenh.losses.curve import brightness, gradients
 from fastenh.models.lut3d import check_tensors
+from fastenh.models.tensors import as_float32
 
 IGNORE = 255  # the label of pixels that belong to no class
 N_LABELS = 256
@@ -84,7 +85,7 @@ class VGGFeatures(nn.Module):
 
             found = read_weights(weights)
         check_tensors(weights, found, expected, "a VGG-16 as torchvision names it")
-        self.load_state_dict({key: found[key].float() for key in expected}, assign=True)
+        self.load_state_dict({key: as_float32(weights, key, found[key]) for key in expected}, assign=True)
         frozen(self)
 
     def forward(self, image: Tensor, *layers: str) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Models, and their checkpoints: one .safetensors file that says itself which system it is and how it was built.
 
 The file's metadata hold one entry, `fastenh`: JSON with `system` (a name in SYSTEMS), `arguments` (of its constructor),
-`version` (of the fastenh that wrote it) and `about` (colour space and range, licence, notes). Nothing is unpickled.
+`version` (of the fastenh that wrote it), `about` (colour space and range, licence, notes) and `blake2b`, a checksum of
+these and the tensors. Nothing is unpickled.
 
 Without gradients a system does its work in two parts, which `Enhancer` and its streams call:
 
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -30,8 +30,8 @@ from fastenh.models.csrnet import CSRNet
 from fastenh.models.lam import LocalContextLUT
 from fastenh.models.lut3d import ImageAdaptiveLUT
 from fastenh.models.seplut import SepLUT
+from fastenh.models.tensors import as_float32, checksum, open_safetensors
 from fastenh.models.zero_dce import ZeroDCE, ZeroDCEPlusPlus
-from fastenh.ops.op import FLOATS
 
 __all__ = [
     "EMBEDDED",
@@ -89,42 +89,47 @@ def load(path_or_name: str | Path) -> nn.Module:
         raise FileNotFoundError(
             f"no model {str(path_or_name)!r}: expected a .safetensors file or an embedded model ({', '.join(EMBEDDED)})"
         )
-    try:
-        with safe_open(path, "pt") as file:
+    with open_safetensors(path) as file:
+        try:
             config = json.loads((file.metadata() or {})["fastenh"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
-    except (KeyError, json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{path}: not a fastenh checkpoint (its metadata name no system)") from None
+        except (KeyError, json.JSONDecodeError, RecursionError):
+            raise ValueError(f"{path}: not a fastenh checkpoint (its metadata name no system)") from None
+        model = _unfilled(path, config)
+        state = model.state_dict()
+        expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                wanted, got = expected.get(key, "absent"), found.get(key, "none")
+                raise ValueError(f"{path}: expected {key} {wanted} in a {config['system']} model, got {got}")
+        tensors = {key: file.get_tensor(key) for key in state}
+    floats = {}
+    for key, tensor in tensors.items():
+        if state[key].is_floating_point():
+            floats[key] = as_float32(path, key, tensor)
+        elif tensor.is_floating_point() or tensor.is_complex():  # batch norm counts its batches, in an integer
+            raise ValueError(f"{path}: expected integers in {key}, got {tensor.dtype}")
+    if not isinstance(config.get("about", {}), dict):
+        raise ValueError(f"{path}: expected a JSON object as about, got {type(config['about']).__name__}")
+    expected_sum = config.pop("blake2b", None)  # which older files have not
+    if expected_sum is not None and (got := checksum({"config": config, "tensors": tensors})) != expected_sum:
+        raise ValueError(f"{path}: expected a model of BLAKE2b {expected_sum!s:.40}, got a damaged one of {got}")
+    model.load_state_dict(tensors | floats, assign=True)
+    model.about = config.get("about", {})
+    return model.eval()
 
+
+def _unfilled(path: Path, config: Any) -> nn.Module:
+    """The model that a file's metadata describe, in shapes without memory: the file may claim any size."""
     name = config.get("system") if isinstance(config, dict) else None
     if not isinstance(name, str) or name not in SYSTEMS:
         raise ValueError(f"{path}: expected a system fastenh knows ({', '.join(SYSTEMS)}), got {name!r:.80}")
     try:
-        with torch.device("meta"), Unfilled():  # shapes without memory: the file may claim any size
-            model = SYSTEMS[name](**config["arguments"])
+        with torch.device("meta"), Unfilled():
+            return SYSTEMS[name](**config["arguments"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: its arguments do not make a {name} model ({reason:.120})") from None
-    state = model.state_dict()
-    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            raise ValueError(
-                f"{path}: expected {key} {expected.get(key, 'absent')} in a {name} model, got {found.get(key, 'none')}"
-            )
-        floats = state[key].is_floating_point()  # batch norm also counts its batches, in an integer
-        known = tensors[key].dtype in FLOATS if floats else not tensors[key].is_floating_point()
-        if not known or not tensors[key].isfinite().all():
-            kind = "finite floats" if floats else "integers"
-            raise ValueError(f"{path}: expected {kind} in {key}, got {tensors[key].dtype} or NaN")
-    if not isinstance(config.get("about", {}), dict):
-        raise ValueError(f"{path}: expected a JSON object as about, got {type(config['about']).__name__}")
-    model.load_state_dict(tensors, assign=True)
-    model.about = config.get("about", {})
-    return model.float().eval()
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -132,12 +137,13 @@ def save(model: nn.Module, path: str | Path) -> None:
     names = [name for name, system in SYSTEMS.items() if type(model) is system]
     if not names:
         raise ValueError(f"expected a model of a known system ({', '.join(SYSTEMS)}), got {type(model).__name__}")
-    config = {
+    config: dict[str, Any] = {
         "system": names[0],
         "arguments": model.arguments,
         "version": fastenh.__version__,
         "about": model.about,
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    config["blake2b"] = checksum({"config": json.loads(json.dumps(config)), "tensors": tensors})
     with replacing(path, overwrite=True) as part:
         part.write_bytes(to_safetensors(tensors, {"fastenh": json.dumps(config)}))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.models import lut3d
+from fastenh.models.tensors import as_float32, read_pth
 from fastenh.ops.op import check_image, gradient_wanted, to_float
 
 
@@ -247,14 +248,15 @@ class ResNet18(nn.Module):
 
         Nothing is unpickled but tensors. FileNotFoundError, or ValueError in one line if the file holds another net.
         """
-        found = lut3d.read_pth(path)
+        found = read_pth(path)
         kept = {key: tensor for key, tensor in self.state_dict().items() if not key.startswith("fc.")}
         for key in [key for key in kept if key.endswith("num_batches_tracked") and key not in found]:
             del kept[key]  # older files count no batches
         lut3d.check_tensors(path, found, kept, "a ResNet-18 as torchvision names it")
         if unknown := sorted(str(key) for key in found if key not in kept and not str(key).startswith("fc.")):
             raise ValueError(f"{path}: expected a ResNet-18, got also {', '.join(unknown[:4])}")
-        self.load_state_dict({key: found[key] for key in kept}, strict=False)
+        floats = {key: as_float32(path, key, found[key]) for key in kept if kept[key].is_floating_point()}
+        self.load_state_dict({key: found[key] for key in kept} | floats, strict=False)
 
 
 CLASSIFIERS: dict[str, Any] = {"resnet18": ResNet18, **lut3d.CLASSIFIERS}

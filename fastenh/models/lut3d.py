@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
+from fastenh.models.tensors import as_float32, read_pth
 from fastenh.ops.op import check_image, to_float
 
 
@@ -216,7 +217,7 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
     found: list[Any] = [table.get("LUT") if isinstance(table, dict) else None for table in numbered]
     if not found or not all(_is_lut(lut, like=found[0]) for lut in found):
         raise ValueError(f"{luts_path}: expected LUTs {{'0': {{'LUT': (3, D, D, D)}}, …}}, got {_outline(tables)}")
-    luts = torch.stack(found).float()
+    luts = torch.stack([as_float32(luts_path, f"LUT {n}", lut) for n, lut in enumerate(found)])
 
     variant = "paired" if "model.16.weight" in layers else "unpaired"
     model = ImageAdaptiveLUT(len(luts), luts.shape[-1], variant)
@@ -237,27 +238,11 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
         raise ValueError(f"{classifier_path}: expected a {variant} classifier, got also {', '.join(unknown[:4])}")
 
     model.luts.data = luts
-    model.classifier.load_state_dict({ours: layers[theirs] for theirs, ours in expected.items()})
+    model.classifier.load_state_dict(
+        {ours: as_float32(classifier_path, theirs, layers[theirs]) for theirs, ours in expected.items()}
+    )
     model.about["note"] = f"converted from the published {Path(luts_path).name} and {Path(classifier_path).name}"
     return model.eval()
-
-
-def read_pth(path: str | Path) -> dict[str, Any]:
-    """The dict in a .pth file; nothing is unpickled but tensors, and whatever else is there is an error of one line."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file: {path}") from None
-    except Exception as error:  # torch meets damaged bytes with errors of many kinds
-        raise ValueError(f"{path}: not a PyTorch checkpoint of tensors alone ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    state = content.get("state_dict", content)
-    for key, tensor in state.items() if isinstance(state, dict) else ():
-        # One number may claim to be any number of them.
-        if isinstance(tensor, Tensor) and tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{path}: expected {key} as large as it says, {tuple(tensor.shape)}, got fewer numbers")
-    return content
 
 
 def check_tensors(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> None:
@@ -286,12 +271,10 @@ def exactly(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor]
     1e-38, which float32 cannot normalise, CPUs multiply a hundred times more slowly.
     """
     check_tensors(path, found, expected, network)
-    for key in expected:
-        if not found[key].is_floating_point() or not found[key].isfinite().all():
-            raise ValueError(f"{path}: expected finite floats in {key}, got {found[key].dtype} or NaN")
+    tensors = {key: as_float32(path, key, found[key]) for key in expected}
     if unknown := sorted(str(key) for key in found if key not in expected):
         raise ValueError(f"{path}: expected {network}, got also {', '.join(unknown[:4])}")
-    return {key: torch.where(found[key].abs() < 1e-20, 0, found[key]).float() for key in expected}
+    return {key: torch.where(tensor.abs() < 1e-20, 0, tensor) for key, tensor in tensors.items()}
 
 
 def _is_lut(lut: Any, like: Any) -> bool:

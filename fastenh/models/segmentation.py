@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastenh.models.lut3d import read_pth
+from fastenh.models.tensors import as_float32, open_safetensors, read_pth
 
 STRIDE = 32  # sides that every network takes are multiples of it
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -57,6 +55,9 @@ class Segmentation(nn.Module):
         except KeyError as error:
             raise ValueError(f"segmentation: expected names that segmentation-models-pytorch knows: {error}") from None
         if found is not None:
+            for key, tensor in found.items():
+                if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                    found[key] = as_float32(weights, key, tensor)
             try:
                 self.network.load_state_dict(found)
             except RuntimeError as error:
@@ -80,9 +81,5 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """The tensors of a .safetensors file, or what is in a .pth file, by `read_pth`; errors are of one line."""
     if Path(path).suffix.lower() != ".safetensors":
         return read_pth(path)
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file: {path}") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from None
+    with open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import exactly, read_pth, thumbnail
+from fastenh.models.lut3d import exactly, thumbnail
+from fastenh.models.tensors import read_pth
 from fastenh.ops.op import check_image, check_int, gradient_wanted, to_float
 
 ITERATIONS = 8

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import math
 import os
+import socket
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,12 +32,17 @@ import torch.distributed.nn.functional as differentiable
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 from fastenh.atomic import make_folder, replacing
+from fastenh.memory import is_out_of_memory
+from fastenh.models.tensors import check_archive, checksum
 from fastenh.train.config import CONFIG, Settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -92,7 +100,7 @@ class Task:
 def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> None:
     """Trains, and leaves in `folder` the last checkpoint, TensorBoard's events and what the task writes.
 
-    With `resume` it goes on from the checkpoint in `folder`, if one is there.
+    With `resume` it goes on from the checkpoint in `folder`; where none is there it begins anew, with a warning.
 
     Raises FileExistsError where `folder` holds a run and `resume` is false; ValueError for a checkpoint of other
     settings or what is no checkpoint; FloatingPointError once a loss is no finite number: the checkpoint is then from
@@ -135,7 +143,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
         make_folder(folder)
         with replacing(folder / CONFIG, overwrite=True) as part:
             part.write_text(json.dumps(told, indent=1) + "\n")
-        writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else None)
+        writer = Log(folder / "tensorboard", start)
     prepared = batches(task, settings, start, fabric.global_rank, ranks)
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
         for step, batch in prepared:
@@ -176,7 +184,8 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
             if writer and (done % settings.picture_every == 0 or done in (1, settings.steps)):
                 with torch.no_grad(), evaluating(shown):
                     for name, picture in task.pictures(shown).items():
-                        writer.add_image(name, picture.float().clamp(0, 1).cpu(), done)
+                        picture = picture.float().clamp(0, 1).cpu()
+                        writer.add(summary.image(name, picture, dataformats="CHW"), done)
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 state.write(folder / CHECKPOINT, done, settings)
 
@@ -323,18 +332,30 @@ class State:
         }
         content |= {"step": step, "settings": asdict(settings)}
         content["precision"] = self.fabric.strategy.precision.state_dict()
-        with replacing(path, overwrite=True) as part, open(part, "wb") as file:
-            torch.save(content, file)
+        content["blake2b"] = checksum(content)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)  # which tells of a full disk as of a fault of its own
+        with replacing(path, overwrite=True) as part:
+            part.write_bytes(buffer.getbuffer())
 
     def read(self, path: Path, settings: Settings) -> int:
         """Restores what `path` holds, if it is there, and returns the number of steps done."""
         if not path.exists():
+            if self.fabric.is_global_zero:
+                said = "no checkpoint to resume from, training starts from the beginning"
+                warnings.warn(f"{path}: {said}", stacklevel=2)
             return 0
         try:
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
             before, now = content["settings"], asdict(settings)
+            expected = content.pop("blake2b", None)  # which older checkpoints have not
         except Exception as error:  # torch meets damaged bytes with errors of many kinds
+            if is_out_of_memory(error):
+                raise MemoryError(f"{path}: out of memory") from None
             raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(error).__name__})") from None
+        if expected is not None and (got := checksum(content)) != expected:
+            raise ValueError(f"{path}: expected a checkpoint of BLAKE2b {expected!s:.40}, got a damaged one of {got}")
         for name in now:
             if name not in settings.FREE and before.get(name) != now[name]:
                 raise ValueError(f"{name}: expected {before.get(name)!r}, as in the run to resume, got {now[name]!r}")
@@ -356,13 +377,43 @@ class State:
 # ---- progress and logs
 
 
+class Log:
+    """A file of TensorBoard's events, written at once: its own writer does so in a thread, which a full disk ends with
+    a traceback and without the file's name."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        make_folder(folder)
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.file = open(self.path, "wb")  # noqa: SIM115
+        self.records = RecordWriter(self.file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if start:  # what the run that is resumed has logged of later steps is no longer true
+            resumed = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=start + 1, session_log=resumed))
+
+    def add(self, values: Summary, step: int) -> None:
+        self._write(Event(wall_time=time.time(), step=step, summary=values))
+
+    def _write(self, event: Event) -> None:
+        try:
+            self.records.write(event.SerializeToString())
+            self.file.flush()
+        except OSError as error:
+            self.close()
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what is left to write when a write has failed
+            self.file.close()
+
+
 class Meter:
     """A bar with loss, rate and time left where a person looks on, else a line now and then; scalars for TensorBoard.
 
     Ranks without a writer are silent.
     """
 
-    def __init__(self, settings: Settings, start: int, writer: SummaryWriter | None) -> None:
+    def __init__(self, settings: Settings, start: int, writer: Log | None) -> None:
         self.settings, self.start, self.writer = settings, start, writer
         console = Console(stderr=True)
         self.bar = Progress(
@@ -395,10 +446,10 @@ class Meter:
         if done % self.settings.log_every and done != steps:
             return
         for name, value in values.items():
-            self.writer.add_scalar(f"loss/{name}", value, done)
+            self.writer.add(summary.scalar(f"loss/{name}", value), done)
         for name, learning_rate in rates.items():
-            self.writer.add_scalar(f"learning_rate/{name}", learning_rate, done)
-        self.writer.add_scalar("photos_per_second", rate, done)
+            self.writer.add(summary.scalar(f"learning_rate/{name}", learning_rate), done)
+        self.writer.add(summary.scalar("photos_per_second", rate), done)
         if self.bar.disable:
             left = (steps - done) * self.settings.batch / rate
             print(f"step {done}/{steps}: loss {losses}, {rate:.1f} photos/s, {left:.0f} s left", flush=True)

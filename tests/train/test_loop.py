@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ pytest.importorskip("lightning", reason="the loop runs on Lightning Fabric: pip 
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastenh.cli.options import message
+from fastenh.models.tensors import checksum
 from fastenh.train.config import Settings
-from fastenh.train.loop import Task, run
+from fastenh.train.loop import State, Task, run
 
 
 class Line(Task):
@@ -272,18 +275,97 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    """As on a full disk."""
     run(Line(), settings(steps=5), tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
+    write = Path.write_bytes
 
-    def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+    def full(path, data):
+        if path.suffix == ".pt":
+            write(path, b"half")
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, data)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
         run(Line(), settings(), tmp_path, resume=True)
+    assert message(error.value) == f"{tmp_path / 'checkpoint.pt'}: No space left on device"
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "config.json", "tensorboard"}
+
+
+@pytest.mark.parametrize("picture_every", [1, 100])
+def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(picture_every, tmp_path, monkeypatch, capfd):
+    """Nothing else is written, such as a thread's traceback; scalars as well as pictures."""
+    threads = set(threading.enumerate())
+    monkeypatch.setattr("fastenh.train.loop.open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
+    with pytest.raises(OSError) as error:
+        run(Line(), settings(log_every=1, picture_every=picture_every), tmp_path)
+    line = message(error.value)
+    assert line.startswith(f"{tmp_path}/tensorboard/events.out.tfevents.") and line.endswith(
+        ": No space left on device"
+    )
+    assert capfd.readouterr().err == "" and not (tmp_path / "checkpoint.pt").exists()
+    assert set(threading.enumerate()) <= threads
+
+
+def test_resuming_without_a_checkpoint_begins_and_says_so(tmp_path):
+    with pytest.raises(Stopped):
+        run(StopsIn(2), settings(), tmp_path)
+    task, whole = Line(), Line()
+    with pytest.warns(
+        UserWarning, match=r"checkpoint\.pt: no checkpoint to resume from, training starts from the beginning$"
+    ):
+        run(task, settings(), tmp_path, resume=True)
+    run(whole, settings(), tmp_path / "whole")
+    assert_equal(task.finished, whole.finished)
+
+
+def test_a_changed_checkpoint_is_refused(tmp_path):
+    run(Line(), settings(steps=5), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    weight = content["networks"]["line"]["0.weight"].view(torch.int32)
+    weight[0, 0] ^= 1  # the last bit of a number
+    torch.save(content, path)
+    with pytest.raises(
+        ValueError, match=r"expected a checkpoint of BLAKE2b [0-9a-f]{32}, got a damaged one of [0-9a-f]{32}$"
+    ):
+        run(Line(), settings(), tmp_path, resume=True)
+    weight[0, 0] ^= 1
+    torch.save(content, path)
+    run(Line(), settings(steps=6), tmp_path, resume=True)
+
+
+def test_a_checkpoint_from_before_there_were_checksums_loads(tmp_path):
+    run(Line(), settings(steps=5), tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["blake2b"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    resumed = Line()
+    run(resumed, settings(), tmp_path, resume=True)
+    assert resumed.seen[0] == range(30, 36)
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(tmp_path):
+    """What is not refused is what was saved: some bits lie where the file holds nothing."""
+    run(Line(), settings(steps=1), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    data, before = path.read_bytes(), checksum(torch.load(path, weights_only=True))
+    refused = 0
+    for place in np.random.default_rng(0).integers(0, 8 * len(data), 60).tolist():
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            State({}, {}, {}, {}, None).read(path, settings(steps=1))
+        except ValueError as error:
+            assert "\n" not in str(error)
+            if "another's" not in str(error):  # as a whole one is, since no network is given
+                refused += 1
+                continue
+        assert checksum(torch.load(path, weights_only=True)) == before
+    assert refused > 0
 
 
 def test_a_folder_with_a_run_and_checkpoints_of_others_are_one_line(tmp_path):
