@@ -1,6 +1,7 @@
-# `make demo` and `make test` need only python3 (3.10 or later, with its headers), a C++ compiler and the network: they
-# make .venv, with fastenh in it, first. PYTHON=... names an environment of yours instead, with fastenh[dev] installed.
-.PHONY: demo test bench cuda-report lint
+# `make demo` and `make test` need only python3 (3.11 or later, with its headers), a C++ compiler and the network: they
+# make .venv, with fastenh and the versions of constraints.txt in it, first. PYTHON=... names an environment of yours
+# instead, with fastenh[dev] installed.
+.PHONY: demo test test-newest bench cuda-report gpu-check lint
 
 ifdef PYTHON
 ready:
@@ -11,10 +12,17 @@ endif
 .PHONY: ready
 fastenh = $$(dirname "$$(command -v $(PYTHON))")/fastenh
 
-.venv/ready: setup.py pyproject.toml $(wildcard csrc/*)
-	test -x .venv/bin/pip || python3 -m venv .venv
-	.venv/bin/pip install -q "setuptools>=77" "pybind11>=2.13" ninja
-	.venv/bin/pip install -q --no-build-isolation -e ".[dev]"
+# $(call install,ENVIRONMENT,OPTIONS): makes the environment where it is missing, and installs fastenh[dev] into it.
+define install
+	@$$(command -v $(1)/bin/python || echo python3) -c 'import sys; sys.version_info < (3, 11) and sys.exit( \
+	"fastenh needs Python 3.11 or later, but %s is Python %d.%d" % ((sys.executable,) + sys.version_info[:2]))'
+	test -x $(1)/bin/pip || python3 -m venv $(1)
+	$(1)/bin/pip install -q $(2) "setuptools>=77" "pybind11>=2.13" ninja
+	$(1)/bin/pip install -q $(2) --no-build-isolation -e ".[dev]"
+endef
+
+.venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+	$(call install,.venv,-c constraints.txt)
 	touch $@
 
 # A photograph that comes with scikit-image, as it is and 1.5 stops too dark and too blue: before, after, and both.
@@ -25,6 +33,11 @@ demo: ready
 
 test: ready
 	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# The same tests with the newest versions that pip finds, in an environment of their own.
+test-newest:
+	$(call install,build/newest,--upgrade --upgrade-strategy eager)
+	$(MAKE) test PYTHON=build/newest/bin/python
 
 bench: ready
 	$(PYTHON) -m pytest --benchmark

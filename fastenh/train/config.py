@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +124,6 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = file.decode()
         if path.suffix == ".toml":
-            if sys.version_info < (3, 11):
-                raise ValueError("TOML needs Python 3.11; JSON does not")
-            import tomllib
-
             values = tomllib.loads(content)
         elif path.suffix == ".json":
             values = json.loads(content)
