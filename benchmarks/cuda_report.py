@@ -3,7 +3,7 @@
     python benchmarks/cuda_report.py                 the kernels in the core that is installed
     python benchmarks/cuda_report.py csrc/lut.cu     those of a file, compiled for this as setup.py does it
 
-It reads machine code (SASS), so it needs no GPU; it fails if a kernel has a stack frame or spills registers.
+It reads machine code (SASS), so it needs no GPU; it fails if a kernel spills so much that it costs time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ whole kernel where it has none) over the pixels that a thread takes in one pass 
 argument. Inner loops count once and branches with both their sides, so this is read off the code and is no trace."""
 
 
+# Which spills are failures. One release of ptxas fits a kernel into registers, the next stores a few values ahead of a
+# loop and loads them in it or behind it: that is reported and allowed. Failures are spills that cost time: more than
+# one instruction in 50 of any loop or of the kernel, or a frame above a quarter of what a thread's registers hold.
+MOST_SPILLS = 1 / 50
+MOST_STACK = 256  # bytes
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel as compiled for one architecture."""
@@ -45,6 +52,7 @@ class Kernel:
     spills: int
     instructions: int
     in_loop: int  # instructions of the outermost loop, or of the kernel
+    spill_share: float  # of the instructions of a loop or of the kernel, where it is largest
 
     @property
     def name(self) -> str:
@@ -80,9 +88,9 @@ def output(*command: object, text: str | None = None) -> str:
     return subprocess.run([*map(str, command)], input=text, capture_output=True, text=True, check=True).stdout
 
 
-def kernels(binary: Path) -> list[Kernel]:
+def kernels(binary: Path, cuobjdump: str | None = None) -> list[Kernel]:
     """Every kernel in a library, object file or cubin, once for each architecture it holds machine code for."""
-    usage, sass = (output(tool("cuobjdump"), option, binary) for option in ("-res-usage", "-sass"))
+    usage, sass = (output(cuobjdump or tool("cuobjdump"), option, binary) for option in ("-res-usage", "-sass"))
     resources: dict[tuple[str, str], dict[str, int]] = {}
     arch = ""
     for line in usage.splitlines():
@@ -96,11 +104,13 @@ def kernels(binary: Path) -> list[Kernel]:
     signatures = dict(zip(symbols, output("c++filt", text="\n".join(symbols)).splitlines(), strict=False))
     found_kernels = []
     for arch, symbol, code in functions(sass):
-        use, stem = resources[arch, symbol], re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", symbol)
-        instructions, in_loop, spills = count(code)
+        # A cubin is for one architecture, which its table of resources does not name.
+        use = resources.get((arch, symbol)) or resources["", symbol]
+        stem = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", symbol)
+        instructions, in_loop, spills, spill_share = count(code)
         found_kernels.append(
             Kernel(arch, stem[1] if stem else "", signatures[symbol], use["REG"], use["STACK"], use["SHARED"],
-                   spills, instructions, in_loop)
+                   spills, instructions, in_loop, spill_share)
         )  # fmt: skip
     return found_kernels
 
@@ -114,8 +124,9 @@ def functions(sass: str) -> Iterable[tuple[str, str, str]]:
             yield arch, symbol.strip(), code
 
 
-def count(code: str) -> tuple[int, int, int]:
-    """Instructions in all, in the loop that spans the most of them (in all, without one), and those for spills."""
+def count(code: str) -> tuple[int, int, int, float]:
+    """Instructions in all, in the loop that spans the most of them (in all, without one), and those for spills; and the
+    share of those for spills in the loop, or in all of the kernel, where it is largest."""
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)([^;]*);", code)
     places = [(int(address, 16), name, operands) for address, name, operands in found]
     # Behind the end stand a branch to itself and NOPs, to keep the processor from running on.
@@ -125,10 +136,10 @@ def count(code: str) -> tuple[int, int, int]:
         for at, name, operands in places
         if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", operands)) and int(target[1], 16) <= at
     ]
-    instructions = [at for at, _, _ in places if (at, at) not in back]
-    in_loops = [sum(first <= at <= last for at in instructions) for first, last in back if first < last]
-    spills = sum(name.startswith(("LDL", "STL")) for _, name, _ in places)
-    return len(instructions), max(in_loops, default=len(instructions)), spills
+    spills = {at: name.startswith(("LDL", "STL")) for at, name, _ in places if (at, at) not in back}
+    loops = [[s for at, s in spills.items() if first <= at <= last] for first, last in back if first < last]
+    share = max((sum(part) / len(part) for part in [*loops, [*spills.values()]]), default=0.0)
+    return len(spills), max(map(len, loops), default=len(spills)), sum(spills.values()), share
 
 
 def compiled(sources: Iterable[Path], folder: Path) -> list[Path]:
@@ -190,11 +201,12 @@ def table(found: Iterable[Kernel]) -> str:
 
 
 def unfit(found: Iterable[Kernel]) -> list[str]:
-    """The kernels that keep something in the stack's slow memory."""
+    """The kernels that keep so much in the stack's slow memory that it costs time."""
     return [
-        f"{k.stem}.cu: {k.name} for {k.arch}: {k.stack} bytes of stack frame, {k.spills} instructions for spills"
+        f"{k.stem or 'Triton'}: {k.name} for {k.arch}: {k.stack} bytes of stack frame (at most {MOST_STACK} may be), "
+        f"{k.spill_share:.1%} of a loop's instructions are for spills (at most {MOST_SPILLS:.0%} may be)"
         for k in found
-        if k.stack or k.spills
+        if k.stack > MOST_STACK or k.spill_share > MOST_SPILLS
     ]
 
 

@@ -103,7 +103,9 @@ def with_strides(*tensors: Tensor | None) -> list[Any]:
 
 
 def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
-    """Starts the kernel on the device of `on`, on its current stream."""
+    """Starts the kernel on the device of `on`, on its current stream. Multiplications and additions are fused unless
+    `enable_fp_fusion=False`: Triton's own default changes with 3.10."""
+    options = {"enable_fp_fusion": True, **options}
     with torch.cuda.device_of(on):
         if on.is_cuda and torch.version.cuda and torch.cuda.is_current_stream_capturing():
             with loading_allowed():

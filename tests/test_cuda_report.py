@@ -1,4 +1,5 @@
-"""What nvcc made of the CUDA kernels: nothing spills; and benchmarks/cuda_report.py, which reads it, on known code."""
+"""What nvcc made of the CUDA kernels: no costly spills; and benchmarks/cuda_report.py, which reads it, on known
+code."""
 
 import shutil
 import sys
@@ -44,9 +45,12 @@ void launch(float* out) { wide_kernel<50><<<1, 1024>>>(out); }
 
 
 def test_counts_the_outermost_loop() -> None:
-    assert cuda_report.count(LISTING) == (9, 6, 1)
-    assert cuda_report.count(LISTING.replace("@!P2 BRA P3, 0x20", "@!P2 BRA P3, 0x80")) == (9, 2, 1)
-    assert cuda_report.count(LISTING.replace("BRA P3, 0x20", "MOV R1, R2").replace("BRA 0x30", "EXIT")) == (9, 9, 1)
+    no_outer = LISTING.replace("@!P2 BRA P3, 0x20", "@!P2 BRA P3, 0x80")
+    no_loop = LISTING.replace("BRA P3, 0x20", "MOV R1, R2").replace("BRA 0x30", "EXIT")
+    assert cuda_report.count(LISTING) == (9, 6, 1, 1 / 6)
+    assert cuda_report.count(no_outer) == (9, 2, 1, 1 / 9)
+    assert cuda_report.count(no_outer.replace("FADD R2, R2, R3", "LDL R2, [R1]")) == (9, 2, 2, 1 / 2)
+    assert cuda_report.count(no_loop) == (9, 9, 1, 1 / 9)
 
 
 def test_name_and_pixels_of_a_kernel() -> None:
@@ -54,10 +58,10 @@ def test_name_and_pixels_of_a_kernel() -> None:
         "void fastenh::(anonymous namespace)::f_kernel<__half, (fastenh::(anonymous namespace)::Layout)2, false, 8>"
         "(fastenh::(anonymous namespace)::Pixels, fastenh::Tensor)"
     )
-    kernel = cuda_report.Kernel("sm_90", "f", signature, 40, 0, 0, 0, 100, 96)
+    kernel = cuda_report.Kernel("sm_90", "f", signature, 40, 0, 0, 0, 100, 96, 0)
     assert kernel.name == "f_kernel<__half, Layout 2, false, 8>"
     assert kernel.per_pixel == 12
-    plain = cuda_report.Kernel("sm_90", "f", "fastenh::(anonymous namespace)::probe_kernel()", 4, 0, 0, 0, 9, 9)
+    plain = cuda_report.Kernel("sm_90", "f", "fastenh::(anonymous namespace)::probe_kernel()", 4, 0, 0, 0, 9, 9, 0)
     assert plain.name == "probe_kernel"
     assert plain.per_pixel is None
 
@@ -73,11 +77,19 @@ def test_a_kernel_that_spills_is_found(tmp_path: Path) -> None:
     ]
     for kernel, problem in zip(found, cuda_report.unfit(found), strict=True):
         assert kernel.stack > 0 and kernel.spills > 0 and kernel.registers <= 32
-        assert problem.startswith(f"spills.cu: wide_kernel<50> for {kernel.arch}: {kernel.stack} bytes of stack")
+        assert problem.startswith(f"spills: wide_kernel<50> for {kernel.arch}: {kernel.stack} bytes of stack")
+
+
+@pytest.mark.parametrize(
+    ("stack", "share", "refused"), [(0, 0, 0), (256, 0.02, 0), (264, 0, 1), (8, 0.021, 1)], ids=str
+)
+def test_spills_are_refused_where_they_cost(stack: int, share: float, refused: int) -> None:
+    kernel = cuda_report.Kernel("sm_90", "f", "f_kernel<8>", 255, stack, 0, 9, 2000, 1000, share)
+    assert len(cuda_report.unfit([kernel])) == refused
 
 
 @pytest.mark.skipif(not backends.core.cuda, reason="the core was built without CUDA")
-def test_no_kernel_spills() -> None:
+def test_no_kernel_spills_where_it_costs() -> None:
     found = cuda_report.of_the_core()
     assert {kernel.stem for kernel in found} == {source.stem for source in (ROOT / "csrc").glob("*.cu")}
     assert not cuda_report.unfit(found)
