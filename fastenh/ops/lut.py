@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, fits, from_float, to_float
+from fastenh.ops.op import Op, check_image, check_is_tensor, check_tensor, from_float, to_float
 
 LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 neighbouring floats
 FEW = 1 << 12  # lookups for which repacking even a small LUT costs more than it saves
@@ -95,14 +95,14 @@ def _shape(
 def check_luts(op: str, luts: Tensor, image: Tensor, count: int | str = "N") -> None:
     """Raises unless `luts` are `count` tables (a letter stands for any number) for all images, or `count` for each."""
     check_is_tensor(op, "luts", luts)
-    batch, size = image.shape[0], luts.shape[-1] if luts.dim() else 0
-    table = (count, 3, size, size, size)
-    if not fits(luts.shape, table) and not fits(luts.shape, (batch, *table)):
+    shape, batch, size = luts.shape, image.shape[0], luts.shape[-1] if luts.dim() else 0
+    right = shape[-4:] == (3, size, size, size) and (len(shape) == 5 or (len(shape) == 6 and shape[0] == batch))
+    if not right or (shape[-5] < 1 if isinstance(count, str) else shape[-5] != count):
         raise ValueError(f"{op}: luts: expected shape ({count}, 3, D, D, D) or (B, {count}, 3, D, D, D) with "
                          f"B = {batch}; got {tuple(luts.shape)}")  # fmt: skip
     if not 2 <= size <= 256:
         raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
-    check_tensor(op, "luts", luts, luts.shape, image)
+    check_tensor(op, "luts", luts, shape, image)
 
 
 def _reference(

@@ -90,7 +90,7 @@ class Op:
             backward,
             f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]",
             self._backward,
-            lambda grad, *args: [g for g in self._allocate_gradients(grad, args[:-1], args[-1]) if g is not None],
+            self._fake_backward,
         )
         self.operator = getattr(torch.ops.fastenh, name).default
         self.operator_out = getattr(torch.ops.fastenh, name).out
@@ -112,6 +112,8 @@ class Op:
                 return self._forward(*args)
             self._check_and_fill(args, out)
             return out
+        if direct and out is None and not self._needs_reference(args):
+            return self.function.apply(self._forward, *args)
         options = args[self.tensors :]
         if not all(t is None or isinstance(t, Tensor) for t in tensors) or not all(
             isinstance(option, kind) for option, kind in zip(options, self.option_types, strict=True)
@@ -120,8 +122,6 @@ class Op:
         if out is None:
             if self._needs_reference(args):
                 return self._reference_checked(*args)
-            if direct:
-                return self.function.apply(self._forward, *args)
             if torch._C._functorch.peek_interpreter_stack() is not None:
                 self.shape(*args)  # under torch.func the operator sees larger batches, which an error should not name
             return self.operator(*args)
@@ -243,40 +243,51 @@ class Op:
         return self._gradients(grad, (*ctx.saved_tensors, *ctx.options), list(needs[: self.tensors]))
 
     def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        if nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled():
+            return self._compute_gradients(grad, args, needs)  # of arguments that the forward pass has checked
         args = unwrap_dead_wrappers(tuple(args))  # saved under torch.func.vjp, which has returned
         run: Callable[..., Sequence[Tensor]] = self.operator_backward
-        if nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled():
-            run = self._backward
-        elif torch._C._functorch.is_legacy_batchedtensor(grad):
+        if torch._C._functorch.is_legacy_batchedtensor(grad):
             run = partial(vmap_of_autograd, run)
         elif forward_ad._current_level >= 0:
             return self._reference_gradients(grad, args, needs)
         found = iter(run(grad, *args, needs))
         return [next(found) if need else None for need in needs]
 
-    def _allocate_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
-        check_tensor(f"{self.name}_backward", "grad", grad, self.shape(*args), args[0])
-        return [torch.empty_like(t) if need else None for t, need in zip(args[: self.tensors], needs, strict=True)]
-
     def _backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
         *args, needs = args_and_needs
-        gradients = self._allocate_gradients(grad, args, needs)
+        self._check_grad(grad, args)
+        return [gradient for gradient in self._compute_gradients(grad, args, needs) if gradient is not None]
+
+    def _fake_backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
+        *args, needs = args_and_needs
+        self._check_grad(grad, args)
+        return [gradient for gradient in self._allocate_gradients(args, needs) if gradient is not None]
+
+    def _check_grad(self, grad: Tensor, args: Sequence[Any]) -> None:
+        check_tensor(f"{self.name}_backward", "grad", grad, self.shape(*args), args[0])
+
+    def _allocate_gradients(self, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        return [torch.empty_like(t) if need else None for t, need in zip(args[: self.tensors], needs, strict=True)]
+
+    def _compute_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+        gradients = self._allocate_gradients(args, needs)
         kernels = self._kernels(args)
         if kernels is None or self.run_backward is None or f"{self.name}_backward" not in kernels:
             for gradient, value in zip(gradients, self._reference_gradients(grad, args, needs), strict=True):
                 if gradient is not None and value is not None:
                     gradient.copy_(value)
-        else:
-            expanded = self._expanded(args)
-            filled = [
-                g if g is None or g.shape == t.shape else torch.empty(t.shape, dtype=torch.float32, device=t.device)
-                for g, t in zip(gradients, expanded, strict=False)
-            ]
-            self.run_backward(kernels, filled, grad, *expanded)
-            for gradient, of_images in zip(gradients, filled, strict=True):
-                if gradient is not None and of_images is not None and of_images is not gradient:
-                    gradient.copy_(of_images.sum_to_size(gradient.shape))
-        return [gradient for gradient in gradients if gradient is not None]
+            return gradients
+        expanded = self._expanded(args)
+        filled = [
+            g if g is None or g.shape == t.shape else torch.empty(t.shape, dtype=torch.float32, device=t.device)
+            for g, t in zip(gradients, expanded, strict=False)
+        ]
+        self.run_backward(kernels, filled, grad, *expanded)
+        for gradient, of_images in zip(gradients, filled, strict=True):
+            if gradient is not None and of_images is not None and of_images is not gradient:
+                gradient.copy_(of_images.sum_to_size(gradient.shape))
+        return gradients
 
     def _reference_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
         return pull_back(self.reference, args, needs, grad)
@@ -529,10 +540,11 @@ def check_tensor(
     """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1), or
     with `shared` of the same with a batch of 1."""
     check_is_tensor(op, name, t)
-    shapes = [shape, (1, *shape[1:])] if shared and shape[0] != 1 else [shape]
-    if not any(fits(t.shape, expected) for expected in shapes):
-        wanted = " or ".join("(" + ", ".join(map(str, expected)) + ")" for expected in shapes)
-        raise ValueError(f"{op}: {name}: expected shape {wanted}; got {tuple(t.shape)}")
+    if t.shape != tuple(shape):  # mostly it is the same, and then nothing slower is asked
+        shapes = [shape, (1, *shape[1:])] if shared and shape[0] != 1 else [shape]
+        if not any(fits(t.shape, expected) for expected in shapes):
+            wanted = " or ".join("(" + ", ".join(map(str, expected)) + ")" for expected in shapes)
+            raise ValueError(f"{op}: {name}: expected shape {wanted}; got {tuple(t.shape)}")
     check_dtype(op, name, t)
     if t.device != image.device:
         raise ValueError(f"{op}: {name}: expected device {image.device}, as the first argument; got {t.device}")
