@@ -165,7 +165,7 @@ def test_five_luts_with_pixel_weights_backward(contest: Any) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("vertices", [9, 17, 33, 64])
+@pytest.mark.parametrize("vertices", [9, 17, 33, 64, 256])
 @pytest.mark.parametrize("side", [1, 8, 32, 128])
 def test_small(contest: Any, side: int, vertices: int, gradients: bool) -> None:
     """Where a call's fixed costs show: those of Python, and of a LUT that has more numbers than the picture."""
