@@ -196,6 +196,7 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 UNITS = SIZES | {5: 4, 10: 4}  # of what turns around where the byte order differs: a fraction is two numbers
 TAGS = 4096  # of a directory; libtiff reads no more
 SHARED = 2**20  # bytes of values that belong to several tags: some programs share equal ones, damage makes others meet
+CUT_SHORT = 4  # tags of a damaged file whose values may reach beyond its end
 PIXELS = (273, 279, 324, 325, 37724)  # not read: strips and tiles are many, Photoshop's layers large
 
 
@@ -266,13 +267,18 @@ class Tiff:
         return int.from_bytes(self.value(entry._replace(place=entry.place + index * unit, size=unit)), "little")
 
     def overlap(self, entries: Iterable[Entry]) -> int:
-        """How many bytes of values are those of a tag before as well."""
+        """How many bytes of values are those of a tag before as well. Values that do not end in the file are read by
+        no one but OpenImageIO, which takes what there is of each: all but a few, as damage makes them, count whole."""
         total = end = 0
+        cut_short = []
         for entry in sorted(entries, key=lambda one: one.place):
-            stop = min(entry.place + entry.size, self._size)
-            total += max(min(stop, end) - entry.place, 0)
-            end = max(end, stop)
-        return total
+            stop = entry.place + entry.size
+            if stop > self._size:
+                cut_short.append(max(self._size - entry.place, 0))
+            else:
+                total += max(min(stop, end) - entry.place, 0)
+                end = max(end, stop)
+        return total + sum(sorted(cut_short)[:-CUT_SHORT])
 
     def _at(self, offset: int, size: int) -> bytes:
         if offset + size > self._size:
@@ -326,14 +332,14 @@ def other_pictures(file: BinaryIO) -> Iterator[bool]:
     entries, page = tiff.entries(tiff.first)
     read = {tiff.first}
     for below in (entry for entry in entries if entry.tag == SUB_DIRECTORIES):
-        for index in range(below.number):
-            place = tiff.number(below, index)
-            if place not in read:
-                read.add(place)
+        with contextlib.suppress(ValueError):  # damaged, which says nothing of the pages
+            for index in range(below.number):
+                place = tiff.number(below, index)
                 try:
-                    yield shows_other(tiff.entries(place)[0])
+                    yield place in read or shows_other(tiff.entries(place)[0])
                 except ValueError:
                     yield True
+                read.add(place)
     while page not in read | {0}:
         read.add(page)
         entries, page = tiff.entries(page)

@@ -104,6 +104,7 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
 METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # but for JFIF's and Adobe's, which say how colours are coded
+SEGMENTS = 4096  # before the pixels, of up to 64 KiB each; photos have a few hundred at most
 JPEG_XMP = 65_502  # bytes of a packet that a segment holds
 NAMING_XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -152,8 +153,9 @@ def _read_jpeg(path: Path) -> tuple[Header, np.ndarray]:
 
 def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
     """Marker and content of each segment before the pixels of a JPEG, and where these begin. As in libjpeg, other bytes
-    between segments are skipped."""
-    found, place = [], data.find(b"\xff", 2)
+    between segments are skipped. More than `SEGMENTS` are refused: millions of small ones would exhaust memory."""
+    found: list[tuple[int, bytes]] = []
+    place = data.find(b"\xff", 2)
     while 0 <= place < len(data) - 3:
         marker = data[place + 1]
         if marker in (0xD9, 0xDA):  # the end, or the first scan
@@ -162,6 +164,8 @@ def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
             place += 1
         elif marker in ALONE:
             place = data.find(b"\xff", place + 2)
+        elif len(found) == SEGMENTS:
+            raise _Refused(f"expected at most {SEGMENTS} segments before the pixels of a JPEG, got more")
         else:
             end = place + 2 + max(int.from_bytes(data[place + 2 : place + 4], "big"), 2)
             found.append((marker, data[place + 4 : end]))
@@ -258,7 +262,9 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 
 def _read_webp(path: Path) -> tuple[Header, np.ndarray]:
     data = path.read_bytes()
-    with _coding(*_webp_size(data)):
+    size = _webp_size(data)
+    _check_size(*size)
+    with _coding(*size):
         image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
     _check(image)
     if getattr(image, "is_animated", False):

@@ -114,6 +114,18 @@ READ = {  # without some of its metadata
     "tags of a BigTIFF.tif": lambda: tiff([(40_000 + n, 1, BLOCK) for n in range(4000)], bytes(BLOCK), "<", True),
 }
 REFUSED = {
+    "segments.jpg": (
+        lambda: jpeg(b"")[:2] + b"\xff\xe1\0\4ab" * 1_000_000 + jpeg(b"")[2:],
+        "expected at most 4096 segments before the pixels of a JPEG, got more",
+    ),
+    "size.webp": (
+        lambda: webp(b"II*\0")[:24] + b"\xff" * 6 + webp(b"II*\0")[30:],
+        "expected at most 268 megapixels, got 16777216×16777216",
+    ),
+    "below, all in one place.tif": (
+        lambda: tiff([(330, 4, 300_000)], struct.pack("<I", 9) * 300_000),
+        "expected one picture, got more than 64 small ones beside it",
+    ),
     "pages.tif": (lambda: small_pictures(60_000, True), "expected one picture, got more than 64 small ones beside it"),
     "below.tif": (lambda: small_pictures(200_000, False), "expected one picture, got more than 64 small ones beside"),
     "strips.tif": (
@@ -157,6 +169,22 @@ def test_a_pyramid_and_thumbnails_are_read(tmp_path):
     for pages in (True, False):
         (tmp_path / "a.tif").write_bytes(small_pictures(10, pages))
         assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, PIXELS)
+
+
+def test_a_damaged_tag_hides_no_page(tmp_path):
+    photo = tiff([(330, 4, 10**8)], b"")
+    page = struct.pack("<HHHIIHHIII", 2, 256, 4, 1, 60, 257, 4, 1, 40, 0)
+    (tmp_path / "a.tif").write_bytes(photo[:-4] + struct.pack("<I", len(photo)) + page)
+    with pytest.raises(ValueError, match="expected one picture, got several pages"):
+        read_photo(tmp_path / "a.tif")
+
+
+def test_a_damaged_tag_takes_no_other_with_it(tmp_path):
+    xmp = bytes(range(1, 251)) * 10_000
+    (tmp_path / "a.tif").write_bytes(tiff([(700, 1, len(xmp)), (40_000, 1, 2**32 - 1)], xmp))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_photo(tmp_path / "a.tif").header.metadata.xmp == xmp
 
 
 CHILD = """
