@@ -90,6 +90,8 @@ def _check_dense(path: str | Path, content: dict[Any, Any]) -> None:
     for key, value in content.items():
         if isinstance(value, dict):
             _check_dense(path, value)
+        elif isinstance(value, (list, tuple)):
+            _check_dense(path, dict(enumerate(value)))
         elif isinstance(value, Tensor):
             if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
                 raise ValueError(f"{path}: expected {key} as plain numbers, got a tensor that is sparse or has none")

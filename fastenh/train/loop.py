@@ -41,8 +41,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import summary
 
 from fastenh.atomic import make_folder, replacing
-from fastenh.memory import is_out_of_memory
-from fastenh.models.tensors import check_archive, checksum
+from fastenh.models.tensors import checksum, read_pth
 from fastenh.train.config import CONFIG, Settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -345,15 +344,11 @@ class State:
                 said = "no checkpoint to resume from, training starts from the beginning"
                 warnings.warn(f"{path}: {said}", stacklevel=2)
             return 0
-        try:
-            check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            before, now = content["settings"], asdict(settings)
-            expected = content.pop("blake2b", None)  # which older checkpoints have not
-        except Exception as error:  # torch meets damaged bytes with errors of many kinds
-            if is_out_of_memory(error):
-                raise MemoryError(f"{path}: out of memory") from None
-            raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(error).__name__})") from None
+        content = read_pth(path)
+        before, now = content.get("settings"), asdict(settings)
+        if not isinstance(before, dict):
+            raise ValueError(f"{path}: expected a checkpoint, got a file without settings")
+        expected = content.pop("blake2b", None)  # which older checkpoints have not
         if expected is not None and (got := checksum(content)) != expected:
             raise ValueError(f"{path}: expected a checkpoint of BLAKE2b {expected!s:.40}, got a damaged one of {got}")
         for name in now:

@@ -379,7 +379,21 @@ def test_a_folder_with_a_run_and_checkpoints_of_others_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="expected a checkpoint of this training, got another's"):
         run(Duel(), settings(), tmp_path, resume=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="expected a checkpoint, got a damaged file") as error:
+    with pytest.raises(ValueError, match="not a PyTorch checkpoint") as error:
+        run(Line(), settings(), tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+    torch.save({"step": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"expected a checkpoint, got a file without settings$"):
+        run(Line(), settings(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, lambda tensor: {"a": [tensor]}])
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.zeros(1).expand(2**40)], ids=["sparse", "expanded"])
+def test_tensors_that_claim_more_than_the_checkpoint_holds_are_one_line(tmp_path, tensor, wrap):
+    run(Line(), settings(steps=1), tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"networks": wrap(tensor)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: expected (networks|0) ") as error:
         run(Line(), settings(), tmp_path, resume=True)
     assert "\n" not in str(error.value)
 
