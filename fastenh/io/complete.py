@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fastenh.io.header import EXR, HEIC, JPEG, PNG, TIFF, WEBP, format_of
-from fastenh.io.metadata import BIG, CLASSIC, SIZES
+from fastenh.io.metadata import SIZES, Tiff
 
 PAGE, BLOCK = 2**12, 2**20  # bytes that are looked at together
 END_OF_IMAGE = b"\xff\xd9"  # of a JPEG
@@ -84,28 +84,22 @@ def _png(file: BinaryIO, size: int) -> bool:
 
 def _tiff(file: BinaryIO, size: int) -> bool:
     """The first directory with its values, and all strips or tiles."""
-    order = {b"II": "<", b"MM": ">"}[_take(file, 2)]
-    layout = BIG if struct.unpack(order + "H", _take(file, 2))[0] == 43 else CLASSIC
-    file.seek(8 if layout is BIG else 4)
-    file.seek(struct.unpack(order + layout.offset, _take(file, layout.offset_size))[0])
-    count = struct.unpack(order + layout.count, _take(file, layout.count_size))[0]
-    entries = _take(file, min(count * layout.entry_size, size))
-    found: dict[int, np.ndarray] = {}
-    for at in range(0, len(entries), layout.entry_size):
-        tag, kind, number = struct.unpack_from(order + "HH" + layout.offset, entries, at)
-        value = entries[at + layout.entry_size - layout.offset_size : at + layout.entry_size]
-        length = SIZES.get(kind, 0) * number
-        place = struct.unpack(order + layout.offset, value)[0]
-        if length > layout.offset_size and place + length > size:
-            return False
-        if tag in (273, 279, 324, 325) and kind in (3, 4, 16):  # where strips or tiles are, and how long
-            if length > layout.offset_size:
-                file.seek(place)
-                value = _take(file, length)
-            found[tag] = np.frombuffer(value[:length], f"{order}u{SIZES[kind]}").astype(np.uint64)
-    pairs = [(found[a], found[b]) for a, b in ((273, 279), (324, 325)) if a in found and b in found]
-    inside = all(len(a) == len(b) and (a + b).max(initial=0) <= size for a, b in pairs)
-    return count > 0 and inside
+    try:
+        tiff = Tiff(file)
+        stored = tiff.stored()  # ValueError where the directory is cut short, of which `entries` gives what is there
+        entries = {entry.tag: entry for entry in tiff.entries(tiff.first)[0]}
+    except ValueError:
+        return False
+    if not stored or any(entry.place + entry.size > size for entry in entries.values()):
+        return False
+
+    def numbers(tag: int) -> np.ndarray:
+        entry = entries[tag]
+        return np.frombuffer(tiff.value(entry), f"<u{SIZES[entry.type]}").astype(np.uint64)
+
+    # Where strips or tiles are, and how long.
+    pairs = [(numbers(a), numbers(b)) for a, b in ((273, 279), (324, 325)) if a in entries and b in entries]
+    return all(len(a) == len(b) and (a + b).max(initial=0) <= size for a, b in pairs)
 
 
 def _webp(file: BinaryIO, size: int) -> bool:

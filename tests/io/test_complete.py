@@ -102,6 +102,11 @@ def test_a_tiff_with_its_directory_first_needs_its_strips(tmp_path):
         assert not is_complete(path)
 
 
+def test_a_tiff_whose_directory_is_nowhere_is_cut_short(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II\x2b\0\x08\0\0\0" + b"\xff" * 8 + bytes(100))
+    assert not is_complete(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("data", [b"old", b"some notes, which somebody wrote", b"GIF89a" + bytes(40)])
 def test_what_is_no_photo_is_neither(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)
