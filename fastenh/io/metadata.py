@@ -169,7 +169,7 @@ def exif_dpi(exif: bytes) -> tuple[float, float] | None:
     across, down = (np.frombuffer(tags.block(tag)[:8].rjust(8, b"\0"), "<u4").astype(float) for tag in (282, 283))
     if not unit or across.min() == 0 or down.min() == 0:
         return None
-    return unit * across[0] / across[1], unit * down[0] / down[1]
+    return unit * float(across[0] / across[1]), unit * float(down[0] / down[1])
 
 
 def exif_profile(exif: bytes) -> bytes:
@@ -440,7 +440,9 @@ def _set_first(file: BinaryIO, tiff: Tiff, offset: int) -> None:
 
 
 def _fraction(value: float) -> tuple[int, int]:
-    return (round(value), 1) if value == round(value) else (round(value * 10000), 10000)
+    """As two numbers of 32 bits."""
+    scale = 1 if value == round(value) or value > 2**32 / 10000 else 10000
+    return min(round(value * scale), 2**32 - 1), scale
 
 
 # ---- IPTC
@@ -616,7 +618,8 @@ def png_chunks(chunks: list[tuple[bytes, bytes]], metadata: Metadata) -> list[tu
     if metadata.exif:
         added.append((b"eXIf", metadata.exif))
     if metadata.dpi:
-        added.append((b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in metadata.dpi), 1)))
+        per_metre = (min(round(value / 0.0254), 2**31 - 1) for value in metadata.dpi)
+        added.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     elif metadata.aspect:
         added.append((b"pHYs", struct.pack(">IIB", *metadata.aspect, 0)))
     if metadata.xmp:

@@ -240,7 +240,7 @@ def _saved(image: Image.Image, format: str, how: dict[str, Any], about: Metadata
     if about.exif:
         how["exif"] = EXIF + about.exif
     how |= {key: value for key, value in (("icc_profile", about.icc), ("xmp", about.xmp)) if value}
-    if about.dpi:
+    if about.dpi and max(about.dpi) < 2**16:  # as JFIF has it; else EXIF alone says so
         how["dpi"] = about.dpi
     out = io.BytesIO()
     with _coding(*image.size):

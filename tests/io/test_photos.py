@@ -313,6 +313,15 @@ def test_resolution_turns_with_the_photo(tmp_path):
     assert Image.open(tmp_path / "b.jpg").info["dpi"] == (200, 300)
 
 
+@pytest.mark.parametrize("dpi", [300.0, 254_000.0, 635_001.27, 4294967295.0, 10909216929.3])
+def test_a_resolution_beyond_what_a_format_holds_is_no_reason_to_lose_the_photo(tmp_path, dpi):
+    """A microscope's are high; EXIF may state any."""
+    for name, most in (("a.jpg", 0 if dpi > 65535 else dpi), ("a.png", (2**31 - 1) * 0.0254), ("a.tif", 2**32)):
+        write_photo(photo_of(smooth(), dpi=(dpi, dpi)), tmp_path / name)
+        photo = read_photo(tmp_path / name)
+        assert photo.header.metadata.dpi == (pytest.approx((min(dpi, most),) * 2, rel=1e-4) if most else None)
+
+
 def colorants(icc: bytes) -> np.ndarray:
     """XYZ of red, green and blue by a profile, in D50, as Pillow's LittleCMS reads them."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
