@@ -242,8 +242,8 @@ def retouch_files(
     def write(job: Job) -> bool:
         """Whether anything was left to write."""
         wrote = False
-        for path in [path for path in job.outputs if overwrite or not is_done(path)]:
-            replace = overwrite or path.exists()  # cut short
+        missing = [path for path in job.outputs if overwrite or not is_done(path)]
+        for path, replace in [(path, overwrite or path.exists()) for path in missing]:  # that exists is cut short
             try:
                 if path == job.target:
                     make_folder(path.parent)

@@ -641,6 +641,20 @@ def test_two_runs_share_the_work(tmp_path):
     assert {path for job in jobs for path in job.outputs} == {*(tmp_path / "out").iterdir()}
 
 
+def test_a_comparison_that_another_run_wrote_meanwhile_stays(tmp_path, monkeypatch):
+    smooth = Image.linear_gradient("L").convert("RGB").resize((30, 20))
+    smooth.save(tmp_path / "a.jpg")
+    (job,) = plan([tmp_path / "a.jpg"], compare=True)
+
+    def retouch(*arguments):
+        smooth.save(job.comparison)  # as the other run
+        retouch_file(*arguments)
+
+    monkeypatch.setattr(files, "retouch_file", retouch)
+    (done,) = retouch_files(Enhancer(Same(), "cpu"), [job], Options())
+    assert done.error is None and Image.open(job.comparison).size == (30, 20)
+
+
 def test_failed_photos_keep_neither_pixels_nor_files_open(tmp_path, monkeypatch):
     """Some are damaged, some the model refuses; what each outcome says is kept, with its traceback as text."""
     if not Path("/proc/self/fd").is_dir():
