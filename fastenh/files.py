@@ -127,11 +127,12 @@ def plan(
     """Which photo goes where; [] for a folder without photos. ValueError where it cannot be told.
 
     `inputs` are files, or one folder. `output` names a folder, which may be new, or, for one photo, a file, which must
-    not be there, or FileExistsError is raised, unless `overwrite` is true or it was cut short. Without it a folder's
-    photos go to `enhanced` in it, and others beside where they are, with `suffix`, "_enhanced", in their names. In
-    other folders names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds a comparison of each: of
-    a.jpg a_compare.jpg, or where that would be another's too (a.jpg and a.cr2) a.jpg_compare.jpg. Of a folder, what is
-    there as the result of another photo in it is no photo to do. Links count as the files that they point to.
+    not be there, or FileExistsError is raised, unless `overwrite` is true or it was cut short and is another than the
+    photo. Without it a folder's photos go to `enhanced` in it, and others beside where they are, with `suffix`,
+    "_enhanced", in their names. In other folders names stay, unless `suffix` is given. RAW becomes TIFF. `compare` adds
+    a comparison of each: of a.jpg a_compare.jpg, or where that would be another's too (a.jpg and a.cr2)
+    a.jpg_compare.jpg. Of a folder, what is there as the result of another photo in it is no photo to do. Links count as
+    the files that they point to.
     """
     folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
     for path in [] if folder else inputs:
@@ -152,7 +153,7 @@ def plan(
         raise ValueError(f"-o: expected a folder or a name that ends in {', '.join(SUFFIXES)}, got {output}")
     else:
         only = Path(output)
-        check_free(only, overwrite or not is_done(only))
+        check_free(only, overwrite or not (_real(only) == _real(inputs[0]) or is_done(only)))
 
     if folder and into and _real(into) != _real(folder):  # what an earlier run wrote there is no photo to do
         photos = [photo for photo in photos if not _real(photo).is_relative_to(_real(into))]

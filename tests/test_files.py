@@ -621,6 +621,17 @@ def test_outputs_that_a_power_cut_left_are_done_again(tmp_path, left):
     assert not next(retouch_files(enhancer, [only], Options())).error and read_photo(only.target)
 
 
+def test_a_damaged_photo_is_not_taken_for_a_result_that_was_cut_short(tmp_path):
+    """It may be the only one: it is replaced if that is asked for."""
+    data = saved(tmp_path, "a.jpg")[0].read_bytes()[:-100]
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    for photo, output in (("a.jpg", "a.jpg"), ("a.jpg", "b.jpg"), ("b.jpg", "a.jpg")):
+        with pytest.raises(FileExistsError, match="already there"):
+            plan([tmp_path / photo], str(tmp_path / output))
+        assert len(plan([tmp_path / photo], str(tmp_path / output), overwrite=True)) == 1
+
+
 def test_two_runs_share_the_work(tmp_path):
     """Each does all photos, with comparisons, at the same time as the other."""
     photos = saved(tmp_path / "in", *(f"{suffix}{n}.{suffix}" for n in range(4) for suffix in ("jpg", "png", "tif")))
