@@ -558,6 +558,10 @@ def _is_xmp(kind: bytes, data: bytes) -> bool:
     return kind == b"iTXt" and data.startswith(XMP_CHUNK)
 
 
+def is_compressed_text(kind: bytes, data: bytes) -> bool:
+    return kind == b"zTXt" or (kind == b"iTXt" and data.split(b"\0", 1)[-1][:1] == b"\1")
+
+
 def _unpacked(data: bytes) -> bytes:
     """b"" where it is damaged; ValueError where it is too large."""
     with contextlib.suppress(zlib.error):

@@ -25,6 +25,7 @@ WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # TIFF's photometri
 COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO gives them
 SMALL = 64  # pictures beside that of a TIFF, at most: thumbnails, a pyramid
 HEAVY = 2**18  # bytes of a PNG's metadata of which OpenImageIO may make many times as many
+PACKED = 2**15  # those of compressed texts, of which it may make a thousand times as many
 
 
 class Rows:
@@ -46,7 +47,8 @@ class Rows:
             except ValueError:
                 pass
         self._bare: IO[bytes] | None = None  # a copy without metadata, where these would exhaust OpenImageIO's memory
-        if left_out or sum(len(data) for _, data in self._chunks) > HEAVY:
+        texts = (data for kind, data in self._chunks if metadata.is_compressed_text(kind, data))
+        if left_out or sum(map(len, texts)) > PACKED or sum(len(data) for _, data in self._chunks) > HEAVY:
             self._bare = self._without_metadata()
         for part in left_out:
             warnings.warn(f"{path}: left out {part}", stacklevel=2)

@@ -113,6 +113,11 @@ READ = {  # without some of its metadata
     "tags, last byte first.tif": lambda: tiff([(40_000 + n, 3, BLOCK // 2) for n in range(4000)], bytes(BLOCK), ">"),
     "tags of a BigTIFF.tif": lambda: tiff([(40_000 + n, 1, BLOCK) for n in range(4000)], bytes(BLOCK), "<", True),
 }
+TEXT = zlib.compress(bytes([65]) * 7_900_000, 9)  # libpng unpacks up to 8 MB of each
+KEPT = {
+    "texts.png": lambda: png(*[(b"zTXt", b"Comment %d\0\0" % n + TEXT) for n in range(30)]),
+    "international texts.png": lambda: png(*[(b"iTXt", b"Comment %d\0\1\0\0\0" % n + TEXT) for n in range(30)]),
+}
 REFUSED = {
     "segments.jpg": (
         lambda: jpeg(b"")[:2] + b"\xff\xe1\0\4ab" * 1_000_000 + jpeg(b"")[2:],
@@ -154,6 +159,15 @@ def test_the_photo_is_read_and_one_line_says_what_was_left_out(tmp_path, name):
     assert photo.header.metadata == Metadata(dpi=photo.header.metadata.dpi)
     write_photo(photo, tmp_path / "again.png")
     assert np.array_equal(read_photo(tmp_path / "again.png").pixels, photo.pixels)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_not_unpacked_is_kept(tmp_path, name):
+    (tmp_path / name).write_bytes(KEPT[name]())
+    photo = read_photo(tmp_path / name)
+    write_photo(photo, tmp_path / "again.png")
+    assert np.array_equal(photo.pixels, PIXELS)
+    assert TEXT in (tmp_path / "again.png").read_bytes()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -210,9 +224,10 @@ for bomb in bombs:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see a process's memory")
 def test_no_file_takes_more_than_50_mebibytes(tmp_path, assets_if_any):
-    bombs = [tmp_path / name for name in [*READ, *REFUSED]]
+    made = READ | KEPT | {name: make for name, (make, _) in REFUSED.items()}
+    bombs = [tmp_path / name for name in made]
     for path in bombs:
-        path.write_bytes((READ.get(path.name) or REFUSED[path.name][0])())
+        path.write_bytes(made[path.name]())
     (tmp_path / "plain.png").write_bytes(png())
     command = [sys.executable, "-c", CHILD, tmp_path / "plain.png", *bombs, *assets_if_any]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
