@@ -273,9 +273,9 @@ void backward(Optional grad_image, Optional grad_packed, Optional grad_pixel_wei
      b, parts, threads);
 }
 
-// ---- tables as they come ----
+// ---- without a repacked copy ----
 //
-// For pictures with few pixels for each vertex, which are not worth a repacked copy of the tables: luts (N, 3, D, D, D)
+// For pictures with so few pixels that repacking the tables would take longer than the lookups: luts (N, 3, D, D, D)
 // or (B, N, 3, D, D, D) of any dtype and strides; the rest as for `transform` and `backward`.
 
 struct Bf16 {
@@ -308,7 +308,7 @@ struct Tables {
   }
 };
 
-// Where the vertices of each pixel's cell stand in a table and how much they count, in the order of `read_vertices`.
+// Offsets in a table and weights of the vertices of each pixel's cell, in the order of `read_vertices`.
 template <bool tetrahedral>
 struct Corners {
   static constexpr int count = corners<tetrahedral>;
@@ -427,8 +427,8 @@ void scatter_small(const Tensor& grad_luts, const Tensor& grad, const Tensor& im
   });
 }
 
-// The gradients by pixels; and by weights, grad_weights (B, parts, N), and vertices, grad_vertices (B, parts, 3, D), both
-// zero: the result is the sum over parts.
+// The gradients by image and pixel_weights; and those by weights, grad_weights (B, parts, N), and by vertices,
+// grad_vertices (B, parts, 3, D). Both are zero at first, and the result is their sum over parts.
 template <bool tetrahedral, class Number>
 void backward_small_as(Optional grad_image, Optional grad_weights, Optional grad_pixel_weights, Optional grad_vertices,
                        const Tensor& grad, const Tensor& image, const Tensor& luts, Optional weights,

@@ -23,7 +23,7 @@ def replacing(
 ) -> Iterator[Path]:
     """Yield a hidden path beside `path`; what the block writes there is synced to disk and becomes `path` in one step.
 
-    If the block fails (full disk, Ctrl-C), the hidden file is removed and `path` stays as it was. A link stays a link:
+    If the block fails (full disk, Ctrl-C), the hidden file is removed and `path` is unchanged. A link stays a link:
     the file that it points to is replaced, in its own folder. A file that is replaced keeps its permissions; a new one
     gets those of the file `like`, and nobody else can read it before that.
 

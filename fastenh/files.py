@@ -224,10 +224,10 @@ def _without_results(jobs: list[Job]) -> list[Job]:
 def retouch_files(
     enhancer: Enhancer, jobs: Iterable[Job], options: Options, *, workers: int = 1, overwrite: bool = False
 ) -> Iterator[Done]:
-    """Does the jobs, `workers` at a time, and tells of each, in order. Those whose results are there (`is_done`) are
-    passed over, unless `overwrite` is true, so that a run that was ended goes on.
+    """Process the jobs, `workers` at a time, and yield the outcome of each, in order. Jobs whose results exist and are
+    complete (`is_done`) are skipped unless `overwrite` is true, so a run can be resumed by starting it again.
 
-    Every photo is tried: an error of one is told of and does not end the run. Several runs may share the work.
+    A photo that fails does not stop the run; its outcome has the error. Several runs may share a folder.
     """
 
     def do(job: Job) -> Done:

@@ -84,7 +84,7 @@ def enhance(
         backends.check_chosen()
         enhancer = Enhancer(model, device)
         places = [job.target.parent for job in planned if not job.error]
-        if places and (output or folder):  # where nothing can be written, say so before anything is begun
+        if places and (output or folder):  # report an output folder that cannot be made before any work starts
             make_folder(Path(os.path.commonpath(places)))
 
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters raises
