@@ -71,9 +71,10 @@ def test_backward(contest: Any, channels: int, size: tuple[int, int], name: str)
     def plain() -> Tensor:
         return iterate(image, curves if channels == 24 else upsample(curves, image))
 
-    compiled = torch.compile(plain, fullgraph=True)
     contest.peer("eager PyTorch", lambda: with_gradients(plain(), of, grad))
-    contest.peer("torch.compile", lambda: with_gradients(compiled(), of, grad))
+    if channels == 24:  # Inductor did not finish compiling the gradient of the enlarged map in four minutes
+        compiled = torch.compile(plain, fullgraph=True)
+        contest.peer("torch.compile", lambda: with_gradients(compiled(), of, grad))
     contest(
         f"curve_iterate, 8 iterations, {name}, forward and backward, photo of 1920 x 1080",
         lambda: with_gradients(curve_iterate(image, curves), of, grad),
