@@ -1,8 +1,9 @@
-"""The op families, one file each: what it computes, its checks, its reference in plain PyTorch, how kernels are called.
+"""The ops, one file each: what it computes, its checks, its reference in plain PyTorch, and the calls of its kernels.
 
-Every op takes images of any strides, batch >= 1, sizes from 1x1 up, and gives the input's dtype and memory format;
-`out=` writes into a tensor of yours. `fastenh.backend` and `fastenh info` tell and choose which code runs. The kernels
-have first derivatives in reverse mode, also under torch.func; forward mode and second derivatives are the reference's.
+Every op takes images of any strides, any batch >= 1 and any size from 1x1 up, and returns the input's dtype and memory
+format; `out=` writes into a tensor of yours. `fastenh.backend` chooses the backend, and `fastenh info` shows which one
+runs. The kernels have first derivatives in reverse mode, also under torch.func; forward mode and second derivatives
+fall back to the reference.
 """
 
 from fastenh.ops.channel_split import channel_split_transform

@@ -1,8 +1,9 @@
-"""context_voxels: the neighbours of every pixel, each times its attention (LAM's local context voxel)."""
+"""context_voxels: the neighbours of every pixel, each weighted by its attention (LAM's local context voxel)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def context_voxels(image: Tensor, attention: Tensor, kernel_size: int = 3, *, ou
         image: (B, 3, H, W), float16, bfloat16, float32 or float64, any strides.
         attention: (B, k², H, W), any float dtype. Arithmetic is in float32.
         kernel_size: k, odd, >= 1.
-        out: where to write, (B, 3·k², H, W), dtype of `image`, memory of its own.
+        out: the tensor to write to, (B, 3·k², H, W) with the dtype of `image`, in separate memory.
 
     Returns:
         (B, 3·k², H, W), dtype and memory format of `image`. Differentiable in `image` and `attention`.
@@ -32,10 +33,17 @@ def context_voxels(image: Tensor, attention: Tensor, kernel_size: int = 3, *, ou
     Raises:
         ValueError, TypeError: on a wrong shape, dtype or device, in one line: what, expected, got.
     """
-    return _op(image, attention, kernel_size, out=out)
+    return _op(Arguments(image, attention, kernel_size), out=out)
 
 
-def _shape(image: Tensor, attention: Tensor, kernel_size: int) -> Sequence[int]:
+class Arguments(NamedTuple):
+    image: Tensor
+    attention: Tensor
+    kernel_size: int
+
+
+def _shape(args: Arguments) -> Sequence[int]:
+    image, attention, kernel_size = args
     check_image("context_voxels", image, integers=False)
     if not isinstance(kernel_size, int):
         raise TypeError(f"context_voxels: kernel_size: expected an int; got {type(kernel_size).__name__}")
@@ -46,7 +54,8 @@ def _shape(image: Tensor, attention: Tensor, kernel_size: int) -> Sequence[int]:
     return (batch, 3 * kernel_size**2, height, width)
 
 
-def _reference(image: Tensor, attention: Tensor, kernel_size: int) -> Tensor:
+def _reference(args: Arguments) -> Tensor:
+    image, attention, kernel_size = args
     x = to_float(image, attention)
     height, width = x.shape[-2:]
     padded = F.pad(x, [kernel_size // 2] * 4)
@@ -57,24 +66,17 @@ def _reference(image: Tensor, attention: Tensor, kernel_size: int) -> Tensor:
     return from_float(voxels.flatten(1, 2), image.dtype)
 
 
-def _run(kernels: Kernels, out: Tensor, image: Tensor, attention: Tensor, kernel_size: int) -> None:
-    kernels["context_voxels"](out, image, attention, kernel_size)
+def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
+    kernels["context_voxels"](out, *args)
 
 
-def _run_backward(
-    kernels: Kernels,
-    gradients: Sequence[Tensor | None],
-    grad: Tensor,
-    image: Tensor,
-    attention: Tensor,
-    kernel_size: int,
-) -> None:
-    kernels["context_voxels_backward"](*gradients, grad, image, attention, kernel_size)
+def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Tensor, args: Arguments) -> None:
+    kernels["context_voxels_backward"](*gradients, grad, *args)
 
 
 _op = Op(
     "context_voxels",
-    "Tensor image, Tensor attention, int kernel_size",
+    Arguments,
     shape=_shape,
     reference=_reference,
     run=_run,

@@ -1,24 +1,24 @@
-"""What the op families share: registration with PyTorch, gradients, `out=`, and the choice of code.
+"""What all ops share: registration with PyTorch, gradients, `out=`, and the choice of backend.
 
-An op brings a schema, a check that gives the output's shape, a reference in plain PyTorch, and the call of its kernels.
-`Op` makes of them three registered operators:
+An op supplies a NamedTuple of its arguments, a check that returns the output's shape, a reference in plain PyTorch, and
+functions that call its kernels. `Op` registers three operators for it:
 
-    fastenh::f(...) -> Tensor                            differentiable, through
+    fastenh::f(...) -> Tensor                            differentiable; its gradients come from
     fastenh::f_backward(grad, ..., needs) -> Tensor[]    the gradients that `needs` asks for, in the tensors' order
     fastenh::f.out(..., *, out) -> ()                    fills `out`
 
-all with a fake version for torch.compile and torch.export that allocates by the same line as the real one.
+Each has a fake version for torch.compile and torch.export, which allocates with the same code as the real one.
 
-The kernels also run under torch.func: `vmap` folds the mapped dimension into the batch, and `grad` and what is built on
-it (vjp, jacrev, per-sample gradients) use the compiled gradients. Forward mode (jvp, jacfwd, hessian) and second
-derivatives are computed by the reference, which takes over by itself.
+The kernels also run under torch.func: `vmap` folds the mapped dimension into the batch, and `grad` and everything built
+on it (vjp, jacrev, per-sample gradients) use the compiled gradients. Forward mode (jvp, jacfwd, hessian) and second
+derivatives fall back to the reference automatically.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -32,27 +32,30 @@ LIBRARY = torch.library.Library("fastenh", "DEF")
 FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATS_AND_INTEGERS = (*FLOATS, *FULL_SCALE)
+SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", str: "str"}
 
 
 class Op:
-    """One op family.
+    """One op.
 
-    name, arguments: as in a schema, tensors first: "Tensor image, Tensor curves, int iterations".
-    shape(*args): raises ValueError or TypeError on bad arguments (what, expected, got); the output's shape.
-    reference(*args): the result in plain PyTorch, any device, differentiable any number of times.
-    run(kernels, out, *args): fills `out` with the kernels of one backend.
-    run_backward(kernels, gradients, grad, *args): fills those of `gradients` (one a tensor argument) that are not None;
-        None where the reference's gradients do.
-    pointwise: whether an output pixel depends on the same pixel alone, so that `out` may be the first argument.
+    name: of the operator, torch.ops.fastenh.<name>.
+    arguments: a NamedTuple of the operator's arguments, tensors first. Its fields, of the types in SCHEMA_TYPES, make
+        up the operator's schema. The functions below take it as `args`.
+    shape(args): returns the output's shape; raises ValueError or TypeError on bad arguments (what, expected, got).
+    reference(args): the result in plain PyTorch, on any device, differentiable any number of times.
+    run(kernels, out, args): fills `out` with the kernels of one backend.
+    run_backward(kernels, gradients, grad, args): fills each of `gradients` (one per tensor argument) that is not None.
+        An op without backward kernels passes None here and gets the reference's gradients.
+    pointwise: whether an output pixel depends on the same input pixel alone, so that `out` may be the first argument.
     dims: for each tensor argument, its number of dimensions when the first is the batch; 0 if it never has a batch. A
-        tensor with fewer dimensions, or (where `shape` allows it) with a batch of 1, is used for all images. The first
+        tensor with fewer dimensions, or (where `shape` allows it) with a batch of 1, is shared by all images. The first
         argument and the result always have the batch.
     """
 
     def __init__(
         self,
         name: str,
-        arguments: str,
+        arguments: Callable[..., Any],
         *,
         shape: Callable[..., Sequence[int]],
         reference: Callable[..., Tensor],
@@ -62,15 +65,16 @@ class Op:
         dims: Sequence[int],
     ) -> None:
         self.name, self.shape, self.reference, self.pointwise, self.dims = name, shape, reference, pointwise, dims
-        self.run, self.run_backward = run, run_backward
-        kinds = [argument.split()[0] for argument in arguments.split(",")]
-        self.tensors = sum(kind.startswith("Tensor") for kind in kinds)
-        self.option_types = tuple({"int": int, "str": str}[kind] for kind in kinds[self.tensors :])
+        self.run, self.run_backward, self.arguments = run, run_backward, arguments
+        hints = get_type_hints(arguments)
+        schema = ", ".join(f"{SCHEMA_TYPES[hint]} {argument}" for argument, hint in hints.items())
+        self.option_types = tuple(hint for hint in hints.values() if hint in (int, str))
+        self.tensors = len(hints) - len(self.option_types)
 
         def implement(qualified: str, signature: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
-            def in_reverse_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+            def refuse_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
                 def checked(*args: Any, **out: Tensor) -> Any:
-                    if forward_ad._current_level >= 0:  # under torch.func nothing here tells whose derivative is meant
+                    if forward_ad._current_level >= 0:  # under torch.func an operator cannot see which inputs are dual
                         raise RuntimeError(
                             f"torch.ops.fastenh.{qualified} has no forward-mode derivative; "
                             f"fastenh.ops.{name} has, without out= and outside torch.compile"
@@ -80,60 +84,61 @@ class Op:
                 return checked
 
             LIBRARY.define(qualified + signature, tags=torch.Tag.pt2_compliant_tag)
-            LIBRARY.impl(qualified, in_reverse_mode(real), "CompositeExplicitAutograd")
-            torch.library.register_fake(f"fastenh::{qualified}", in_reverse_mode(fake), lib=LIBRARY)
+            LIBRARY.impl(qualified, refuse_forward_mode(real), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"fastenh::{qualified}", refuse_forward_mode(fake), lib=LIBRARY)
 
-        implement(name, f"({arguments}) -> Tensor", self._forward, self._allocate)
-        implement(f"{name}.out", f"({arguments}, *, Tensor(a!) out) -> ()", self._fill_out, self._fake_out)
-        backward = f"{name}_backward"
-        implement(
-            backward,
-            f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]",
-            self._backward,
-            self._fake_backward,
-        )
+        forward, fill_out = self._flat(self._forward), self._flat(self._fill_out)
+        implement(name, f"({schema}) -> Tensor", forward, self._flat(self._allocate))
+        implement(f"{name}.out", f"({schema}, *, Tensor(a!) out) -> ()", fill_out, self._flat(self._check_out_kind))
+        backward, signature = f"{name}_backward", f"(Tensor grad, {schema}, bool[] needs) -> Tensor[]"
+        implement(backward, signature, self._backward, self._fake_backward)
         self.operator = getattr(torch.ops.fastenh, name).default
         self.operator_out = getattr(torch.ops.fastenh, name).out
         self.operator_backward = getattr(torch.ops.fastenh, backward).default
 
-        self.function = differentiable(name, self._remember, self._differentiate)
-        function_backward = differentiable(backward, self._remember_backward, self._differentiate_backward)
+        self.function = autograd_function(name, self._setup_context, self._differentiate)
+        function_backward = autograd_function(backward, self._setup_context_backward, self._differentiate_backward)
         register_autograd(self.operator, self.function)
         register_autograd(self.operator_backward, function_backward)
         torch.library.register_vmap(self.operator, self._vmap, lib=LIBRARY)
         torch.library.register_vmap(self.operator_backward, self._vmap_backward, lib=LIBRARY)
 
-    def __call__(self, *args: Any, out: Tensor | None = None) -> Tensor:
+    def __call__(self, args: Any, out: Tensor | None = None) -> Tensor:
         tensors = args[: self.tensors]
         all_tensors = tensors if out is None else (*tensors, out)
-        direct = nothing_to_dispatch(all_tensors)
+        direct = can_skip_dispatcher(all_tensors)
         if direct and not gradient_wanted(all_tensors):
             if out is None:
-                return self._forward(*args)
+                return self._forward(args)
             self._check_and_fill(args, out)
             return out
         if direct and out is None and not self._needs_reference(args):
-            return self.function.apply(self._forward, *args)
+            return self.function.apply(self._flat(self._forward), *args)
         options = args[self.tensors :]
         if not all(t is None or isinstance(t, Tensor) for t in tensors) or not all(
             isinstance(option, kind) for option, kind in zip(options, self.option_types, strict=True)
         ):
-            self.shape(*args)  # raises
+            self.shape(args)  # raises
         if out is None:
             if self._needs_reference(args):
-                return self._reference_checked(*args)
+                self.shape(args)
+                return self.reference(args)
             if torch._C._functorch.peek_interpreter_stack() is not None:
-                self.shape(*args)  # under torch.func the operator sees larger batches, which an error should not name
+                self.shape(args)  # names the caller's shapes in errors; under torch.func the operator sees larger ones
             return self.operator(*args)
         check_is_tensor(self.name, "out", out)
         self._refuse_gradients(args, out)
         self.operator_out(*args, out=out)
         return out
 
-    # ---- which code ----
+    def _flat(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function(args)` called as `function(*args)`, as the dispatcher and autograd call it."""
+        return lambda *args, **out: function(self.arguments(*args), **out)
+
+    # ---- choice of backend ----
 
     def _needs_reference(self, args: Sequence[Any]) -> bool:
-        """The reference is differentiable in every way, the kernels in reverse mode alone."""
+        """Whether only the reference can run this: the kernels have no forward mode and no float64."""
         if torch.compiler.is_compiling():
             return backends.chosen() == "reference"
         return (
@@ -149,10 +154,6 @@ class Op:
         ):
             raise ValueError(f"{self.name}: out= cannot be differentiated; expected tensors without grad, or no out=")
 
-    def _reference_checked(self, *args: Any) -> Tensor:
-        self.shape(*args)
-        return self.reference(*args)
-
     def _kernels(self, args: Sequence[Any]) -> backends.Kernels | None:
         for t in args[: self.tensors]:
             if t is not None and t.dtype is torch.float64:
@@ -161,28 +162,28 @@ class Op:
 
     # ---- forward ----
 
-    def _allocate(self, *args: Any) -> Tensor:
-        first, shape = args[0], self.shape(*args)
+    def _allocate(self, args: Any) -> Tensor:
+        first, shape = args[0], self.shape(args)
         if shape == first.shape:
             return torch.empty_like(first)
         channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format)
 
-    def _forward(self, *args: Any) -> Tensor:
-        out = self._allocate(*args)
+    def _forward(self, args: Any) -> Tensor:
+        out = self._allocate(args)
         self._fill(out, args)
         return out
 
-    def _fill(self, out: Tensor, args: Sequence[Any]) -> None:
+    def _fill(self, out: Tensor, args: Any) -> None:
         kernels = self._kernels(args)
         if kernels is None:
-            out.copy_(self.reference(*args))
+            out.copy_(self.reference(args))
         else:
-            self.run(kernels, out, *self._expanded(args))
+            self.run(kernels, out, self._expanded(args))
 
-    def _expanded(self, args: Sequence[Any]) -> Sequence[Any]:
-        """The arguments as kernels take them: a batch of 1 that stands for all images expanded to theirs."""
+    def _expanded(self, args: Any) -> Any:
+        """The arguments as kernels take them: what all images share, with a batch of 1, is expanded to their number."""
         images = args[0].shape[0]
         if images == 1:
             return args
@@ -190,35 +191,32 @@ class Op:
             t.expand(images, *t.shape[1:]) if t is not None and dims == t.dim() and t.shape[0] == 1 else t
             for t, dims in zip(args, self.dims, strict=False)
         ]
-        return *tensors, *args[self.tensors :]
+        return self.arguments(*tensors, *args[self.tensors :])
 
-    def _fill_out(self, *args: Any, out: Tensor) -> None:
+    def _fill_out(self, args: Any, out: Tensor) -> None:
         self._refuse_gradients(args, out)
         self._check_and_fill(args, out)
 
-    def _check_and_fill(self, args: Sequence[Any], out: Tensor) -> None:
+    def _check_and_fill(self, args: Any, out: Tensor) -> None:
         self._check_out(args, out)
         self._fill(out, args)
-        if not out.is_inference():  # who saved `out` for a gradient learns that it has changed
+        if not out.is_inference():  # bump the version counter, so that autograd detects the overwrite
             torch.autograd.graph.increment_version(out)
 
-    def _fake_out(self, *args: Any, out: Tensor) -> None:
-        self._check_out_kind(args, out)
-
-    def _check_out_kind(self, args: Sequence[Any], out: Tensor) -> None:
-        shape, first = self.shape(*args), args[0]
+    def _check_out_kind(self, args: Any, out: Tensor) -> None:
+        shape, first = self.shape(args), args[0]
         if out.shape != shape or out.dtype != first.dtype or out.device != first.device:
             expected, got = describe(shape, first.dtype, first.device), describe(out.shape, out.dtype, out.device)
             raise ValueError(f"{self.name}: out: expected {expected}; got {got}")
 
-    def _check_out(self, args: Sequence[Any], out: Tensor) -> None:
+    def _check_out(self, args: Any, out: Tensor) -> None:
         self._check_out_kind(args, out)
         if not out.is_contiguous():
             span = 1
             for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
                 if size > 1:
                     if stride < span:
-                        raise ValueError(f"{self.name}: out: expected every element in a place of its own; got strides "
+                        raise ValueError(f"{self.name}: out: expected no two elements to share memory; got strides "
                                          f"{tuple(out.stride())} for shape {tuple(out.shape)}")  # fmt: skip
                     span += stride * (size - 1)
         start, end = memory_range(out)
@@ -230,47 +228,48 @@ class Op:
                 same = low == start and t.shape == out.shape and t.stride() == out.stride()
                 if same and i == 0 and self.pointwise:
                     continue
-                allowed = "memory of its own, or exactly the first argument" if self.pointwise else "memory of its own"
+                allowed = "separate memory, or exactly the first argument" if self.pointwise else "separate memory"
                 raise ValueError(f"{self.name}: out: expected {allowed}; got one that overlaps argument {i + 1}")
 
     # ---- backward ----
 
-    def _remember(self, ctx: Any, *args: Any) -> None:
+    def _setup_context(self, ctx: Any, *args: Any) -> None:
         ctx.save_for_backward(*args[: self.tensors])
         ctx.options = args[self.tensors :]
 
     def _differentiate(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
-        return self._gradients(grad, (*ctx.saved_tensors, *ctx.options), list(needs[: self.tensors]))
+        args = self.arguments(*ctx.saved_tensors, *ctx.options)
+        return self._gradients(grad, args, list(needs[: self.tensors]))
 
-    def _gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
-        if nothing_to_dispatch((grad, *args[: self.tensors])) and not torch.is_grad_enabled():
-            return self._compute_gradients(grad, args, needs)  # of arguments that the forward pass has checked
-        args = unwrap_dead_wrappers(tuple(args))  # saved under torch.func.vjp, which has returned
+    def _gradients(self, grad: Tensor, args: Any, needs: Sequence[bool]) -> list[Tensor | None]:
+        if can_skip_dispatcher((grad, *args[: self.tensors])) and not torch.is_grad_enabled():
+            return self._compute_gradients(grad, args, needs)  # the forward pass has checked the arguments
+        args = unwrap_dead_wrappers(tuple(args))  # wrappers of a torch.func.vjp that has returned since it saved them
         run: Callable[..., Sequence[Tensor]] = self.operator_backward
         if torch._C._functorch.is_legacy_batchedtensor(grad):
-            run = partial(vmap_of_autograd, run)
+            run = partial(vmap_over_legacy_batch, run)
         elif forward_ad._current_level >= 0:
             return self._reference_gradients(grad, args, needs)
         found = iter(run(grad, *args, needs))
         return [next(found) if need else None for need in needs]
 
     def _backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
-        *args, needs = args_and_needs
+        args, needs = self.arguments(*args_and_needs[:-1]), args_and_needs[-1]
         self._check_grad(grad, args)
         return [gradient for gradient in self._compute_gradients(grad, args, needs) if gradient is not None]
 
     def _fake_backward(self, grad: Tensor, *args_and_needs: Any) -> list[Tensor]:
-        *args, needs = args_and_needs
+        args, needs = self.arguments(*args_and_needs[:-1]), args_and_needs[-1]
         self._check_grad(grad, args)
         return [gradient for gradient in self._allocate_gradients(args, needs) if gradient is not None]
 
-    def _check_grad(self, grad: Tensor, args: Sequence[Any]) -> None:
-        check_tensor(f"{self.name}_backward", "grad", grad, self.shape(*args), args[0])
+    def _check_grad(self, grad: Tensor, args: Any) -> None:
+        check_tensor(f"{self.name}_backward", "grad", grad, self.shape(args), args[0])
 
-    def _allocate_gradients(self, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+    def _allocate_gradients(self, args: Any, needs: Sequence[bool]) -> list[Tensor | None]:
         return [torch.empty_like(t) if need else None for t, need in zip(args[: self.tensors], needs, strict=True)]
 
-    def _compute_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
+    def _compute_gradients(self, grad: Tensor, args: Any, needs: Sequence[bool]) -> list[Tensor | None]:
         gradients = self._allocate_gradients(args, needs)
         kernels = self._kernels(args)
         if kernels is None or self.run_backward is None or f"{self.name}_backward" not in kernels:
@@ -283,23 +282,23 @@ class Op:
             g if g is None or g.shape == t.shape else torch.empty(t.shape, dtype=torch.float32, device=t.device)
             for g, t in zip(gradients, expanded, strict=False)
         ]
-        self.run_backward(kernels, filled, grad, *expanded)
-        for gradient, of_images in zip(gradients, filled, strict=True):
-            if gradient is not None and of_images is not None and of_images is not gradient:
-                gradient.copy_(of_images.sum_to_size(gradient.shape))
+        self.run_backward(kernels, filled, grad, expanded)
+        for gradient, per_image in zip(gradients, filled, strict=True):
+            if gradient is not None and per_image is not None and per_image is not gradient:
+                gradient.copy_(per_image.sum_to_size(gradient.shape))
         return gradients
 
     def _reference_gradients(self, grad: Tensor, args: Sequence[Any], needs: Sequence[bool]) -> list[Tensor | None]:
-        return pull_back(self.reference, args, needs, grad)
+        return vjp(self._flat(self.reference), args, needs, grad)
 
     # ---- second derivatives ----
 
-    def _remember_backward(self, ctx: Any, *args: Any) -> None:
+    def _setup_context_backward(self, ctx: Any, *args: Any) -> None:
         ctx.save_for_backward(*args[: 1 + self.tensors])
         ctx.options = args[1 + self.tensors :]
 
     def _differentiate_backward(self, ctx: Any, needs: Sequence[bool], *grads: Tensor) -> list[Tensor | None]:
-        """By the reference, which can be differentiated any number of times."""
+        """With the reference, which can be differentiated any number of times."""
         saved = unwrap_dead_wrappers(ctx.saved_tensors)
         *options, wanted = ctx.options
 
@@ -307,12 +306,12 @@ class Op:
             found = self._reference_gradients(grad, (*tensors, *options), wanted)
             return tuple(gradient for gradient in found if gradient is not None)
 
-        return pull_back(gradients, saved, needs[: 1 + self.tensors], grads)
+        return vjp(gradients, saved, needs[: 1 + self.tensors], grads)
 
     # ---- vmap ----
 
     def _vmap(self, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
-        """`info.batch_size` calls as one, on all their images."""
+        """`info.batch_size` calls as a single one on the images of all."""
         calls, images = info.batch_size, shape_per_call(args[0], in_dims[0])[0]
         mapped = list(zip(args, in_dims, self.dims, strict=False))
         if any(in_dim is not None and not dims for _, in_dim, dims in mapped):
@@ -341,14 +340,14 @@ for _key in ("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "Autoc
     PLAIN_KEYS |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()
 
 
-def nothing_to_dispatch(tensors: Sequence[Any]) -> bool:
-    """Whether PyTorch's dispatcher, autograd apart, would only pass these tensors on to an operator's own code.
+def can_skip_dispatcher(tensors: Sequence[Any]) -> bool:
+    """Whether PyTorch's dispatcher, autograd aside, would only pass these tensors on to the operator's own code.
 
-    Then that code is called without it, which saves half the host time of a call. Every layer of the dispatcher shows
-    as a key of a tensor or of the thread: modes and fake tensors, tracing, torch.func, functionalisation, lazy
-    negation, other devices. Those in PLAIN_KEYS have nothing to do for these operators; autograd has where a gradient
-    is wanted. Beside the keys stand __torch_function__, of a type or a mode; forward-mode derivatives; and who looks
-    on: the compiler, which must see an operator, and the profiler, which shows one.
+    If so, `Op` calls that code directly, which saves half the host time of a call. Every layer of the dispatcher sets a
+    key on a tensor or on the thread: modes and fake tensors, tracing, torch.func, functionalisation, lazy negation,
+    other devices. The keys in PLAIN_KEYS do nothing for these operators, except autograd's where a gradient is wanted.
+    What has no key is checked separately: __torch_function__ of a type or a mode, forward-mode derivatives, and the
+    compiler and the profiler, which need to see an operator.
     """
     if (
         torch.compiler.is_compiling()
@@ -375,12 +374,12 @@ def gradient_wanted(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def differentiable(name: str, remember: Callable[..., None], differentiate: Callable[..., Any]) -> Any:
-    """A Function of autograd's: apply(run, *args) gives run(*args), which `remember(ctx, *args)` prepares and
-    `differentiate(ctx, needs, *grads)` differentiates by the arguments."""
+def autograd_function(name: str, setup_context: Callable[..., None], differentiate: Callable[..., Any]) -> Any:
+    """An autograd Function whose apply(run, *args) returns run(*args). `setup_context(ctx, *args)` saves what
+    `differentiate(ctx, needs, *grads)` needs to compute the gradients of the arguments."""
 
     def forward(ctx: Any, run: Callable[..., Any], *args: Any) -> Any:
-        remember(ctx, *args)
+        setup_context(ctx, *args)
         result = run(*args)
         return tuple(result) if isinstance(result, list) else result
 
@@ -393,14 +392,14 @@ def differentiable(name: str, remember: Callable[..., None], differentiate: Call
 
 
 def register_autograd(operator: Any, function: Any) -> None:
-    """As torch.library.register_autograd does, but so that torch.func can differentiate the operator too: it peels off
-    its levels before it calls this kernel, so that this one may differentiate a single level."""
+    """Like torch.library.register_autograd, but torch.func can differentiate the operator too: it removes its own
+    levels before it calls this kernel, so a Function for a single level is enough."""
 
     def kernel(keys: Any, *args: Any) -> Any:
         grad_mode = torch.is_grad_enabled()
 
         def run(*args: Any) -> Any:
-            with torch.set_grad_enabled(grad_mode), torch._C._AutoDispatchBelowAutograd():  # levels below record, too
+            with torch.set_grad_enabled(grad_mode), torch._C._AutoDispatchBelowAutograd():  # lower levels record too
                 return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
         if not gradient_wanted([t for t in args if isinstance(t, Tensor)]):
@@ -412,10 +411,8 @@ def register_autograd(operator: Any, function: Any) -> None:
     LIBRARY.impl(operator, kernel, "Autograd", with_keyset=True)
 
 
-def pull_back(
-    function: Callable[..., Any], args: Sequence[Any], needs: Sequence[bool], grad: Any
-) -> list[Tensor | None]:
-    """PyTorch's own gradients of `function(*args)` by the arguments that are needed; None for the others."""
+def vjp(function: Callable[..., Any], args: Sequence[Any], needs: Sequence[bool], grad: Any) -> list[Tensor | None]:
+    """PyTorch's own gradients of `function(*args)` with respect to the arguments that are needed; None for others."""
     wanted = [i for i, need in enumerate(needs) if need]
 
     def of_wanted(*tensors: Tensor) -> Any:
@@ -431,9 +428,9 @@ def pull_back(
 # ---- vmap ----
 
 
-def vmap_of_autograd(function: Callable[..., Sequence[Tensor]], grad: Tensor, *args: Any) -> list[Tensor]:
-    """function(grad, *args) under torch.func.vmap, for a `grad` that an older vmap has batched, which is_grads_batched
-    and jacobian(vectorize=True) use and operators have no rule for."""
+def vmap_over_legacy_batch(function: Callable[..., Sequence[Tensor]], grad: Tensor, *args: Any) -> list[Tensor]:
+    """function(grad, *args) under torch.func.vmap, for a `grad` batched by the older vmap of is_grads_batched and
+    jacobian(vectorize=True), for which operators have no rule."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     grads = torch._remove_batch_dim(grad, level, 1, 0)
@@ -451,12 +448,12 @@ def one_by_one(call: Callable[..., Any], calls: int, in_dims: Sequence[Any], arg
     return [call(*of_call(n)) for n in range(calls)]
 
 
-def fold(t: Tensor | None, in_dim: int | None, dims: int, calls: int, images: int, own: bool) -> Tensor | None:
-    """A tensor argument for all calls at once: (calls · images, ...), or as it is if all share it and it has no batch.
+def fold(t: Tensor | None, in_dim: int | None, dims: int, calls: int, images: int, separate: bool) -> Tensor | None:
+    """A tensor argument of all calls as one: (calls · images, ...), or unchanged if all share it and it has no batch.
 
-    own: each call gets its own nevertheless, so that its gradient is not summed over the calls.
+    separate: give each call its own copy even then, so that its gradient is not summed over the calls.
     """
-    if t is None or (in_dim is None and (t.dim() < dims or not dims) and not own):
+    if t is None or (in_dim is None and (t.dim() < dims or not dims) and not separate):
         return t
     t = t[None] if in_dim is None else t.movedim(in_dim, 0)
     t = t[(slice(None), *[None] * (1 + dims - t.dim()))]  # (calls or 1, images or 1, ...)
@@ -464,31 +461,31 @@ def fold(t: Tensor | None, in_dim: int | None, dims: int, calls: int, images: in
 
 
 def unfold(gradient: Tensor, t: Tensor, in_dim: int | None, dims: int, calls: int, images: int) -> Tensor:
-    """The gradient by what `fold` made of `t` as that by `t`: (calls, ...)."""
+    """From the gradient of `fold(t, ...)` to that of `t`: (calls, ...)."""
     shape = shape_per_call(t, in_dim)
     summed = gradient.unflatten(0, (calls, images)).sum_to_size(calls, *[1] * (dims - len(shape)), *shape)
     return summed.reshape(calls, *shape)
 
 
-# ---- what references and checks are written with ----
+# ---- helpers of references and checks ----
 
 
 def to_float(image: Tensor, *others: Tensor | None) -> Tensor:
-    """The image as float32 (float64 if any of the tensors is), integers divided by their full scale."""
+    """The image as float32, or float64 if any of the tensors is; integers are divided by their full scale."""
     double = any(t is not None and t.dtype is torch.float64 for t in (image, *others))
     x = image.to(torch.float64 if double else torch.float32)
     return x / FULL_SCALE[image.dtype] if image.dtype in FULL_SCALE else x
 
 
 def from_float(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Back to the image's dtype; integers clamped to [0, 1], times full scale, rounded to nearest, NaN to 0."""
+    """Back to the image's dtype. Integers: clamped to [0, 1], times full scale, rounded to nearest; NaN becomes 0."""
     if dtype in FULL_SCALE:
         return (x.nan_to_num(0.0).clamp(0, 1) * FULL_SCALE[dtype]).round().to(dtype)
     return x.to(dtype)
 
 
 def memory_range(t: Tensor) -> tuple[int, int]:
-    """First byte and one past the last byte that a tensor with non-negative strides touches."""
+    """Addresses of the first byte, and one past the last, that a tensor with non-negative strides covers."""
     start = t.data_ptr()
     if t.is_contiguous():
         return start, start + t.nbytes
@@ -515,7 +512,7 @@ def check_int(op: str, name: str, value: object, low: int, high: int) -> None:
 
 
 def check_image(op: str, image: Tensor, *, integers: bool = True) -> None:
-    """Raises unless `image` is (B, 3, H, W), not empty, of a dtype that the op takes."""
+    """Raises unless `image` is (B, 3, H, W), not empty, and of a dtype that the op takes."""
     check_is_tensor(op, "image", image)
     if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
         raise ValueError(f"{op}: image: expected shape (B, 3, H, W) with B, H, W >= 1; got {tuple(image.shape)}")
@@ -537,14 +534,19 @@ def fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
 def check_tensor(
     op: str, name: str, t: Tensor, shape: Sequence[int | str], image: Tensor, *, shared: bool = False
 ) -> None:
-    """Raises unless `t` is a float tensor on the image's device of this shape (a letter stands for any size >= 1), or
-    with `shared` of the same with a batch of 1."""
+    """Raises unless `t` is a float tensor of this shape (a letter stands for any size >= 1) on the image's device. With
+    `shared`, its batch may also be 1."""
     check_is_tensor(op, name, t)
-    if t.shape != tuple(shape):  # mostly it is the same, and then nothing slower is asked
+    if t.shape != tuple(shape):  # usually equal, which makes the slower comparison below rare
         shapes = [shape, (1, *shape[1:])] if shared and shape[0] != 1 else [shape]
         if not any(fits(t.shape, expected) for expected in shapes):
             wanted = " or ".join("(" + ", ".join(map(str, expected)) + ")" for expected in shapes)
             raise ValueError(f"{op}: {name}: expected shape {wanted}; got {tuple(t.shape)}")
+    check_float(op, name, t, image)
+
+
+def check_float(op: str, name: str, t: Tensor, image: Tensor) -> None:
+    """Raises unless `t` has a float dtype and is on the image's device."""
     check_dtype(op, name, t)
     if t.device != image.device:
         raise ValueError(f"{op}: {name}: expected device {image.device}, as the first argument; got {t.device}")

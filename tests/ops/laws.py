@@ -1,6 +1,6 @@
-"""What holds for every op family, whatever it computes.
+"""Tests that every op must pass, whatever it computes.
 
-A test file says how calls of its op look (`Calls`), subclasses `Laws`, and adds what is particular to its op.
+A test file describes the calls of its op (`Call`), subclasses `Laws`, and adds the tests that are specific to its op.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ VARIANTS = list(backends.core.cpu)  # every instruction set that this machine ru
 FEWER = 2 if "FASTENH_CUDA_ON_CPU" in os.environ else 1  # examples, where kernels are slow
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
-# What a result may be off by: half a step of its dtype, relative for floats ...
+# Tolerance of a result: half a step of its dtype, relative for floats ...
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float64: 2**-53}
-# ... and the float32 arithmetic before it, relative to the largest value.
+# ... plus that of the float32 arithmetic before it, relative to the largest value.
 ARITHMETIC = 2e-5
 
 
 @dataclass
 class Box:
-    """A tensor to be made: its shape, and the range of its values or how to make them from a generator."""
+    """A tensor to create: its shape, and the range of its values or a function that creates it from a generator."""
 
     shape: tuple[int, ...]
     low: float = 0.0
     high: float = 1.0
     make: Callable[[torch.Generator], Tensor] | None = None
-    may_hold_nan: bool = True  # False where NaN times a weight of zero may, but need not, give NaN
+    may_hold_nan: bool = True  # False if it is unspecified whether NaN times a weight of zero gives NaN
 
     def tensor(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def to_values(t: Tensor) -> Tensor:
-    """The numbers that a tensor stands for, float32: what the arithmetic starts from."""
+    """The values that a tensor represents, in float32."""
     return t.float() / FULL_SCALE[t.dtype] if t.dtype in FULL_SCALE else t.float()
 
 
@@ -78,7 +78,7 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "every other", "inner", 
 
 
 def lay_out(t: Tensor, layout: str) -> Tensor:
-    """The same values in memory of another layout ("expanded": all along one dimension the same, with stride 0)."""
+    """The same values in another memory layout ("expanded": constant along one dimension, with stride 0)."""
     if t.dim() == 0:
         return t.clone()
     if layout == "channels_last" and t.dim() == 4:
@@ -87,7 +87,7 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
         return t.mT.contiguous().mT
     if layout == "every other":
         return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2]
-    if layout == "inner":  # a cut-out of a larger tensor
+    if layout == "inner":  # a crop of a larger tensor
         larger = torch.zeros([size + 2 for size in t.shape], dtype=t.dtype)
         inner = larger[tuple(slice(1, -1) for _ in t.shape)]
         return inner.copy_(t)
@@ -101,16 +101,16 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
 
 
 def outside(t: Tensor) -> Tensor:
-    """What lies in the memory of t and is no part of it."""
+    """The elements in the storage of t that are not part of it."""
     size = t.untyped_storage().nbytes() // t.element_size()
     no_part = torch.ones(size, dtype=torch.bool)
     torch.as_strided(no_part, t.shape, t.stride(), t.storage_offset()).fill_(False)
-    # On the CPU, since torch picks no uint16 out of a tensor on a GPU.
+    # On the CPU, since torch cannot index uint16 on a GPU.
     return torch.as_strided(t, (size,), (1,), 0).cpu()[no_part]
 
 
 def fenced(t: Tensor) -> Tensor:
-    """A contiguous copy that ends where memory ends: one byte further, and the process dies."""
+    """A contiguous copy at the end of accessible memory: an access one byte past it kills the process."""
     if t.numel() == 0:
         return t.contiguous()
     size = t.numel() * t.element_size()
@@ -123,7 +123,7 @@ def fenced(t: Tensor) -> Tensor:
 
 
 def lives(work: Callable[[], object]) -> bool:
-    """Whether a forked child with one thread does the work without an error, a crash or a hang."""
+    """Whether a forked child with one thread does the work without error, crash or hang."""
 
     def child() -> None:
         torch.set_num_threads(1)
@@ -138,7 +138,7 @@ def lives(work: Callable[[], object]) -> bool:
 
 
 def assert_close(result: Tensor, truth: Tensor, what: str = "result", arithmetic: float = ARITHMETIC) -> None:
-    """`truth`, float32 and unrounded, as near to `result` as the dtype of the result allows."""
+    """Asserts that `result` equals `truth`, in float32 and unrounded, as closely as the dtype of the result allows."""
     truth = truth.double()
     scale = max(1.0, float(truth.nan_to_num(0.0, 0.0, 0.0).abs().amax())) if truth.numel() else 1.0
     if result.dtype in FULL_SCALE:
@@ -157,21 +157,21 @@ def assert_close(result: Tensor, truth: Tensor, what: str = "result", arithmetic
 class Laws:
     op: ClassVar[Op]
     function: ClassVar[Callable[..., Tensor]]  # the public one; wrap in staticmethod
-    calls: ClassVar[st.SearchStrategy[Call]]  # any call that is legal
-    small: ClassVar[Sequence[Call]]  # a few, of 1 to 100 pixels, that take different ways through the op
+    calls: ClassVar[st.SearchStrategy[Call]]  # any valid call
+    small: ClassVar[Sequence[Call]]  # a few, of 1 to 100 pixels, that take different code paths
     large: ClassVar[Call]  # whose first tensor and result are larger than 4 MiB, with an odd width
     dtypes: ClassVar[Sequence[torch.dtype]] = FLOATS  # of the first tensor; the others are floats
-    half_on_gpu: ClassVar[Mapping[torch.dtype, float]] = {}  # ARITHMETIC where kernels for GPUs do it in half precision
+    half_on_gpu: ClassVar[Mapping[torch.dtype, float]] = {}  # ARITHMETIC where GPU kernels compute in half precision
 
     def call(self, tensors: Sequence[Tensor | None], options: Sequence[Any], out: Tensor | None = None) -> Tensor:
-        """The public function on the arguments of the operator."""
+        """Calls the public function with the operator's arguments."""
         return type(self).function(*tensors, *options, out=out)
 
     def tensors(self, call: Call, dtype: torch.dtype = torch.float32) -> list[Tensor | None]:
         return [None if box is None else box.tensor(i).to(dtype) for i, box in enumerate(call.tensors)]
 
     def truth(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:
-        return self.op.reference(*tensors, *options)
+        return self.op.reference(self.op.arguments(*tensors, *options))
 
     def arithmetic(self, first: Tensor) -> float:
         kernels = backends.kernels(self.op.name, first.device)
@@ -256,7 +256,7 @@ class Laws:
 
     @pytest.mark.parametrize("layout", ["unaligned", "inner"])
     def test_large_results_may_begin_anywhere(self, layout: str) -> None:
-        """They are written past the caches, in whole cache lines, in the middle of which rows begin and end."""
+        """They are written with streaming stores, in whole cache lines, which rows may begin or end within."""
         call = type(self).large
         tensors = [None if t is None else lay_out(t, layout).requires_grad_() for t in self.tensors(call)]
         inputs = [t for t in tensors if t is not None]
@@ -279,7 +279,7 @@ class Laws:
                     assert_close(gradient, true, f"{variant}, gradient {i}")
 
     def of_inputs(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tuple[Callable[..., Tensor], Any]:
-        """The call as a function of the tensors that are there, and these."""
+        """The call as a function of the tensors that are not None, and these tensors."""
 
         def function(*inputs: Tensor) -> Tensor:
             given_inputs = iter(inputs)
@@ -296,7 +296,7 @@ class Laws:
             needs = [t is not None for t in tensors]
             torch.library.opcheck(self.op.operator_out, (*tensors, *options), {"out": torch.empty_like(result)})
             backward = (torch.ones_like(result), *tensors, *options, needs)
-            if self.op.run_backward is None:  # the other checks cannot look into torch.func
+            if self.op.run_backward is None:  # the other checks cannot trace torch.func
                 torch.library.opcheck(self.op.operator_backward, backward, test_utils=("test_autograd_registration",))
             else:
                 torch.library.opcheck(self.op.operator_backward, backward)
@@ -311,7 +311,7 @@ class Laws:
             assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
     def test_second_derivatives_are_the_references(self) -> None:
-        """By autograd, by torch.func, by one over the other, and by forward over reverse mode; and a third."""
+        """By autograd, by torch.func, by each over the other, by forward over reverse mode; and third derivatives."""
         for tensors, options in self.each_small():
             function, inputs = self.of_inputs(tensors, options)
             every = tuple(range(len(inputs)))
@@ -328,7 +328,7 @@ class Laws:
             def by_grad(*inputs: Tensor, every: tuple[int, ...] = every) -> Tensor:
                 return size(torch.func.grad(loss, every)(*inputs))
 
-            def by_vjp(*inputs: Tensor) -> Tensor:  # whose level has ended when the gradients are computed
+            def by_vjp(*inputs: Tensor) -> Tensor:  # its level has ended when the gradients are computed
                 return size(torch.func.vjp(loss, *inputs)[1](torch.ones(())))
 
             def derivatives(
@@ -366,7 +366,7 @@ class Laws:
 
     @contextmanager
     def counted(self) -> Iterator[Counter[str]]:
-        """How often the op's kernels and its reference run."""
+        """Counts the calls of the op's kernels and of its reference."""
         counts: Counter[str] = Counter()
 
         def counting(name: str) -> Callable[..., Any]:
@@ -384,7 +384,7 @@ class Laws:
             yield counts
 
     def mapped(self, call: Call) -> Iterator[tuple[list[int | None], list[Tensor]]]:
-        """Dimensions that vmap could map, and tensors with three values for each: one input alone, and all."""
+        """Dimensions for vmap to map, and tensors with three values along each: of one input alone, and of all."""
         boxes = [box for box in call.tensors if box is not None]
         here = [-1 - i % (len(box.shape) + 1) for i, box in enumerate(boxes)]
         for chosen in (*([i] for i in range(len(boxes))), range(len(boxes))):
@@ -393,12 +393,12 @@ class Laws:
             yield dims, [v[0] if dim is None else torch.stack(v, dim) for v, dim in zip(values, dims, strict=True)]
 
     def has_batch(self, call: Call, dims: Sequence[int | None]) -> bool:
-        """Whether all inputs that are mapped can be part of a batch."""
+        """Whether all mapped inputs can be folded into the batch."""
         there = [dims for box, dims in zip(call.tensors, self.op.dims, strict=True) if box is not None]
         return all(there[i] for i, dim in enumerate(dims) if dim is not None)
 
     def test_vmap_is_a_loop_in_one_call_of_the_kernel(self) -> None:
-        """Of any input or all, at any dimension, of the function and of the operator."""
+        """Over any input or all, along any dimension, of the function and of the operator."""
         for call in type(self).small:
             function, _ = self.of_inputs(self.tensors(call), call.options)
             absent = [box is None for box in call.tensors]
@@ -427,7 +427,7 @@ class Laws:
             torch.testing.assert_close(nested(*stacks), expected, rtol=1e-5, atol=1e-5)
 
     def test_gradients_of_torch_func_run_the_kernels(self) -> None:
-        """grad, vmap of grad (a gradient for each sample), grad of vmap, jacrev, and batched cotangents."""
+        """grad, vmap of grad (per-sample gradients), grad of vmap, jacrev, and batched cotangents."""
         for call in type(self).small:
             function, inputs = self.of_inputs(self.tensors(call), call.options)
             u = Box(tuple(function(*inputs).shape), -1.0, 1.0).tensor(60)

@@ -63,7 +63,7 @@ class TestLaws(Laws):
         tensors = [Box(shape, -2, 2).tensor(i) for i, shape in enumerate((sizes, scale, shift))]
         tensors = [lay_out(t.to(other if i else dtype), layout) for i, t in enumerate(tensors)]
         exact = [t.float().clone().requires_grad_() for t in tensors]
-        truth = channel_split._reference(*exact, split)
+        truth = channel_split._reference(channel_split.Arguments(*exact, split))
         with fastenh.backend(VARIANTS[-1]):
             out = tensors[0].clone()
             assert_close(channel_split_transform(*[out, *tensors[1:]], split, out=out), truth.detach(), "in place")

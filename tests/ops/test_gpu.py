@@ -194,7 +194,8 @@ class OnGpu:
             yield
 
     def truth(self, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> Tensor:
-        return self.op.reference(*(None if t is None else t.cpu() for t in tensors), *options).to(GPU)  # type: ignore[attr-defined]
+        tensors = [None if t is None else t.cpu() for t in tensors]
+        return super().truth(tensors, options).to(GPU)  # type: ignore[misc]
 
 
 def fewer(law: Callable[..., None]) -> Callable[..., None]:

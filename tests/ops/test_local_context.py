@@ -115,7 +115,7 @@ def test_more_luts_than_are_weighted_at_once(variant: str) -> None:
     boxes = [Box((1, 3, 3, 50)), Box((93, 3, 2, 2, 2)), Box((1, 93), -1, 1), *param_boxes(3, 16, 9, 93)]
     tensors = [box.tensor(i) for i, box in enumerate(boxes)]
     with fastenh.backend(variant):
-        assert_close(call(*tensors), local_context._op.reference(*tensors))
+        assert_close(call(*tensors), local_context._op.reference(local_context.Arguments(*tensors)))
 
 
 def test_scores_of_any_size() -> None:
@@ -123,7 +123,8 @@ def test_scores_of_any_size() -> None:
     luts, weights, params = paper()
     image = torch.rand(1, 3, 5, 20)
     params[2] = params[2] * 1e4
-    expected = local_context._op.reference(image.double(), luts, weights, *params).float()
+    arguments = local_context.Arguments(image.double(), luts, weights, *params)
+    expected = local_context._op.reference(arguments).float()
     torch.testing.assert_close(local_context_retouch(image, luts, weights, params), expected, rtol=1e-4, atol=1e-4)
 
 

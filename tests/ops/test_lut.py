@@ -64,6 +64,10 @@ def call(
     return lut_transform(image, luts, weights, pixel_weights, vertices=vertices, interpolation=interpolation, out=out)
 
 
+def reference(*args: object) -> Tensor:
+    return lut._op.reference(lut.Arguments(*args))
+
+
 class TestLaws(Laws):
     op = lut._op
     function = staticmethod(call)
@@ -82,12 +86,12 @@ class TestLaws(Laws):
     large = Call([Box((1, 3, 593, 599), 0, 1), Box((1, 3, 9, 9, 9)), None, None, None], ("trilinear",))
 
 
-@pytest.fixture(params=["few pixels", "repacked"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether a CPU reads the LUTs as they are or repacks them first. (GPUs decide otherwise.)"""
-    if request.param == "repacked" and on_gpu():
+@pytest.fixture(params=["small", "packed"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether a CPU reads the LUTs as they are, as for small images, or packs them first. (GPUs decide differently.)"""
+    if request.param == "packed" and on_gpu():
         pytest.skip("a choice of the CPU")
-    monkeypatch.setattr(lut, "_few", lambda pixels, luts: request.param == "few pixels")
+    monkeypatch.setattr(lut, "_is_small", lambda pixels, luts: request.param == "small")
     return request.param
 
 
@@ -97,12 +101,12 @@ def on_gpu() -> bool:
 
 
 @pytest.mark.skipif(on_gpu(), reason="a choice of the CPU")
-class TestLawsOfRepackedLuts(TestLaws):
-    """The same where LUTs are repacked first, as for large images."""
+class TestLawsOfPackedLuts(TestLaws):
+    """The same with LUTs that are packed first, as for large images."""
 
     @pytest.fixture(autouse=True)
-    def repack(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lut, "_few", lambda pixels, luts: False)
+    def pack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lut, "_is_small", lambda pixels, luts: False)
 
     # These do not depend on which kernels run.
     test_operators_keep_torchs_rules = test_reference_is_differentiated_right = None
@@ -113,7 +117,7 @@ class TestLawsOfRepackedLuts(TestLaws):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("entry", [float("inf"), float("-inf"), 3e38, -3e38])
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("path")
 def test_infinite_and_huge_entries_count_as_in_the_reference(entry: float, mode: str, variant: str) -> None:
     """a + f · (b - a) would give NaN and infinity. Gradients too, where none is NaN or beyond float32."""
     generator = torch.Generator().manual_seed(5)
@@ -124,7 +128,7 @@ def test_infinite_and_huge_entries_count_as_in_the_reference(entry: float, mode:
     image = 3 * image + torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]  # no weight is 0: 0 times inf is NaN
     real = (image / 255).requires_grad_()
     tolerance = {"rtol": 1e-5, "atol": 1e-5 if abs(entry) == float("inf") else 1e34}
-    truth = TestLaws.op.reference(real, table, None, None, None, mode)
+    truth = reference(real, table, None, None, None, mode)
     grad = torch.rand(truth.shape, generator=generator)
     slopes = torch.autograd.grad(truth, real, grad)[0]
     with fastenh.backend(variant):
@@ -148,7 +152,7 @@ def test_one_lut_for_a_whole_picture(size: int, layout: str, dtype: torch.dtype,
     """The usual call, of which kernels make the most."""
     image = lay_out(to_dtype(torch.rand(2, 3, 39, 320) * 1.2 - 0.1, dtype), layout)
     table = torch.rand(1, 3, size, size, size) * 1.2 - 0.1
-    truth = TestLaws.op.reference(to_values(image), table, None, None, None, mode)
+    truth = reference(to_values(image), table, None, None, None, mode)
     with fastenh.backend(variant):
         assert_close(lut_transform(image, table, interpolation=mode), truth, "result", TestLaws().arithmetic(image))
 
@@ -159,7 +163,7 @@ def test_weights_of_pictures_and_pixels(dtype: torch.dtype, mode: str) -> None:
     """Where GPUs take several pixels at once: rows of a multiple of 16 bytes, and weights of the image's dtype."""
     image, luts, weights = to_dtype(torch.rand(2, 3, 5, 48), dtype), torch.rand(7, 3, 5, 5, 5), torch.randn(2, 7)
     pixel_weights = torch.rand(2, 7, 5, 48).to(dtype if dtype.is_floating_point else torch.float32)
-    truth = TestLaws.op.reference(to_values(image), luts, weights, pixel_weights.float(), None, mode)
+    truth = reference(to_values(image), luts, weights, pixel_weights.float(), None, mode)
     with fastenh.backend(VARIANTS[-1]):
         result = lut_transform(image, luts, weights, pixel_weights, interpolation=mode)
     assert_close(result, truth, "result", TestLaws().arithmetic(image))
@@ -205,7 +209,7 @@ def test_colour_matrices_pass_exactly(mode: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("path")
 def test_trilinear_is_grid_sample(variant: str) -> None:
     """Values and gradients, with colours outside [0, 1] and exactly on the border and on grid points."""
     image = torch.rand(2, 3, 31, 43) * 1.4 - 0.2
@@ -252,7 +256,7 @@ def tetrahedral(colour: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", ["reference", *VARIANTS])
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("path")
 def test_tetrahedral_case_by_case(variant: str) -> None:
     image, table = torch.rand(1, 3, 20, 30) * 1.2 - 0.1, torch.rand(1, 3, 5, 5, 5)
     colours = image[0].flatten(1).T.double().numpy()
@@ -280,7 +284,7 @@ def test_uniform_vertices_are_no_vertices() -> None:
     torch.testing.assert_close(lut_transform(image, table, vertices=vertices), lut_transform(image, table))
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("path")
 def test_gradient_of_a_flat_picture() -> None:
     """Eight million pixels in one cell: one float32 sum over all of them is 8 % off."""
     image = torch.full((1, 3, 1, 1), 0.3).expand(1, 3, 2048, 4096)
@@ -292,7 +296,7 @@ def test_gradient_of_a_flat_picture() -> None:
     torch.testing.assert_close(table.grad, expected, rtol=1e-3, atol=0)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("path")
 def test_gradient_of_the_luts_does_not_depend_on_luck() -> None:
     image, luts = torch.rand(1, 3, 300, 500), torch.rand(5, 3, 9, 9, 9, requires_grad=True)
     pixel_weights, grad = torch.rand(1, 5, 300, 500), torch.randn(1, 3, 300, 500)
@@ -303,18 +307,35 @@ def test_gradient_of_the_luts_does_not_depend_on_luck() -> None:
 
 
 @pytest.mark.skipif(on_gpu(), reason="a choice of the CPU")
-def test_few_pixels_need_no_copy_of_the_luts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_need_no_packed_luts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
-        raise AssertionError("the LUTs were repacked")
+        raise AssertionError("the LUTs were packed")
 
     monkeypatch.setattr(lut, "_pack", refuse)
     for size, side in ((2, 64), (9, 64), (33, 180), (256, 300)):
         image, table = torch.rand(1, 3, side, side, requires_grad=True), torch.rand(1, 3, size, size, size)
         lut_transform(image, table).sum().backward()
-    images, luts = torch.rand(40, 3, 16, 16), torch.rand(40, 1, 3, 33, 33, 33)  # a LUT of its own for each
+    images, luts = torch.rand(40, 3, 16, 16), torch.rand(40, 1, 3, 33, 33, 33)  # a separate LUT for each
     lut_transform(images, luts)
-    with pytest.raises(AssertionError, match="repacked"):
+    with pytest.raises(AssertionError, match="packed"):
         lut_transform(torch.rand(1, 3, 200, 200), torch.rand(1, 3, 33, 33, 33))
+
+
+@pytest.mark.parametrize(("rows", "copies"), [(1, 1), (3, 3)])
+def test_weights_shared_by_all_images_need_one_packed_copy(
+    rows: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, packed = lut._pack, []
+    monkeypatch.setattr(lut, "_is_small", lambda pixels, luts: False)
+    monkeypatch.setattr(lut, "_pack", lambda *args: packed.append(pack(*args)) or packed[-1])
+    image, luts = torch.rand(3, 3, 48, 48), torch.rand(2, 3, 9, 9, 9, requires_grad=True)
+    weights, grad = torch.rand(rows, 2, requires_grad=True), torch.rand(3, 3, 48, 48)
+    result = lut_transform(image, luts, weights)
+    gradients = torch.autograd.grad(result, (luts, weights), grad)
+    assert [len(tables) for tables in packed] == [copies, copies]
+    expected = reference(image, luts, weights, None, None, "trilinear")
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (luts, weights), grad), rtol=1e-4, atol=1e-3)
 
 
 def test_a_lut_for_each_image_is_not_a_sum() -> None:
@@ -355,7 +376,7 @@ def test_tensors_for_all_images(mode: str, dtype: torch.dtype) -> None:
     for there in ([2], [3], [2, 4], [2, 3, 4]):  # of weights, pixel weights and vertices
         shared = [t.clone().requires_grad_() if i < 2 or i in there else None for i, t in enumerate(values)]
         each = [t.float().requires_grad_() if i < 2 or i in there else None for i, t in enumerate(expanded)]
-        result, expected = call(*shared, mode), TestLaws.op.reference(*each, mode)
+        result, expected = call(*shared, mode), reference(*each, mode)
         assert_close(result.detach(), expected.detach(), "result", TestLaws().arithmetic(values[0]))
         gradients = torch.autograd.grad(result, [t for t in shared if t is not None], grad.to(dtype))
         of_each = torch.autograd.grad(expected, [t for t in each if t is not None], grad.to(dtype).float())

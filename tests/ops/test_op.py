@@ -1,4 +1,4 @@
-"""The rules that `Op` gives to every op, shown on two: curve_iterate is pointwise, context_voxels is not."""
+"""What `Op` does for every op, tested on two: curve_iterate is pointwise, context_voxels is not."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,9 +50,9 @@ def shifted(image: Tensor) -> Tensor:
         (lambda image: torch.empty(1, 3, 9, 21), r"out: expected \(1, 3, 9, 20\) float32 on cpu; got \(1, 3, 9, 21\)"),
         (lambda image: torch.empty(1, 3, 9, 20).half(), r"float32 on cpu; got \(1, 3, 9, 20\) float16 on cpu"),
         (lambda image: torch.empty(1, 3, 9, 20, device="meta"), r"on cpu; got \(1, 3, 9, 20\) float32 on meta"),
-        (lambda image: torch.empty(1, 3, 1, 20).expand(1, 3, 9, 20), "a place of its own; got strides"),
-        (lambda image: torch.as_strided(torch.empty(600), (1, 3, 9, 20), (600, 180, 10, 1)), "a place of its own"),
-        (shifted, "memory of its own, or exactly the first argument; got one that overlaps argument 1"),
+        (lambda image: torch.empty(1, 3, 1, 20).expand(1, 3, 9, 20), "no two elements to share memory; got strides"),
+        (lambda image: torch.as_strided(torch.empty(600), (1, 3, 9, 20), (600, 180, 10, 1)), "share memory"),
+        (shifted, "separate memory, or exactly the first argument; got one that overlaps argument 1"),
     ],
 )
 def test_bad_out(image: Tensor, curves: Tensor, make: Callable[[Tensor], Tensor], message: str) -> None:
@@ -68,13 +68,13 @@ def test_out_must_not_be_another_argument(image: Tensor, curves: Tensor) -> None
     with pytest.raises(ValueError, match="overlaps argument 2"):
         curve_iterate(image, curves, out=curves)
     both = torch.rand(1, 30, 9, 20)
-    with pytest.raises(ValueError, match="out: expected memory of its own; got one that overlaps argument 1"):
+    with pytest.raises(ValueError, match="out: expected separate memory; got one that overlaps argument 1"):
         context_voxels(both[:, :3], torch.rand(1, 9, 9, 20), out=both[:, :27])
     apart = context_voxels(both[:, :3], torch.rand(1, 9, 9, 20), out=both[:, 3:])  # one storage, but apart
     assert apart.data_ptr() == both[:, 3:].data_ptr()
 
 
-def test_out_is_not_differentiated_in_silence(image: Tensor, curves: Tensor) -> None:
+def test_out_of_a_call_with_gradients_is_refused(image: Tensor, curves: Tensor) -> None:
     curves.requires_grad_()
     out = torch.empty_like(image)
     with pytest.raises(ValueError, match=r"^curve_iterate: out= cannot be differentiated"):
@@ -97,7 +97,7 @@ def test_out_with_a_history_or_a_tangent_is_refused(image: Tensor, curves: Tenso
         torch.ops.fastenh.curve_iterate.out(image, learned, 8, out=torch.empty_like(image))
 
 
-def test_who_saved_out_for_a_gradient_learns_that_it_changed(image: Tensor, curves: Tensor) -> None:
+def test_autograd_detects_that_out_was_overwritten(image: Tensor, curves: Tensor) -> None:
     factor = torch.ones_like(image, requires_grad=True)
     loss = (image * factor).sum()
     curve_iterate(image, curves, out=image)
@@ -109,12 +109,12 @@ def test_out_that_overlaps_from_another_storage() -> None:
     memory = np.zeros(3 * 40 * 40 * 10, np.float32)
     image = torch.from_numpy(memory[: 3 * 1600]).view(1, 3, 40, 40)
     out = torch.from_numpy(memory[1600 : 1600 * 28]).view(1, 27, 40, 40)
-    with pytest.raises(ValueError, match="out: expected memory of its own; got one that overlaps argument 1"):
+    with pytest.raises(ValueError, match="out: expected separate memory; got one that overlaps argument 1"):
         context_voxels(image, torch.rand(1, 9, 40, 40), out=out)
 
 
 def test_out_at_an_odd_address() -> None:
-    """Large enough to be written past the cache, which only works at even addresses."""
+    """Large enough for streaming stores, which need aligned addresses."""
     image, curves = torch.rand(1, 3, 640, 1024), torch.rand(1, 3, 640, 1024)
     out = torch.frombuffer(bytearray(image.nbytes + 1), dtype=torch.float32, offset=1).view(image.shape)
     assert out.data_ptr() % 4
@@ -153,7 +153,7 @@ def test_options_of_another_type_are_one_line(image: Tensor, curves: Tensor, ite
         curve_iterate(image, curves, out=image.numpy())
 
 
-# ---- which code runs, and in which mode ----
+# ---- choice of backend, and modes ----
 
 
 def test_modes(image: Tensor, curves: Tensor) -> None:
@@ -202,7 +202,7 @@ def test_lazily_negated_views(image: Tensor, curves: Tensor) -> None:
 
 
 class Seen(TorchDispatchMode):
-    """Which operators the dispatcher passes on while this is on."""
+    """Records the operators that the dispatcher calls while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -297,14 +297,14 @@ def seen_by_the_profiler(image: Tensor, curves: Tensor) -> Sequence[str]:
 
 
 @pytest.mark.parametrize("seen_by", [value for name, value in list(globals().items()) if name.startswith("seen_by")])
-def test_calls_past_the_dispatcher_hide_from_nobody(
+def test_calls_use_the_dispatcher_if_something_observes_it(
     image: Tensor, curves: Tensor, seen_by: Callable[[Tensor, Tensor], Sequence[str]]
 ) -> None:
-    """Most calls go past PyTorch's dispatcher; wherever somebody would see them in it, they go through it."""
+    """Plain calls skip PyTorch's dispatcher, but not if anything would see them there."""
     assert any("fastenh.curve_iterate" in name and "default" in name for name in seen_by(image, curves))
 
 
-def test_plain_calls_go_past_the_dispatcher(image: Tensor, curves: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_calls_skip_the_dispatcher(image: Tensor, curves: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def dispatched(*args: object, **out: object) -> None:
         raise AssertionError("went through the dispatcher")
 
@@ -318,11 +318,11 @@ def test_plain_calls_go_past_the_dispatcher(image: Tensor, curves: Tensor, monke
         curve_iterate(image, parameter)
     with torch.inference_mode():
         curve_iterate(image.clone(), parameter)
-    with torch.autograd.forward_ad.dual_level():  # where nothing carries a tangent
+    with torch.autograd.forward_ad.dual_level():  # without tangents
         curve_iterate(image, curves, out=torch.empty_like(image))
 
 
-# ---- derivatives that operators do not have ----
+# ---- derivatives that operators lack ----
 
 
 def forward_mode(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -371,7 +371,7 @@ def test_batched_gradients(image: Tensor, curves: Tensor) -> None:
 
 
 def per_photo(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
-    """A gradient for each of three photos, of curves that they share."""
+    """Separate gradients for three photos of curves that they share."""
     gradient = torch.func.grad(lambda curves, image: function(image, curves).square().mean())
     return torch.func.vmap(gradient, (None, 0))(curves, torch.stack([image, image**2, 1 - image]))
 
@@ -382,8 +382,8 @@ def second_derivative(image: Tensor, curves: Tensor, function: Callable[..., Ten
 
 
 def after_its_level_has_ended(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
-    """What torch.func.vjp saved is of a level that has ended when another one of the same number uses it: for a first
-    and for a second derivative."""
+    """What torch.func.vjp saved belongs to a level that has ended when another level with the same number uses it: for
+    a first and a second derivative."""
     gradient = torch.func.grad(lambda curves: function(image, curves).square().mean())
     _, first = torch.func.vjp(lambda curves: function(image, curves), curves)
     _, second = torch.func.vjp(gradient, curves)
@@ -391,7 +391,7 @@ def after_its_level_has_ended(image: Tensor, curves: Tensor, function: Callable[
 
 
 def hessian(image: Tensor, curves: Tensor, function: Callable[..., Tensor]) -> Tensor:
-    """By reverse mode alone."""
+    """In reverse mode only."""
     image, curves = image[..., :2, :2], curves[..., :2, :2]
     return torch.func.jacrev(torch.func.jacrev(lambda curves: function(image, curves).square().mean()))(curves)
 
@@ -402,7 +402,7 @@ def by_operator(image: Tensor, curves: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("derivative", [per_photo, second_derivative, after_its_level_has_ended, hessian])
 def test_operators_under_torch_func(image: Tensor, curves: Tensor, derivative: Callable[..., Tensor]) -> None:
-    expected = derivative(image, curves, lambda image, curves: curve._op.reference(image, curves, 8))
+    expected = derivative(image, curves, lambda *args: curve._op.reference(curve.Arguments(*args, 8)))
     torch.testing.assert_close(derivative(image, curves, by_operator), expected, rtol=1e-4, atol=1e-7)
 
 
@@ -418,7 +418,7 @@ def test_errors_under_vmap_name_the_shapes_of_one_call(image: Tensor, curves: Te
 
 
 def test_compiled_by_inductor(image: Tensor, curves: Tensor) -> None:
-    """With what stands around it, at sizes that change, in one graph."""
+    """Together with other operations, with dynamic sizes, in one graph."""
     curves.requires_grad_()
 
     def function(image: Tensor, curves: Tensor) -> Tensor:
@@ -443,7 +443,7 @@ def test_saved_tensors_may_not_change(image: Tensor, curves: Tensor) -> None:
 
 
 def test_a_forked_worker_with_one_thread_lives() -> None:
-    """As a DataLoader's workers are: forked from a process whose thread pool has run."""
+    """Like a DataLoader's workers: forked from a process whose thread pool has run."""
     image, curves = torch.rand(1, 3, 300, 300), torch.rand(1, 3, 300, 300)
     assert torch.get_num_threads() > 1  # by conftest.py
     expected = curve_iterate(image, curves)
