@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from fastenh import backends, kernels
 
     if backends.core is None:
-        raise pytest.UsageError(f"the compiled core is {backends.core_problem}; to mend it: {backends.REBUILD}")
+        raise pytest.UsageError(f"the compiled core is {backends.core_problem}; to fix it: {backends.REBUILD}")
     if not kernels.stems():
-        raise pytest.UsageError("fastenh.kernels holds no kernel; to mend it: " + backends.REBUILD)
+        raise pytest.UsageError("fastenh.kernels holds no kernel; to fix it: " + backends.REBUILD)
     if config.getoption("--benchmark") and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = sorted(map(str, (ROOT / "benchmarks").glob("bench_*.py")))

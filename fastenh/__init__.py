@@ -16,7 +16,7 @@ from fastenh.models import load
 if backends.core is None:  # said here, since whatever imports fastenh, directly or through a module of its own, is next
     warnings.warn(
         "fastenh runs on its slow PyTorch reference: "
-        f"the compiled core is {backends.core_problem}. To mend it: {backends.REBUILD}",
+        f"the compiled core is {backends.core_problem}. To fix it: {backends.REBUILD}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,7 +1,7 @@
-"""Which code runs a call: the compiled core, Triton, or the plain PyTorch reference.
+"""Chooses the backend of a call: the compiled core, Triton, or the plain PyTorch reference.
 
-On a CPU tensor the fastest instruction set that this machine has runs; on a CUDA tensor the compiled CUDA kernel, else
-the Triton kernel; everything else, and every op that has no faster version, runs the reference in the op's own file.
+CPU tensors take the kernel for the best instruction set of this machine; CUDA tensors take the compiled CUDA kernel, or
+else the Triton kernel. All other devices, and ops without a kernel, take the reference in the op's own file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from fastenh import __version__
 
 CPU = ("baseline", "avx2", "avx512")
 NAMES = ("auto", "reference", *CPU, "cuda", "triton")
+PACKAGES = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
 REBUILD = "pip install -v --force-reinstall --no-deps .  (in a checkout of fastenh; -v shows what was missing)"
 
 
 class Kernels(dict[str, Callable[..., None]]):
-    """The functions of one backend by name, and whether they are made for a GPU: tables in half precision where that is
-    enough, sums by atomics instead of a share for each thread."""
+    """The functions of one backend by name. `gpu`: whether they are written for a GPU, that is, take tables in half
+    precision where that suffices, and sum with atomics instead of per-thread partial sums."""
 
     def __init__(self, functions: Mapping[str, Callable[..., None]], gpu: bool) -> None:
         super().__init__(functions)
@@ -47,16 +48,16 @@ def _load_core() -> tuple[ModuleType | None, str]:
 
 core, core_problem = _load_core()
 
-_chosen = os.environ.get("FASTENH_BACKEND", "auto")  # checked when it is needed, so that this can always be imported
+_chosen = os.environ.get("FASTENH_BACKEND", "auto")  # checked at first use, so that the import never fails
 
 
 def chosen() -> str:
-    """The name in force: "auto", or what `backend` or FASTENH_BACKEND chose."""
+    """The current choice: "auto", or what `backend` or FASTENH_BACKEND chose."""
     return _chosen
 
 
 def check_chosen() -> None:
-    """Raises ValueError if FASTENH_BACKEND is a name that is unknown or cannot run here."""
+    """Raises ValueError if FASTENH_BACKEND is unknown or cannot run here."""
     _check("FASTENH_BACKEND", _chosen)
 
 
@@ -76,11 +77,11 @@ def _choose(name: str) -> None:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Chooses by hand which code runs, for the whole process, until the block ends.
+    """Overrides the choice of backend for the whole process until the block ends.
 
-    `name`: "reference" everywhere; "baseline", "avx2" or "avx512" for CPU tensors; "cuda" or "triton" for CUDA tensors
-    (tensors of other devices keep their usual code); "auto" for the usual choice. Raises ValueError if the name is
-    unknown or cannot run here. The environment variable FASTENH_BACKEND sets the same for all of a process.
+    `name`: "reference" for all tensors; "baseline", "avx2" or "avx512" for CPU tensors; "cuda" or "triton" for CUDA
+    tensors (other devices keep their usual backend); "auto" for the usual choice. Raises ValueError if the name is
+    unknown or cannot run here. The environment variable FASTENH_BACKEND sets the backend from the start.
     """
     before = _chosen
     _choose(name)
@@ -91,7 +92,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def problem(name: str, device: torch.device | None = None) -> str:
-    """Why backend `name` cannot run here, on CUDA device `device` (default: the current one); "" if it can."""
+    """Why backend `name` cannot run here (on CUDA device `device`, by default the current one); "" if it can."""
     if name in CPU:
         if core is None:
             return f"the compiled core is {core_problem}"
@@ -108,7 +109,7 @@ def problem(name: str, device: torch.device | None = None) -> str:
             return "torch sees no CUDA device"
         try:
             core.cuda["probe"](torch.empty(0, device=device or "cuda"))
-        except (RuntimeError, TypeError) as error:  # TypeError: the GPU is not one of CUDA's, as under ROCm
+        except (RuntimeError, TypeError) as error:  # TypeError: the GPU is not a CUDA device, as under ROCm
             return f"{error} (built for {core.cuda_archs})"
     elif name == "triton":
         try:
@@ -123,7 +124,7 @@ def problem(name: str, device: torch.device | None = None) -> str:
 
 @cache
 def kernels(op: str, device: torch.device) -> Kernels | None:
-    """The kernels that run op `op` on tensors of a device; None means the reference."""
+    """The kernels that run `op` on tensors of a device; None for the reference."""
     check_chosen()
     if device.type == "cpu" and _chosen != "reference":
         if _chosen == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -136,14 +137,23 @@ def kernels(op: str, device: torch.device) -> Kernels | None:
             why_not = problem("cuda", device)
             if not why_not:
                 return Kernels(core.cuda, gpu=True)
-            warnings.warn(f"fastenh does without its CUDA kernels on {device}: {why_not}", RuntimeWarning, stacklevel=2)
+            warning = f"fastenh does not use its CUDA kernels on {device}: {why_not}"
+            warnings.warn(warning, RuntimeWarning, stacklevel=_users_stacklevel())
         if _chosen != "cuda" and not problem("triton"):
             return _triton(op)
     return None
 
 
+def _users_stacklevel() -> int:
+    """The stacklevel that makes a warning of the calling function point at the first line outside fastenh and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def _threaded(table: Mapping[str, Callable[..., None]]) -> Kernels:
-    """CPU kernels take the number of threads as one more argument: torch's, since they share its pool."""
+    """CPU kernels take the number of threads as an additional argument: torch's number, since they share its pool."""
 
     def bind(kernel: Callable[..., None]) -> Callable[..., None]:
         return lambda *args: kernel(*args, torch.get_num_threads())
@@ -152,7 +162,7 @@ def _threaded(table: Mapping[str, Callable[..., None]]) -> Kernels:
 
 
 def _triton(op: str) -> Kernels | None:
-    """The functions of the Triton file that has one named as the op."""
+    """The functions of the Triton file that defines one named like the op."""
     package = importlib.import_module("fastenh.kernels")
     for stem in package.stems():
         module = importlib.import_module(f"fastenh.kernels.{stem}")
@@ -162,14 +172,14 @@ def _triton(op: str) -> Kernels | None:
 
 
 def describe() -> list[tuple[str, str]]:
-    """What was built and what would run here, as (label, text) rows: what `fastenh info` prints."""
+    """What was built and what would run here, as the (label, text) rows that `fastenh info` prints."""
     rows = [
         ("fastenh", __version__),
         ("Python", sys.version.split()[0]),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
     ]
     if core is None:
-        rows += [("core", core_problem), ("to mend it", REBUILD)]
+        rows += [("core", core_problem), ("to fix it", REBUILD)]
     else:
         rows += [
             ("core", f"{core.version}, compiler {core.compiler}, OpenMP {'yes' if core.openmp else 'no (one thread)'}"),

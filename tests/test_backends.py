@@ -4,14 +4,17 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import fastenh
 from fastenh import backends, kernels
+from fastenh.ops import context
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +120,7 @@ def test_without_its_core_it_says_so_once_and_runs_the_reference(tmp_path: Path,
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("RuntimeWarning") == 1
-    assert why in done.stderr and "To mend it: pip install" in done.stderr
+    assert why in done.stderr and "To fix it: pip install" in done.stderr
 
 
 @pytest.mark.parametrize("statement", ["import fastenh", "from fastenh.models.lut3d import ImageAdaptiveLUT"])
@@ -160,9 +163,19 @@ def test_each_card_takes_what_runs_on_it(two_cards: list[torch.device]) -> None:
     for table in tables[1::2]:
         assert table["__name__"] == "fastenh.kernels.context" and table.gpu
     assert [str(w.message) for w in caught] == [
-        "fastenh does without its CUDA kernels on cuda:1: CUDA: cannot load kernels: no kernel image is available for "
+        "fastenh does not use its CUDA kernels on cuda:1: CUDA: cannot load kernels: no kernel image is available for "
         "execution on the device (built for 9.0)"
     ]
+
+
+@pytest.mark.usefixtures("two_cards")
+@pytest.mark.parametrize("through", [lambda call: call, torch.no_grad()], ids=["fastenh", "torch"])
+def test_the_warning_points_at_the_users_line(through: Callable[..., Any]) -> None:
+    tensor = SimpleNamespace(device=torch.device("cuda", 1), dtype=torch.float32)
+    with pytest.warns(RuntimeWarning, match="does not use its CUDA kernels on cuda:1") as caught:
+        through(context._op._kernels)([tensor])
+    backends.kernels.cache_clear()
+    assert [w.filename for w in caught] == [__file__]
 
 
 def test_a_card_chosen_by_hand_is_asked_before(two_cards: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_without_a_compiler_it_installs_and_runs_on_the_reference(
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(tmp_path))
-    assert ran.stderr.count("RuntimeWarning") == 1 and "To mend it: pip install" in ran.stderr
+    assert ran.stderr.count("RuntimeWarning") == 1 and "To fix it: pip install" in ran.stderr
 
 
 @pytest.mark.skipif(CXX is None, reason="no C++ compiler")
