@@ -46,10 +46,10 @@ bench: ready
 cuda-report: ready
 	$(PYTHON) benchmarks/cuda_report.py
 
-# For a machine with an NVIDIA GPU, nvcc and torch; needs no network and leaves the environment as it is. OUT=folder gets
-# logs and results too.
+# For a machine with an NVIDIA GPU, nvcc and torch; needs no network and does not change the environment. OUT=folder
+# receives logs and results too.
 gpu-check:
-	$(or $(shell command -v $(PYTHON)),python3) benchmarks/gpu_check.py $(if $(OUT),--out "$(OUT)")
+	$(or $(shell command -v $(PYTHON)),python3) benchmarks/gpu/check.py $(if $(OUT),--out "$(OUT)")
 
 lint: ready
 	$(PYTHON) -m ruff check

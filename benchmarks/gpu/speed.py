@@ -1,12 +1,12 @@
-"""The measuring half of `make gpu-check`: what every op costs on a GPU, and what its peers cost there.
+"""Measures, for `make gpu-check`, the time of every op and of its peers on a GPU.
 
-    python benchmarks/gpu_speed.py JOURNAL SECONDS
+    python benchmarks/gpu/speed.py JOURNAL SECONDS
 
-A figure is one record: one op, size, dtype and picture, forward or backward, by one code (ours in CUDA or in Triton, or
-a peer). What computes something else than its peers is not timed. Times are of CUDA-graph replays, which leave launch
-gaps out, and of calls from Python; medians count. A record is in the journal as soon as it is there, and what matters
-most comes first, so that nothing is lost when time runs out or a kernel takes the process down: started again, it goes
-on behind the record that killed it.
+One record is one op, size, dtype and picture, forward or backward, run by one code (ours in CUDA or in Triton, or a
+peer). A code whose result is wrong is not timed. Times are medians, of CUDA-graph replays, which exclude launch gaps,
+and of calls from Python. Each record is written to the journal at once, and the most important come first, so that
+nothing is lost when time runs out or a kernel kills the process. Started again, it resumes after the record that killed
+it.
 """
 
 from __future__ import annotations
@@ -30,33 +30,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cuda_report
-import inputs
 import torch
-from gpu_ops import ONE_LUT, OPS, as_dtype, as_float
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import fastenh
 from fastenh import backends
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cuda_report
+import inputs
+
+from gpu.ops import ONE_LUT, OPS, as_dtype, as_float
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = {"8K": (4320, 7680), "4K": (2160, 3840), "1080p": (1080, 1920)}
 DTYPES = ("float16", "float32", "bfloat16", "uint8")
 OURS = ("cuda", "triton")
 EAGER, REUSED, COMPILED = "eager PyTorch", "plain PyTorch, reused buffers", "torch.compile"
-PROFILED = "cuda, profiled"  # which kernels run, and how many instructions a pixel they are
+PROFILED = "cuda, profiled"  # which kernels run, and how many instructions per pixel they have
 
-SECONDS = 0.05  # for the replays, and again for the calls, of one record
-REPLAY = 0.5e-3  # a replay lasts at least so long, so that its start does not count
-LAST = {PROFILED: 60, COMPILED: 15}  # what comes last is begun with so many seconds left; ...
-OTHERS = 75  # all else with so many
-SLOW = 20e3  # microseconds; what takes longer is not timed in a graph as well, where launch gaps are nothing
-LOST = 75  # exit status of a process whose GPU answers no more
+SECONDS = 0.05  # for the replays of one record, and as long again for its calls
+REPLAY = 0.5e-3  # seconds that a replay lasts at least, so that its start is negligible
+LAST = {PROFILED: 60, COMPILED: 15}  # seconds that must be left to begin a unit of the last kinds
+OTHERS = 75  # and of all others
+SLOW = 20e3  # microseconds; a peer slower than this is not timed in a graph too: its launch gaps are negligible
+LOST = 75  # exit status of a process whose GPU no longer responds
 
-# What a result may be off by, ‖result - truth‖ / ‖truth‖; the tests are stricter, pixel by pixel. Plain PyTorch may be
-# off by ten times as much: it rounds after every step.
+# Tolerances of ‖result - truth‖ / ‖truth‖; the tests are stricter, pixel by pixel. Plain PyTorch may be off by ten
+# times as much, since it rounds after every step.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.uint8: 5e-3}
 
 
@@ -64,7 +67,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2, tor
 
 
 class Unit(NamedTuple):
-    """One record to be made."""
+    """One record to measure."""
 
     op: str
     size: str
@@ -104,7 +107,7 @@ def plan() -> list[Unit]:
 
 
 class Case:
-    """An op with its inputs, in as many sets of memory as it takes to leave the GPU's cache, and what it computes."""
+    """An op with its inputs, in enough copies to exceed the GPU's cache, and its true results."""
 
     def __init__(self, card: Card, op: str, size: str, dtype: str, picture: str) -> None:
         self.op, self.card, self.dtype = OPS[op], card, getattr(torch, dtype)
@@ -121,20 +124,20 @@ class Case:
 
     @cached_property
     def true_gradients(self) -> tuple[Tensor, ...]:
-        """Where millions of pixels add to one vertex of a LUT, only double precision gives the truth."""
+        """In double precision for LUTs, where millions of pixels may add to one vertex."""
         dtype = torch.float64 if self.op.looks_up else torch.float32
         exact = [t.to(dtype).requires_grad_() for t in self.first]
         with torch.enable_grad():
             return torch.autograd.grad(self.op.written(*exact), exact, self.grad.to(dtype))
 
     def bytes(self, direction: str) -> int:
-        """What must go through memory: every input read once, every result written once."""
+        """The minimal memory traffic: every input read once, every result written once."""
         if direction == "forward":
             return sum(t.nbytes for t in (*self.first, self.truth))
         return self.grad.nbytes + self.op.bytes_backward(*self.first)
 
     def calls(self, direction: str, code: str) -> list[Callable[[], Any]]:
-        """One for each set of inputs."""
+        """One call for each copy of the inputs."""
         make = self.forward if direction == "forward" else self.backward
         others = [[t.clone() for t in self.first] for _ in range(1, self.card.sets(self.bytes(direction)))]
         return [make(code, tensors) for tensors in [self.first, *others]]
@@ -154,7 +157,7 @@ class Case:
         return lambda: torch.autograd.grad(result, leaves, grad, retain_graph=True)
 
     def off_by(self, direction: str, result: Any) -> float:
-        """‖result - truth‖ / ‖truth‖, the largest of all results; infinite where a number is none."""
+        """‖result - truth‖ / ‖truth‖, the largest over all results; infinite if any is not finite."""
         pairs = [(result, self.truth)] if direction == "forward" else zip(result, self.true_gradients, strict=True)
         worst = 0.0
         for got, true in pairs:
@@ -168,7 +171,7 @@ class Case:
 
 
 class Journal:
-    """What runs have found so far: a line of JSON for everything that was begun, and for what came of it."""
+    """The results so far: a line of JSON for every unit that was begun, and one for its outcome."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -183,12 +186,12 @@ class Journal:
         return {key: value for line in self.lines for key, value in line.get("facts", {}).items()}
 
     def units(self, kind: str) -> dict[Unit, Any]:
-        """Units by what was written of them: "begin", "record", "failure" or "unsupported"."""
+        """The units with a line of this kind, "begin", "record", "failure" or "unsupported", and what it says."""
         return {Unit(*line["unit"]): line[kind] for line in self.lines if kind in line}
 
 
 def measure(card: Card, journal: Journal, seconds: float) -> None:
-    """Makes every record of the plan that was not begun yet, until time runs out."""
+    """Measures every unit of the plan that was not begun yet, until time runs out."""
     end = time.monotonic() + seconds
     if not journal.facts():
         journal.write(facts=about(card))
@@ -205,7 +208,7 @@ def measure(card: Card, journal: Journal, seconds: float) -> None:
                 record = host(card, unit)
             else:
                 if case_of != unit[:4]:
-                    case = case_of = None  # gives its memory back before the next takes its own
+                    case = case_of = None  # frees its memory before the next one allocates
                     card.tidy()
                     case, case_of = Case(card, *unit[:4]), unit[:4]
                 record = (profiled if unit.code == PROFILED else timed)(card, case, unit)
@@ -223,12 +226,12 @@ def measure(card: Card, journal: Journal, seconds: float) -> None:
 def timed(card: Card, case: Case, unit: Unit) -> dict[str, Any]:
     with card.using(unit.code), torch.set_grad_enabled(unit.direction == "backward"):
         if unit.code in OURS and not card.has_kernel(unit.op.split(",")[0], unit.direction):
-            raise LookupError("has no kernel: the reference would run")
+            raise LookupError("no kernel: the reference would run")
         calls = case.calls(unit.direction, unit.code)
         off = max(case.off_by(unit.direction, call()) for call in calls)
         allowed = TOLERANCE[case.dtype] * (1 if unit.code in OURS else 10)
         if off > allowed:
-            raise AssertionError(f"computes something else: off by {off:.2g}, allowed is {allowed:g}")
+            raise AssertionError(f"wrong result: off by {off:.2g}, at most {allowed:g} is allowed")
         size = case.bytes(unit.direction)
         record = {"bytes": size, "sets": len(calls), "off_by": off, "called": card.called(calls)}
         if unit.code in OURS or record["called"]["us"] < SLOW:
@@ -246,7 +249,7 @@ def profiled(card: Card, case: Case, unit: Unit) -> dict[str, Any]:
 
 
 def host(card: Card, unit: Unit) -> dict[str, Any]:
-    """What a call takes of Python's time: so small that the GPU never is what it waits for."""
+    """The host time of a call, on an image so small that the GPU is never the bottleneck."""
     op = OPS[unit.op]
     tensors = op.inputs(card.picture(unit.picture, (64, 64)), getattr(torch, unit.dtype))
     with card.using(unit.code), torch.no_grad():
@@ -261,18 +264,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-# ---- the GPU and its stopwatch ----
+# ---- the GPU and its timers ----
 
 
 class Card:
-    """The GPU that torch sees first. Everything runs on one stream of its own, on which graphs are captured too."""
+    """The first GPU that torch sees. Everything runs, and graphs are captured, on one separate stream."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", 0)
         self.properties = torch.cuda.get_device_properties(self.device)
         self.stream = torch.cuda.Stream(self.device)
         torch.cuda.set_stream(self.stream)
-        gc.freeze()  # collecting behind each case then looks at that case alone
+        gc.freeze()  # so that collecting garbage after each case looks at that case only
         self.pictures: dict[Any, Tensor] = {}
         self.bandwidth = self.copy_bandwidth()
 
@@ -293,18 +296,18 @@ class Card:
         return self.pictures[name, size]
 
     def sets(self, size: int) -> int:
-        """How many sets of inputs leave nothing in the cache from one turn to the next."""
+        """How many copies of the inputs it takes for none of a round to be left in the cache by the next."""
         return min(64, max(1, math.ceil(4 * self.properties.L2_cache_size / size)))
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second, read and written, of a large copy."""
+        """Bytes read and written per second by a large copy."""
         count = min(4 << 30, torch.cuda.mem_get_info(self.device)[0] // 4) // 8
         a = torch.empty(count, dtype=torch.int64, device=self.device).random_()
         b = torch.empty_like(a)
         return 2 * a.nbytes / (self.called([lambda: b.copy_(a)])["us"] * 1e-6)
 
     def called(self, calls: Sequence[Callable[[], Any]]) -> dict[str, float]:
-        """Microseconds of one call, made from Python, many in a row."""
+        """Microseconds per call, of many calls from Python in a row."""
 
         def all_calls() -> None:
             for call in calls:
@@ -313,7 +316,7 @@ class Card:
         return self._time(all_calls, len(calls))
 
     def replayed(self, calls: Sequence[Callable[[], Any]], size: int) -> dict[str, float]:
-        """Microseconds of one call in a CUDA graph that makes many."""
+        """Microseconds per call, of many calls in a CUDA graph."""
         rounds = max(1, math.ceil(REPLAY * self.bandwidth / (len(calls) * size)))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
@@ -330,7 +333,7 @@ class Card:
             end.record()
             return start, end
 
-        start, end = once()  # to warm up, and to see how often there is time for
+        start, end = once()  # warms up, and says how many repetitions there is time for
         torch.cuda.synchronize()
         times = int(min(100, max(3, SECONDS / (start.elapsed_time(end) * 1e-3 + 1e-9))))
         events = [once() for _ in range(times)]
@@ -340,7 +343,7 @@ class Card:
         return {"us": median, "low": low, "high": high}
 
     def host(self, call: Callable[[], Any]) -> float:
-        """Microseconds of Python's time for one call, in a burst that waits for nothing."""
+        """Host time of one call in microseconds, in a burst that waits for nothing."""
         times = []
         for _ in range(400):
             start = time.perf_counter_ns()
@@ -350,7 +353,7 @@ class Card:
         return statistics.median(times[100:]) * 1e-3
 
     def kernels(self, call: Callable[[], Any]) -> list[tuple[str, float]]:
-        """The kernels of one call and the microseconds they take, the longest first."""
+        """The kernels of one call with their microseconds, the longest first."""
         call()
         with profile(activities=[ProfilerActivity.CUDA]) as found:
             call()
@@ -365,7 +368,7 @@ class Card:
             return None
 
     def answers(self) -> bool:
-        """Whether the GPU still does anything for this process: an illegal access ends that."""
+        """Whether the GPU still works for this process; after an illegal access it does not."""
         try:
             torch.cuda.synchronize()
         except RuntimeError:
@@ -377,7 +380,7 @@ class Card:
         torch.cuda.empty_cache()
 
     def state(self) -> dict[str, Any]:
-        """The copy bandwidth, measured now, and right behind it what nvidia-smi says of the clocks."""
+        """The copy bandwidth, measured now, and the clocks from nvidia-smi right after."""
         state: dict[str, Any] = {"copy, GB/s": round(self.copy_bandwidth() / 1e9, 1)}
         fields = "driver_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,power.limit"
         values = output(
@@ -396,11 +399,11 @@ class Card:
         }
 
 
-# ---- what stands beside the figures ----
+# ---- facts about the machine and the code ----
 
 
 def output(*command: str) -> str:
-    """What a command prints; "" where it fails."""
+    """What a command prints; "" if it fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -409,7 +412,7 @@ def output(*command: str) -> str:
 
 def gpu_sources_sha256(root: Path = ROOT) -> str:
     """What `git ls-files csrc kernels | grep -E '\\.(cu|cuh|h|py)$' | sort | xargs cat | sha256sum` prints (LC_ALL=C);
-    where git knows nothing of the folder, of the files that are there."""
+    outside a git checkout, the same for the files that are there."""
     try:
         done = subprocess.run(
             ["git", "ls-files", "csrc", "kernels"], cwd=root, capture_output=True, text=True, check=True

@@ -1,11 +1,11 @@
-"""`make gpu-check`: builds for the GPU that is here, tests on it, measures, and writes down what came of it.
+"""`make gpu-check`: builds for this machine's GPU, runs the tests on it, measures, and writes the results.
 
-    python benchmarks/gpu_check.py [--out FOLDER]
+    python benchmarks/gpu/check.py [--out FOLDER]
 
-For a Linux machine with an NVIDIA GPU, nvcc and torch; no network is used, and the environment stays as it is: fastenh
-is installed into build/gpu-check. It ends within eight minutes. A step that fails or is late is named at the end and
-makes the exit status 1; the others go on. FOLDER (default build/gpu-check/out) gets each step's log and the results,
-which also go to benchmarks/results.
+For a Linux machine with an NVIDIA GPU, nvcc and torch. It uses no network and does not change the environment: fastenh
+is installed into build/gpu-check. It ends within eight minutes. A step that fails or times out does not stop the
+others; it is listed at the end, and the exit status is 1. FOLDER (default build/gpu-check/out) receives each step's log
+and the results, which are also written to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "gpu-check" / "site"
 
-# Seconds after the start by which ...
-BUILT = 180  # the build has ended
-BUILT_WITHOUT_CUDA = 240  # and, where it failed, the build without CUDA, for Triton
-TESTED = 290  # tests and sanitizers have ended
-MEASURED = 460  # measuring has ended; the rest is for writing
+# Time limits, in seconds after the start:
+BUILT = 180  # of the build
+BUILT_WITHOUT_CUDA = 240  # of the build without CUDA, for Triton, if the first one failed
+TESTED = 290  # of tests and sanitizers
+MEASURED = 460  # of measuring; what remains is for writing results
 
 LOOK = """
 import torch
@@ -69,8 +69,8 @@ class Check:
     def run(
         self, until: float, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, **commands: Sequence[str]
     ) -> dict[str, tuple[int | None, str]]:
-        """Runs commands side by side, each into its own log, and ends those that are late, with all they have started.
-        Gives exit status (None for the late) and log of each."""
+        """Runs commands in parallel, each with its own log, and kills those that run past `until` with all processes
+        they have started. Returns each one's exit status (None if killed) and log."""
         running, begins = {}, {}
         try:
             for name, command in commands.items():
@@ -97,7 +97,7 @@ class Check:
     # ---- the steps ----
 
     def look(self) -> str:
-        """The architectures to build for, as setup.py takes them; "" where there is no GPU."""
+        """The architectures to build for, as setup.py takes them; "" without a GPU."""
         code, log = self.run(60, build=[sys.executable, "-c", LOOK])["build"]
         archs = sorted(set(filter(None, last_line(log).split(";")))) if code == 0 else []
         if not archs:
@@ -105,7 +105,7 @@ class Check:
         return ";".join(archs)
 
     def build(self, archs: str) -> bool:
-        """Whether anything is built: with CUDA, or where that fails, without."""
+        """Builds with CUDA or, if that fails, without. Whether either succeeded."""
         shutil.rmtree(SITE, ignore_errors=True)
         install = [
             sys.executable, "-m", "pip", "install", "-v", "--no-index", "--no-build-isolation", "--no-deps",
@@ -121,16 +121,16 @@ class Check:
         return self.ended("build without CUDA", code == 0, problem_in(code, log) or "for Triton")
 
     def test(self) -> None:
-        """The tests on the GPU, and beside them every CUDA kernel under compute-sanitizer: on small pictures; those of
-        LUTs, of which some are for large pictures alone, on these as well."""
+        """Runs the tests on the GPU and, in parallel, every CUDA kernel under compute-sanitizer, on small images. LUTs
+        also run on large ones, for which they have separate kernels."""
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         workers = ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") else []
-        # Each test is named as it ends, so that what failed is known where time runs out.
+        # -v names each test as it ends, so that failures are known even if time runs out.
         files = ["tests/ops", "tests/models/test_zero_dce.py", "tests/test_stream.py"]
         tests = [*pytest, "-v", *files, "-k", "gpu", *workers, "--durations=10"]
         commands = {"tests": ["env", "OMP_NUM_THREADS=2", *tests]}
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-        # Every tensor gets memory of its own, so that what reaches over its end is seen.
+        # Every tensor gets a separate allocation, so that accesses past its end are detected.
         alone = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
         small = [*pytest, "-q", "tests/ops/test_cuda.py", "tests/ops/test_gpu.py"]
         small += ["-k", "agrees_with_the_reference_on_the_gpu or large_pictures and LUT and float16 and cuda"]
@@ -138,7 +138,7 @@ class Check:
             if sanitizer:
                 commands[tool] = [*alone, sanitizer, "--tool", tool, *options, *small]
             else:
-                self.ended(tool, True, "not run: compute-sanitizer is not here")
+                self.ended(tool, True, "not run: compute-sanitizer was not found")
         done = self.run(TESTED, **commands)
         for name, (code, log) in done.items():
             summary = last_line(re.sub("(?m)^=========.*", "", log))  # pytest's
@@ -147,7 +147,7 @@ class Check:
                 self.ended(name, False, problem_in(code, log))
             elif name == "tests":
                 self.ended(name, code == 0, summary)
-            elif found:  # what the tests themselves say of these calls, they say above
+            elif found:  # judged by the sanitizer alone; the step "tests" judges what the tests say
                 self.ended(name, all("SUMMARY: 0 " in line for line in found), "; ".join([*found, summary]))
             else:
                 self.ended(name, True, f"does not work here: {last_line(log)}")
@@ -157,17 +157,17 @@ class Check:
                     print(line)
 
     def measure(self) -> None:
-        """Measures, as often as it takes to come past what kills the process, and writes the results."""
-        sys.path.insert(0, str(SITE))
-        from gpu_speed import Journal
-        from gpu_tables import RESULTS, file_name, goal_table, results_of, write_tables
+        """Measures, restarting after units that kill the process, and writes the results."""
+        sys.path[:0] = [str(SITE), str(ROOT / "benchmarks")]
+        from gpu.speed import Journal
+        from gpu.tables import RESULTS, file_name, goal_table, results_of, write_tables
 
         journal = self.out / "journal.jsonl"
         journal.unlink(missing_ok=True)
         code, before, begun = 1, -1, 0
         while code not in (0, None) and begun > before:
             left = MEASURED - self.elapsed() - 10
-            measure = [sys.executable, str(ROOT / "benchmarks" / "gpu_speed.py"), str(journal), str(left)]
+            measure = [sys.executable, str(ROOT / "benchmarks" / "gpu" / "speed.py"), str(journal), str(left)]
             code, log = self.run(MEASURED, measure=measure)["measure"]
             before, begun = begun, len(Journal(journal).units("begin"))
         results = results_of(Journal(journal), self.steps)
@@ -191,30 +191,30 @@ def last_line(log: str) -> str:
 
 
 def problem_in(code: int | None, log: str) -> str:
-    """One line of why it failed: what says so in the log, or its last line; "" where it did not fail."""
+    """Why a command failed, in one line: the first error in its log, or the last line; "" if it did not fail."""
     if code == 0:
         return ""
     if code is None:
-        return f"late, and ended; its last line: {last_line(log)}"
-    telling = re.findall("(?m)^.*(?:error:|Error:).*$", log)
-    return (telling[0].strip() if telling else last_line(log)) + f" (exit status {code})"
+        return f"timed out; its last line: {last_line(log)}"
+    errors = re.findall("(?m)^.*(?:error:|Error:).*$", log)
+    return (errors[0].strip() if errors else last_line(log)) + f" (exit status {code})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=SITE.parent / "out", help="where logs and results go")
     check = Check(parser.parse_args(arguments).out.resolve())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `run` kills what it has started
     archs = check.look()
     if archs and check.build(archs):
         for step in (check.test, check.measure):
             try:
                 step()
-            except Exception as error:  # whatever it is, the other step goes on
+            except Exception as error:  # no failure stops the other step
                 traceback.print_exc()
                 check.ended(step.__name__, False, repr(error))
     failed = [step["step"] for step in check.steps if not step["ok"]]
-    print(f"Logs: {check.out}. " + (f"FAILED: {', '.join(failed)}" if failed else "All steps are well."))
+    print(f"Logs: {check.out}. " + (f"FAILED: {', '.join(failed)}" if failed else "All steps passed."))
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: each op, its inputs, and the same in plain PyTorch, as its users write it and at its
+"""What is measured on a GPU: each op, its inputs, and its equivalents in plain PyTorch, as users write it and at its
 best."""
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def as_dtype(result: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def float_of(dtype: torch.dtype) -> torch.dtype:
-    """What stands beside an image of this dtype: maps and weights."""
+    """The dtype of maps and weights for an image of this dtype."""
     return torch.float16 if dtype is torch.uint8 else dtype
 
 
 class OneLUT:
-    """LUTs stay float32, as learned parameters are; grid_sample computes in float32 then, as under autocast."""
+    """LUTs stay float32, like learned parameters; grid_sample then computes in float32, as under autocast."""
 
     name = "lut_transform, one LUT"
     integers, looks_up, gradients = True, True, True
@@ -62,7 +62,7 @@ class OneLUT:
         return call
 
     def bytes_backward(self, *tensors: Tensor) -> int:
-        """Of inputs that are read and gradients that are written, beside the output's gradient."""
+        """The bytes of inputs read and gradients written, without the output's gradient."""
         return 2 * sum(t.nbytes for t in tensors)
 
 
@@ -172,7 +172,7 @@ class ContextVoxels:
 
 
 class LocalContext:
-    """The layers in the image's dtype, as under autocast; LUTs as those of OneLUT."""
+    """The layers have the image's dtype, as under autocast; LUTs are as in OneLUT."""
 
     name = "local_context_retouch, 5 LUTs, 3 x 3"
     integers, looks_up, gradients = True, True, False
@@ -215,7 +215,7 @@ class LocalContext:
 
 
 class ChannelSplit:
-    """64 channels at a quarter of the picture's height and width, which is twice the bytes of one LUT."""
+    """64 channels at a quarter of the image's height and width: twice the bytes of OneLUT."""
 
     name = "channel_split_transform, 64 channels at 1/4"
     integers, looks_up, gradients = False, False, True
@@ -236,7 +236,7 @@ class ChannelSplit:
         return lambda: peers.in_two_parts(out, features, scale, shift)
 
     def bytes_backward(self, features: Tensor, scale: Tensor, shift: Tensor) -> int:
-        """Neither the features that pass nor the shift are read; the shift's gradient is a view of the output's."""
+        """The passed channels and the shift are not read; the shift's gradient is a view of the output's."""
         return features.nbytes // 2 + features.nbytes + 2 * scale.nbytes
 
 

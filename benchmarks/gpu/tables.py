@@ -1,6 +1,6 @@
-"""What `make gpu-check` has measured, as a results file, as tables, and in README.
+"""Writes the measurements of `make gpu-check` as a results file, as tables, and into README.
 
-python benchmarks/gpu_tables.py benchmarks/results/<gpu>-<date>.json     writes the tables beside it and into README
+python benchmarks/gpu/tables.py benchmarks/results/<gpu>-<date>.json     writes the tables next to it and into README
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_ops import CURVE_LOW, CURVE_MAPS, FIVE_LUTS, LOCAL, ONE_LUT, OPS, SPLIT, VOXELS
-from gpu_speed import COMPILED, DTYPES, EAGER, OURS, PROFILED, REUSED, ROOT, SIZES, Journal, Unit, plan
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tables import header, judged, put_into_readme, row
 
+from gpu.ops import CURVE_LOW, CURVE_MAPS, FIVE_LUTS, LOCAL, ONE_LUT, OPS, SPLIT, VOXELS
+from gpu.speed import COMPILED, DTYPES, EAGER, OURS, PROFILED, REUSED, ROOT, SIZES, Journal, Unit, plan
+
 RESULTS = ROOT / "benchmarks" / "results"
-UNMEASURED = "No GPU has been measured yet: how fast the CUDA and Triton kernels are is not known."
+UNMEASURED = "No GPU has been measured yet: the speed of the CUDA and Triton kernels is unknown."
 GOALS_ARE_FOR = "H200"
 PEERS = (EAGER, REUSED, COMPILED)
 
@@ -26,7 +28,7 @@ PEERS = (EAGER, REUSED, COMPILED)
 
 
 def results_of(journal: Journal, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """All of a journal: `steps` are what else the check has done."""
+    """Everything in a journal, with the other `steps` of the check."""
     begun, records = journal.units("begin"), journal.units("record")
     failures, unsupported = journal.units("failure"), journal.units("unsupported")
     died = begun.keys() - records.keys() - failures.keys() - unsupported.keys()
@@ -50,14 +52,14 @@ def file_name(results: dict[str, Any]) -> str:
 
 
 class Figures:
-    """Looks records up; None stands for what was not measured."""
+    """Looks up records; None stands for what was not measured."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.records = {Unit(*(r[field] for field in Unit._fields)): r for r in results["records"]}
-        self.copy = results["about"]["before"]["copy, GB/s"] * 1e3  # bytes a microsecond
+        self.copy = results["about"]["before"]["copy, GB/s"] * 1e3  # bytes per microsecond
 
     def us(self, unit: Unit) -> float | None:
-        """Of ours what a graph replay takes; of a peer what it does best."""
+        """Ours: the time of a graph replay. A peer: the shorter of replay and call."""
         record = self.records.get(unit)
         if record is None:
             return None
@@ -65,7 +67,7 @@ class Figures:
         return times[0] if unit.code in OURS else min(times)
 
     def share(self, unit: Unit) -> float | None:
-        """The op's bytes over its time, as a part of the copy bandwidth."""
+        """The op's bytes over its time, as a fraction of the copy bandwidth."""
         us = self.us(unit)
         return us and self.records[unit]["bytes"] / us / self.copy
 
@@ -73,7 +75,7 @@ class Figures:
         return ratio(self.us(unit._replace(code=peer)), self.us(unit))
 
     def sass(self, unit: Unit) -> float | None:
-        """Instructions a pixel of the kernel that takes the longest."""
+        """Instructions per pixel of the kernel that takes the longest."""
         record = self.records.get(unit._replace(size=list(SIZES)[-1], picture="photo", code=PROFILED))
         return record["kernels"][0]["sass"] if record and record["kernels"] else None
 
@@ -83,7 +85,7 @@ class Figures:
 
 
 def forward(op: str) -> Unit:
-    """What goals and README speak of, unless they say otherwise."""
+    """The case that goals and README refer to unless they say otherwise."""
     return Unit(op, "8K", "float16", "photo", "forward", "cuda")
 
 
@@ -99,7 +101,7 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def goals(figures: Figures) -> Iterator[tuple[str, str, float | None, str, float]]:
-    """(what, format, figure, sign, goal): a photo of 7680 x 4320 and float16, unless it says otherwise."""
+    """(what, format, figure, sign, goal): of a photo of 7680 x 4320 in float16 unless `what` says otherwise."""
     us, share, times_faster = figures.us, figures.share, figures.times_faster
     yield f"{ONE_LUT} (aim 116)", "{:.0f} µs", us(forward(ONE_LUT)), "<=", 170
     yield f"{ONE_LUT}, uint8", "{:.0f} µs", us(forward(ONE_LUT)._replace(dtype="uint8")), "<=", 130
@@ -154,7 +156,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def facts_of(about: dict[str, Any]) -> list[str]:
-    """The facts in one row, with those of a group behind its name."""
+    """The facts as "name: value"; those of a group are joined after its name."""
     lines = []
     for key, value in about.items():
         if isinstance(value, dict):
@@ -219,7 +221,7 @@ def host_table(figures: Figures) -> list[str]:
 
 
 def rows(figures: Figures, direction: str) -> Iterator[tuple[Unit, dict[str, Any], dict[str, Any]]]:
-    """What was measured of ours, in the order of ops, sizes and dtypes: what it is, and its records."""
+    """Our measured units, ordered by op, size and dtype, each with its records."""
     orders = [list(OPS), list(SIZES), list(DTYPES), ["photo", "noise", "flat"]]
     units = {unit._replace(code="cuda") for unit in plan() if unit.direction == direction}
     for unit in sorted(units, key=lambda unit: [order.index(n) for order, n in zip(orders, unit, strict=False)]):
@@ -229,7 +231,7 @@ def rows(figures: Figures, direction: str) -> Iterator[tuple[Unit, dict[str, Any
 
 
 def quartiles(record: dict[str, Any] | None) -> str:
-    """The time of a replay; of a call, and a note of it, where there is none."""
+    """The time of a replay or, where there is none, of a call, marked as such."""
     if record is None:
         return ""
     time = record.get("replayed") or record["called"]
@@ -240,7 +242,7 @@ def quartiles(record: dict[str, Any] | None) -> str:
 
 
 def readme_block(path: Path) -> str:
-    """What README says of a results file."""
+    """README's table for a results file."""
     results = json.loads(path.read_text())
     figures, about = Figures(results), results["about"]
     lines = header("7680 x 4320, float16 unless it says otherwise", "µs", "of copy bandwidth", "times faster than",

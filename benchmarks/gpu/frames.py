@@ -1,9 +1,9 @@
-"""Frames through low-light models and streams on an NVIDIA GPU, as two tables.
+"""Measures frames through low-light models and through streams on an NVIDIA GPU, and prints two tables.
 
-    python benchmarks/gpu_frames.py
+    python benchmarks/gpu/frames.py
 
-Models take bytes and give bytes, in replays of a CUDA graph of ten calls. "step by step": convolution, sum and ReLU
-each on its own, as they run where gradients are wanted. Streams and calls of an Enhancer take turns; medians count.
+Models map uint8 to uint8, in replays of a CUDA graph of ten calls. "step by step": convolution, sum and ReLU run
+separately, as they do where gradients are wanted. Streams and calls of an Enhancer take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
-import inputs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import Enhancer
 from fastenh.models import ZeroDCE, ZeroDCEPlusPlus, zero_dce
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import inputs
 
 SIZES = {"8K": (4320, 7680), "4K": (2160, 3840), "1080p": (1080, 1920)}
 CALLS, REPEATS = 10, 9
@@ -48,7 +52,7 @@ def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def microseconds(*graphs: torch.cuda.CUDAGraph) -> list[float]:
-    """A call of each, which take turns."""
+    """The time of one call in each graph; the graphs take turns."""
     times: list[list[float]] = [[] for _ in graphs]
     for _ in range(REPEATS):
         for graph, taken in zip(graphs, times, strict=True):
@@ -65,7 +69,7 @@ def microseconds(*graphs: torch.cuda.CUDAGraph) -> list[float]:
 def low_light(system: type[ZeroDCE], map_scale: int, size: str, dtype: torch.dtype) -> str:
     torch.manual_seed(0)
     model = system(map_scale)
-    for parameter in model.parameters():  # curves that differ from pixel to pixel
+    for parameter in model.parameters():  # so that curves differ from pixel to pixel
         nn.init.normal_(parameter, std=1.2 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.1)
     model = model.eval().to("cuda", dtype)
     image = photo(SIZES[size]).cuda()

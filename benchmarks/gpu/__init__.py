@@ -1,0 +1,1 @@
+"""What runs on a GPU: `make gpu-check` (check.py and what it calls), and frames.py."""
