@@ -1,8 +1,8 @@
-"""Triton kernels, compiled as they run: one file per op, with functions named and called as those of the core."""
+"""Triton kernels, compiled at first use: one file per op, with functions named and called like those of the core."""
 
 import pkgutil
 
 
 def stems() -> list[str]:
-    """The files here, by name."""
+    """The names of the modules here."""
     return [module.name for module in pkgutil.iter_modules(__path__)]

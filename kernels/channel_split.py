@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .pixels import at, end_of_row, joined, launch, load, split_program, store, with_strides
 
-TILE = 2048  # values that one program works on
+TILE = 2048  # values per program
 
 
 @triton.jit
 def _place(channels, height, width, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which values this program has: batch, row, channels, first column, columns from there, and which exist."""
+    """The program's values: batch, row, channels, first column, columns relative to it, and which values exist."""
     piece, rest = split_program((width - 1) // COLUMNS + 1)
     start = piece * COLUMNS
     y, rest = rest % height, rest // height
@@ -58,7 +58,7 @@ def _backward(
 def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], like: Tensor, split: int) -> None:
     batch, channels, height, width = like.shape
     height, width = joined(height, width, *tensors)
-    # A tile is long where neighbours in memory are: along the row, or (channels_last) along the channels.
+    # A tile is long in the dimension that is contiguous in memory: the row, or (channels_last) the channels.
     tile_channels = min(triton.next_power_of_2(channels), 64) if like.stride(1) == 1 < channels else 1
     columns = TILE // tile_channels
     programs = batch * triton.cdiv(channels, tile_channels) * height * triton.cdiv(width, columns)
@@ -75,5 +75,5 @@ def channel_split_transform(out: Tensor, features: Tensor, scale: Tensor, shift:
 def channel_split_transform_backward(
     grad_features: Tensor | None, grad_scale: Tensor | None, grad: Tensor, features: Tensor, scale: Tensor, split: int
 ) -> None:
-    """grad_features is grad, times scale behind the split; grad_scale = grad · features."""
+    """grad_features is grad, multiplied by scale from channel `split` on; grad_scale = grad · features."""
     _launch(_backward, (grad_features, grad_scale, grad, features, scale), grad, split)

@@ -1,8 +1,8 @@
-"""curve_iterate in Triton: x <- x + r·(x² − x), again and again, with a curve r for every pixel and channel: one map an
-iteration, or one for all of them, as large as the picture or resampled to its size on the way.
+"""curve_iterate in Triton: iterates x <- x + r·(x² − x), with a curve parameter r for every pixel and channel. There is
+one map of parameters per iteration, or one for all iterations, of the image's size or resampled to it on the fly.
 
-Fused multiply-adds are written where they are wanted and nowhere else (`enable_fp_fusion=False`), for the places of
-pixels in a map must be rounded just as F.interpolate rounds them.
+Fused multiply-adds are used only where the code writes them (`enable_fp_fusion=False`), because positions in a map must
+be rounded exactly as F.interpolate rounds them.
 """
 # ruff: noqa: RUF005 (Triton does not unpack tuples)
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .pixels import at, end_of_row, joined, launch, load, split_program, store, with_strides
 
-TILE = 1024  # pixels that one program works on
+TILE = 1024  # pixels per program
 BACKWARD_TILE = 512
-AT_ONCE = 8  # iterations whose maps are read side by side and whose states a gradient keeps
-SUMMED = 256  # pixels of a row whose gradients one program sums for maps of another size
-ROWS = 16  # and how many rows of them
+AT_ONCE = 8  # iterations whose maps are read together and whose states the backward pass keeps
+SUMMED = 256  # pixels of a row over which one program sums gradients of maps of another size
+ROWS = 16  # and the number of such rows
 
 
 # ---- maps ----
@@ -28,8 +28,8 @@ ROWS = 16  # and how many rows of them
 
 @triton.jit
 def _between(i, size, scale):
-    """Between which two rows or columns of a map of `size` row or column i of the picture lies, and how far: as
-    F.interpolate computes it with align_corners=True."""
+    """The cell, between two rows or columns of a map of `size`, that contains row or column i of the image, and the
+    fraction within it, as F.interpolate computes them with align_corners=True."""
     position = tl.cast(i, tl.float32) * scale
     cell = tl.maximum(tl.minimum(tl.cast(position, tl.int32), size - 2), 0)
     return cell, position - tl.cast(cell, tl.float32)
@@ -37,8 +37,8 @@ def _between(i, size, scale):
 
 @triton.jit
 def _curve(curves, strides, map, place, steps, RESIZED: tl.constexpr):
-    """A map at the pixels of a row: place is (batch, row, first column, columns from there, which of them exist, and
-    where row and columns lie in a map of another size); steps: how far that map's next row and column are."""
+    """A map at the pixels of a row. place: batch, row, first column, columns relative to it, which of them exist, and
+    the cells of row and columns in a map of another size. steps: distances to that map's next row and next column."""
     batch, y, start, x, exists, down, across = place
     if RESIZED:
         upper = at(curves, strides, batch, map, down[0], 0, across[0])
@@ -68,7 +68,7 @@ def _curves(curves, strides, c, first, place, steps, COUNT: tl.constexpr, SHARED
 
 @triton.jit
 def _place(height, width, sizes, scales, RESIZED: tl.constexpr, INTERLEAVED: tl.constexpr, TILE: tl.constexpr):
-    """Which pixels this program has, see `_curve`, and the channel of each where channels are interleaved."""
+    """The program's pixels, as in `_curve`, and the channel of each where channels are interleaved."""
     COLUMNS: tl.constexpr = TILE // 3 if INTERLEAVED else TILE
     piece, rest = split_program((width - 1) // COLUMNS + 1)
     batch, y, start = rest // height, rest % height, piece * COLUMNS
@@ -110,7 +110,7 @@ def _launch(
     if not resized:
         height, width = joined(height, width, *tensors)
     interleaved = image.stride(1) == 1
-    tile //= 1 + interleaved  # where each value has a place of its own, these fill registers
+    tile //= 1 + interleaved  # where each value has its own address, addresses fill the registers
     columns = tile // 3 if interleaved else tile
     chunks, count = _chunks(iterations)
     launch(
@@ -120,7 +120,7 @@ def _launch(
 
 
 def _chunks(iterations: int) -> tuple[int, int]:
-    """Into how many chunks iterations are cut, and of how many each."""
+    """The number of chunks of iterations, and the number of iterations in each."""
     count = iterations
     if iterations > AT_ONCE:
         count = max(k for k in range(1, AT_ONCE // 2 + 1) if iterations % k == 0)
@@ -128,8 +128,8 @@ def _chunks(iterations: int) -> tuple[int, int]:
 
 
 def _grid(image: Tensor, curves: Tensor) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
-    """Of the maps: their size; how far rows and columns of the picture are apart in them; and in memory, each row or
-    column and the next."""
+    """The maps' size, the distances in them between adjacent rows and columns of the image, and the distances in memory
+    between adjacent rows and columns of a map."""
     sizes, pairs = tuple(curves.shape[2:]), zip(curves.shape[2:], image.shape[2:], strict=True)
     scales = tuple((size - 1) / (picture - 1) if picture > 1 else 0.0 for size, picture in pairs)
     steps = tuple(stride if size > 1 else 0 for size, stride in zip(sizes, curves.stride()[2:], strict=True))
@@ -148,8 +148,8 @@ def curve_iterate(out: Tensor, image: Tensor, curves: Tensor, iterations: int) -
 def _differentiate(
     v, g, curves, strides, c, which, place, steps, COUNT: tl.constexpr, SHARED: tl.constexpr, RESIZED: tl.constexpr
 ):
-    """From g, the gradient by the value after iterations COUNT·which to COUNT·(which + 1) - 1: that by the value before
-    them, and those by their curves. v: the picture."""
+    """Backpropagates through iterations COUNT·which to COUNT·(which + 1) - 1: from g, the gradient of their output, to
+    the gradient of their input and those of their curves. v: the image."""
     for k in range(which):
         maps = _curves(curves, strides, c, k * COUNT, place, steps, COUNT, SHARED, RESIZED)
         for i in tl.static_range(COUNT):
@@ -206,21 +206,21 @@ def _backward_pixels(
 
 @triton.jit
 def _first_in(cell, size, picture, scale):
-    """The first row or column of the picture that lies in a cell of the map or behind it."""
+    """The first row or column of the image that lies in a cell of the map or after it."""
     i = tl.minimum(cell / tl.maximum(scale, 1e-9), picture * 1.0).to(tl.int32) - 2
-    for _ in tl.static_range(5):  # the quotient is rounded
+    for _ in tl.static_range(5):  # corrects for the rounding of the quotient
         i += ((i.to(tl.float32) * scale).to(tl.int32) < cell).to(tl.int32)
-    behind = (cell >= tl.maximum(size - 1, 1)) | (scale == 0)
-    return tl.where(cell <= 0, 0, tl.where(behind, picture, tl.minimum(i, picture)))
+    after = (cell >= tl.maximum(size - 1, 1)) | (scale == 0)
+    return tl.where(cell <= 0, 0, tl.where(after, picture, tl.minimum(i, picture)))
 
 
-# Rows or columns of the picture form runs: those that lie in one cell of the map. Where the map is not the smaller one,
-# each is a run of its own.
+# The rows or columns of the image that lie in one cell of the map form a run. Where the map is not smaller than the
+# image, each row or column is a separate run.
 
 
 @triton.jit
 def _run(i, size, picture, scale):
-    """The first row or column in the i-th run, and the first behind it."""
+    """The first row or column of the i-th run, and the first after it."""
     if size < picture:
         return _first_in(i, size, picture, scale), _first_in(i + 1, size, picture, scale)
     else:
@@ -229,7 +229,7 @@ def _run(i, size, picture, scale):
 
 @triton.jit
 def _runs_in(cell, size, picture, scale):
-    """The first run in a cell, and the first behind it."""
+    """The first run in a cell, and the first after it."""
     if size < picture:
         cells = tl.maximum(size - 1, 1)
         return tl.minimum(tl.maximum(cell, 0), cells), tl.minimum(tl.maximum(cell + 1, 0), cells)
@@ -243,8 +243,8 @@ def _sum_runs(
     batches, height, width, sizes, scales, steps, runs, parts, rows, chunks,
     COUNT: tl.constexpr, SHARED: tl.constexpr, RUNS: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by the curves at the pixels of a run of rows and a few runs of columns, added up for each of the
-    maps' four points around them: sums (parts, B, C, runs of rows, runs of columns, 4)."""
+    """Sums the gradients of the curves at the pixels of a run of rows and a few runs of columns, for each of the four
+    map points around them: sums (parts, B, C, runs of rows, runs of columns, 4)."""
     piece, rest = split_program((runs[1] - 1) // RUNS + 1)
     run_y, rest = rest % runs[0], rest // runs[0]
     part_x, rest = rest % parts[1], rest // parts[1]
@@ -279,8 +279,9 @@ def _sum_runs(
         g, shares = _differentiate(v, g, curves, curves_strides, c, chunk, place, steps, COUNT, SHARED, True)
         if SHARED:
             shares = (total + _total(shares),)
-        if grad_image is not None:
-            store(at(grad_image, grad_image_strides, batch, c, y, 0, x), g, exists & (chunk == 0))
+        if grad_image is not None:  # noqa: SIM102 (known at compile time, unlike `chunk`)
+            if chunk == 0:
+                store(at(grad_image, grad_image_strides, batch, c, y, 0, x), g, exists)
         upper_sums, lower_sums = (), ()
         for k in tl.static_range(1 if SHARED else COUNT):
             upper_sums += (tl.fma(shares[k], 1.0 - down[1], upper[k]),)
@@ -301,7 +302,7 @@ def _sum_corners(
     grad_curves, grad_curves_strides, sums, batches, channels, height, width, sizes, scales, runs, parts,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """A map's gradient at a point, from the four cells around it."""
+    """Sums a map's gradient at a point over the four cells around it."""
     piece, rest = split_program((sizes[1] - 1) // TILE + 1)
     j, rest = rest % sizes[0], rest // sizes[0]
     map, batch = rest % channels, rest // channels
@@ -331,8 +332,8 @@ def curve_iterate_backward(
     curves: Tensor,
     iterations: int,
 ) -> None:
-    """Fills grad_image and grad_curves. Where the curves are of another size than the picture, the sums from which
-    grad_curves follows are kept in `scratch`, float32; see `_sum_runs` for how many there are."""
+    """Fills grad_image and grad_curves. If the curves differ in size from the image, `scratch` (float32) holds the sums
+    of `_sum_runs`, from which grad_curves follows."""
     resized = curves.shape[2:] != image.shape[2:]
     if grad_curves is None or not resized:
         tensors = (grad_image, grad_curves, grad, image, curves)
@@ -358,7 +359,7 @@ def curve_iterate_backward(
 
 
 def _longest_run(size: int, picture: int) -> int:
-    """How many rows or columns of the picture may lie in one cell of a map, at most."""
+    """The largest number of rows or columns of the image that may lie in one cell of a map."""
     if size >= picture:
         return 1
     return picture if size == 1 else -(-(picture - 1) // (size - 1)) + 1

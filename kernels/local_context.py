@@ -1,9 +1,9 @@
-"""local_context_retouch in Triton: LUTs that every pixel weights by its local context, from picture to picture.
+"""local_context_retouch in Triton: LUTs weighted at every pixel by its local context, in one pass over the image.
 
-Layers are matrix products, rows of pixels times weights, which tensor cores compute: neighbours -> features -> scores
-of the neighbours, and voxels -> hidden channels -> factors of the tables. Of features and hidden channels only a few
-are there at a time: what the next layer makes of them is summed up. Between the products, for softmax, voxels and
-tables, every thread has one pixel. The weights stay in shared memory while a program goes down its rows.
+Layers are matrix products, rows of pixels times weights, on tensor cores: neighbours -> features -> scores of the
+neighbours, and voxels -> hidden channels -> factors of the tables. Only a few features or hidden channels exist at a
+time: what they contribute to the next layer is accumulated. Between the products, for softmax, voxels and tables, every
+thread has one pixel. The weights stay in shared memory while a program works down its rows.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from .pixels import at, columns, end_of_row, launch, load, split_program, store,
 
 __all__ = ["local_context_retouch", "lut_pack"]
 
-# By the tables' dtype: pixels of a row that one program works on at a time; channels of a layer that are computed at a
-# time; warps. For float16 as Hopper's tensor cores like it, for float32 what leaves everything in registers.
+# By the tables' dtype: pixels of a row that a program computes at a time, channels of a layer that it computes at a
+# time, and warps. The sizes for float16 suit Hopper's tensor cores; those for float32 keep everything in registers.
 SIZES = {torch.float16: (128, 64, 4), torch.float32: (64, 16, 2)}
-ROWS = 8  # that one program works on, one below the other
-KEPT = 80 << 10  # bytes of weights that it keeps in shared memory
-DEPTH = tl.constexpr(16)  # columns of a matrix, the least that tensor cores take
+ROWS = 8  # rows per program
+KEPT = 80 << 10  # bytes of weights that a program keeps in shared memory at most
+DEPTH = tl.constexpr(16)  # columns of a matrix, the minimum of tensor cores
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _neighbour(image, strides, batch, y, start, x, height, begin, end, q: tl.constexpr, k: tl.constexpr):
-    """Of pixels start + x of row y, number q as `context_voxels` counts; zero outside the image."""
+    """Neighbour q, in the order of `context_voxels`, of pixels start + x of row y; zero outside the image."""
     dy: tl.constexpr = q // k % k - k // 2
     dx: tl.constexpr = q % k - k // 2
-    inside = (y + dy >= 0) & (y + dy < height) & (x >= begin - dx) & (x < end - dx)
+    row_end = tl.where((y + dy >= 0) & (y + dy < height), end, begin)  # rows outside the image are empty
+    inside = (x >= begin - dx) & (x < row_end - dx)
     return load(at(image, strides, batch, q // (k * k), y + dy, start, x) + dx * strides[3], inside, 0)
 
 
 @triton.jit
 def _matrices(values, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """Columns side by side in matrices of DEPTH columns: behind the last one a column of ones, whose weight is the bias
-    of the layer, and zeros."""
+    """Joins columns to matrices of DEPTH columns. After the last one come a column of ones, whose weight is the layer's
+    bias, and zeros."""
     matrices = ()
     for first in tl.static_range(0, len(values) + 1, DEPTH):
         parts = ()
@@ -62,7 +63,7 @@ def _layers(
     first, first_bias, second, inputs: tl.constexpr, channels, outputs, start, scale, output,
     C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Weights of channels start to start + C of a layer, and of the next layer from these to its channels `output`."""
+    """Weights of channels start to start + C of a layer, and those of the next layer from them to channels `output`."""
     channel = start + tl.arange(0, C)
     weights = ()
     for begin in tl.static_range(0, inputs + 1, DEPTH):
@@ -78,7 +79,7 @@ def _layers(
 
 @triton.jit
 def _through(total, matrices, layers, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Adds to `total` what some channels of a layer give to the next one."""
+    """Adds to `total` what some channels of a layer contribute to the next layer."""
     channels = tl.zeros([matrices[0].shape[0], C], tl.float32)
     for i in tl.static_range(len(matrices)):
         channels = tl.dot(matrices[i], layers[0][i], channels, input_precision=PRECISION)
@@ -92,7 +93,7 @@ def _both(
     total, matrices, kept, first, first_bias, second, inputs: tl.constexpr, channels, outputs, scale, output,
     C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds what a layer and the next one give, with weights that are kept, or that have yet to be loaded."""
+    """Adds the result of a layer and the next one, with weights from `kept` or, if that is empty, from memory."""
     if len(kept) > 0:
         for i in tl.static_range(len(kept)):
             total = _through(total, matrices, kept[i], C, PRECISION)
@@ -107,7 +108,7 @@ def _both(
 
 @triton.jit
 def _softmax(scores, count: tl.constexpr):
-    """Of logarithms to base 2."""
+    """Softmax to base 2."""
     largest = scores[0]
     for j in tl.static_range(1, count):
         largest = tl.maximum(largest, scores[j])

@@ -1,10 +1,10 @@
-"""lut_transform in Triton: colour through 3D lookup tables.
+"""lut_transform in Triton: colours through 3D lookup tables.
 
-The tables are repacked so that what a pixel needs of a vertex is neighbouring numbers, read at once:
+The tables are packed so that all numbers of a vertex are adjacent and are read at once:
   4 lanes   one table:              R G B 0
   16 lanes  a panel of five tables: R0 G0 B0 R4 | R1 G1 B1 G4 | R2 G2 B2 B4 | R3 G3 B3 0
-Neighbouring threads have neighbouring pixels, whose vertices are often the same; hence pictures are read and written
-one number a thread and not, as elsewhere, as many as 16 bytes hold (`do_not_specialize_on_alignment`).
+Adjacent threads have adjacent pixels, whose vertices are often the same. So each thread reads and writes one number of
+an image at a time, and not 16 bytes as in the other kernels (`do_not_specialize_on_alignment`).
 """
 # ruff: noqa: RUF005 (Triton does not unpack tuples)
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from .pixels import at, columns, end_of_row, from_columns, joined, launch, load, split_program, store, with_strides
 
 PACK_TILE = 2048  # numbers that one program packs
-TILE = 512  # pixels that one program works on
+TILE = 512  # pixels per program
 PANEL_TILE = 256  # the same with panels of tables
 BACKWARD_TILE = 256
-TRIES = tl.constexpr(4)  # pixels of a program whose cell may turn out to be that of many others
+TRIES = tl.constexpr(4)  # cells per program for which it checks whether many of its pixels share them
 
 
 # ---- packing ----
@@ -43,12 +43,12 @@ def _pack(packed, luts, luts_strides, weights, panels, count, size, LANES: tl.co
             table = place + tl.cast(n, tl.int64) * luts_strides[1] + lane.to(tl.int64) * luts_strides[2]
             values += factor * load(table, exists, 0.0)
     else:
-        last = lane % 4 == 3  # table 4, whose channels stand behind those of tables 0 to 2
+        last = lane % 4 == 3  # table 4, whose channels come after those of tables 0 to 2
         n = panel * 5 + tl.where(last, 4, lane // 4)
         channel = tl.where(last, lane // 4, lane % 4)
         exists = (vertex < size * size * size) & (n < count) & (channel < 3)
         values = load(place + n * luts_strides[1] + channel.to(tl.int64) * luts_strides[2], exists, 0.0)
-    if packed.dtype.element_ty == tl.float16:  # finite, as in CUDA
+    if packed.dtype.element_ty == tl.float16:  # keep entries finite, as in CUDA
         values = tl.clamp(values, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     to = packed + ((batch * panels + panel) * size * size * size + vertex) * LANES + lane
     tl.store(to, values, vertex < size * size * size)
@@ -69,8 +69,8 @@ def lut_pack(packed: Tensor, luts: Tensor, weights: Tensor | None) -> None:
 
 @triton.jit
 def _cell(x, size, vertices, BITS: tl.constexpr):
-    """Of one channel: which cell of the grid a value falls into, where in it, and how fast that grows with the value:
-    zero at the border of the grid and beyond it. NaN passes through to the fraction."""
+    """For one channel: the grid cell of a value, the fraction within it, and the derivative of the fraction, which is
+    zero at the border of the grid and beyond. NaN passes through to the fraction."""
     if vertices is None:
         position = tl.clamp(x, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL) * (size - 1)
         cell = tl.minimum(position, size - 1.5).to(tl.int32)
@@ -90,9 +90,9 @@ def _cell(x, size, vertices, BITS: tl.constexpr):
 
 @triton.jit
 def _corners(r, g, b, size, TETRAHEDRAL: tl.constexpr):
-    """The vertices that a pixel with these fractions needs, counted from the lowest of its cell, and their weights."""
+    """The vertices that a pixel with these fractions reads, relative to the lowest of its cell, and their weights."""
     if TETRAHEDRAL:
-        # From the lowest vertex to the highest along the axes, the largest fraction first.
+        # Walk from the lowest vertex to the highest along the axes, in order of decreasing fractions.
         rg_most, rg_least = tl.maximum(r, g), tl.minimum(r, g)
         most = tl.maximum(tl.maximum(r, g, tl.PropagateNan.ALL), b, tl.PropagateNan.ALL)
         between, least = tl.maximum(rg_least, tl.minimum(rg_most, b)), tl.minimum(rg_least, b)
@@ -113,7 +113,7 @@ def _corners(r, g, b, size, TETRAHEDRAL: tl.constexpr):
 
 @triton.jit
 def _blend(totals, lane: tl.constexpr, value, factors):
-    """Adds what a lane of a panel holds, times the factor of its table, to its channel."""
+    """Adds the value of a lane of a panel, times the factor of its table, to the lane's channel."""
     c: tl.constexpr = lane % 4 if lane % 4 < 3 else lane // 4
     if c < 3:
         product = value * factors[lane // 4 if lane % 4 < 3 else 4]
@@ -124,8 +124,9 @@ def _blend(totals, lane: tl.constexpr, value, factors):
 
 @triton.jit
 def _look_up(totals, place, offsets, shares, factors, LANES: tl.constexpr, TILE: tl.constexpr):
-    """Adds the blend of the vertices at these offsets from `place`; of a panel, times the factors of its tables."""
-    # As many lanes at a time as 16 bytes hold.
+    """Interpolates between the vertices at these offsets from `place`. One table: returns the colour. A panel: adds its
+    tables' colours, times their factors, to `totals`."""
+    # As many lanes at a time as fit into 16 bytes.
     AT_ONCE: tl.constexpr = min(LANES, 128 // place.dtype.element_ty.primitive_bitwidth)
     for first in tl.static_range(0, LANES, AT_ONCE):
         values = tl.zeros([TILE, AT_ONCE], tl.float32)
@@ -150,7 +151,8 @@ def _transform(
     piece, rest = split_program((width - 1) // TILE + 1)
     y, batch, start = rest % height, rest // height, piece * TILE
     x = tl.arange(0, TILE)
-    exists = x < end_of_row(start, width)
+    end = end_of_row(start, width)
+    exists = x < end
     cells, fractions = (), ()
     for c in tl.static_range(3):
         value = load(at(image, image_strides, batch, c, y, start, x), exists)
@@ -165,7 +167,8 @@ def _transform(
         factors = ()
         for k in tl.static_range(5 if LANES == 16 else 0):
             n = panel * 5 + k
-            factor = load(at(pixel_weights, pixel_weights_strides, batch, n, y, start, x), exists & (n < count), 0.0)
+            weighted = x < tl.where(n < count, end, 0)
+            factor = load(at(pixel_weights, pixel_weights_strides, batch, n, y, start, x), weighted, 0.0)
             factors += (factor if weights is None else factor * tl.load(weights + batch * count + n, n < count, 0.0),)
         totals = _look_up(totals, place, offsets, shares, factors, LANES, TILE)
         place += size * size * size * LANES
@@ -183,7 +186,7 @@ def lut_transform(
     tetrahedral: bool,
 ) -> None:
     """Fills `out` (B, 3, H, W) from `image`, packed tables (float16 or float32), weights (B, N) and vertices (B, 3, D),
-    both contiguous float32, and pixel_weights (B, N, H, W); weights count only where there are pixel_weights."""
+    both contiguous float32, and pixel_weights (B, N, H, W). Without pixel_weights, `packed` includes `weights`."""
     own, panels, size, _, _, lanes = packed.shape
     height, width = joined(*image.shape[2:], out, image, pixel_weights)
     tile = TILE if lanes == 4 else PANEL_TILE
@@ -201,7 +204,8 @@ def lut_transform(
 
 @triton.jit
 def _add(pointers, values, scale, exists=None):
-    """Adds to float32 sums; or, so that the order does not matter, to int64, of which `scale` make 1."""
+    """Adds to float32 sums or, where `scale` is given, to int64 sums of values · scale, which do not depend on the
+    order."""
     if scale is not None:
         values = tl.floor(values * tl.load(scale) + 0.5).to(tl.int64)
     tl.atomic_add(pointers, values, exists, sem="relaxed")
@@ -209,13 +213,13 @@ def _add(pointers, values, scale, exists=None):
 
 @triton.jit
 def _across(s00, s10, s01, s11, f, g):
-    """A blend of the four corners of a square. Not s00 + f · (s10 - s00) ..., which is NaN between infinite corners."""
+    """Bilinear interpolation. (s00 + f · (s10 - s00) would be NaN between infinite corners.)"""
     return (1 - g) * ((1 - f) * s00 + f * s10) + g * ((1 - f) * s01 + f * s11)
 
 
 @triton.jit
 def _slopes(s, r, g, b, offsets, size, TETRAHEDRAL: tl.constexpr):
-    """How much a blend of values `s` at the vertices of `_corners` grows with the fractions r, g and b."""
+    """The derivatives by r, g and b of the interpolation between values `s` at the vertices of `_corners`."""
     if TETRAHEDRAL:
         first, second, third = s[1] - s[0], s[2] - s[1], s[3] - s[2]
         one, two = offsets[1].reshape(r.shape[0]), (offsets[2] - offsets[1]).reshape(r.shape[0])
@@ -231,9 +235,9 @@ def _slopes(s, r, g, b, offsets, size, TETRAHEDRAL: tl.constexpr):
 
 
 @triton.jit
-def _of_all(r, g, b, TETRAHEDRAL: tl.constexpr):
-    """The weights of all eight vertices of a cell. Tetrahedral: by how much the fractions along which a vertex is the
-    farther one exceed the others; four are zero."""
+def _all_weights(r, g, b, TETRAHEDRAL: tl.constexpr):
+    """The weights of all eight vertices of a cell. Tetrahedral: the smallest fraction along axes where the vertex is
+    the upper one, minus the largest along the others, or zero if that is negative; so four or more are zero."""
     shares = ()
     for i in tl.static_range(8):
         if TETRAHEDRAL:
@@ -256,19 +260,19 @@ def _scatter(
 ):  # fmt: skip
     """Adds share · gradient to the vertices of every pixel's cell.
 
-    Pixels with the same cell would wait for each other. So the cells of a few pixels are tried, and for those that are
-    common the program adds up its pixels first."""
+    Atomic additions of many pixels to the same cell would serialise. So the program checks the cells of a few pixels,
+    and where many of its pixels share one, sums them first."""
     lanes, which, x = tl.arange(0, 4), tl.arange(0, 8), tl.arange(0, TILE)
     vertices = which % 2 + size * (which // 2 % 2 + size * (which // 4))
-    alone, untried = exists, exists
+    separate, untried = exists, exists
     for _ in range(TRIES):
         first = tl.min(tl.where(untried, x, TILE))
         cell = tl.sum(tl.where(x == first, corner, 0))
         here = untried & (corner == cell)
         untried = untried & (corner != cell)
         if tl.sum(here.to(tl.int32)) > TILE // 16:
-            alone = alone & (corner != cell)
-            s = _of_all(fractions[0], fractions[1], fractions[2], TETRAHEDRAL)
+            separate = separate & (corner != cell)
+            s = _all_weights(fractions[0], fractions[1], fractions[2], TETRAHEDRAL)
             for group in tl.static_range(LANES // 4):
                 gradient = tl.where(here[:, None], gradients[group], 0.0)
                 p = ()
@@ -282,13 +286,13 @@ def _scatter(
     for group in tl.static_range(LANES // 4):
         for i in tl.static_range(4 if TETRAHEDRAL else 8):
             to = sums + (corner[:, None] + offsets[i]) * LANES + group * 4 + lanes[None, :]
-            _add(to, shares[i][:, None] * gradients[group], scale, alone[:, None])
+            _add(to, shares[i][:, None] * gradients[group], scale, separate[:, None])
 
 
 @triton.jit
 def _add_by_cell(sums, scale, cells, by_low, by_high, left, size):
-    """Adds what belongs to the lower and the upper end of each pixel's cell on one axis: one cell after the other, so
-    that no place gets more than two additions from a program."""
+    """Adds the contributions to the lower and the upper end of each pixel's cell on one axis, cell by cell, so that a
+    program adds to an address at most twice."""
     while tl.max(left.to(tl.int32)) > 0:
         cell = tl.min(tl.where(left, cells, size))
         here = left & (cells == cell)
@@ -299,7 +303,7 @@ def _add_by_cell(sums, scale, cells, by_low, by_high, left, size):
 
 @triton.jit
 def _gradient(g, factors, group: tl.constexpr, LANES: tl.constexpr):
-    """The gradient by four lanes of a table: the picture's, times the factors of the tables."""
+    """The gradient of four lanes of a table: the output's, times the factors of the tables."""
     if LANES == 4:
         parts = (g[0], g[1], g[2], tl.zeros_like(g[0]))
     else:
@@ -309,10 +313,10 @@ def _gradient(g, factors, group: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _store_by_weight(by_table, n, to, strides, weights, batch, y, start, x, exists, count):
-    """The gradient by the weight of table n, times the table's weight for the whole picture."""
+def _store_weight_gradient(by_table, n, to, strides, weights, batch, y, start, x, end, count):
+    """The gradient of the pixel weight of table n: `by_table`, times the table's weight for the image."""
     factor = 1.0 if weights is None else tl.load(weights + batch * count + n, n < count, 0.0)
-    store(at(to, strides, batch, n, y, start, x), by_table * factor, exists & (n < count))
+    store(at(to, strides, batch, n, y, start, x), by_table * factor, x < tl.where(n < count, end, 0))
 
 
 @triton.jit(do_not_specialize_on_alignment=["grad_image", "grad_pixel_weights", "grad", "image", "pixel_weights"])
@@ -326,7 +330,8 @@ def _backward(
     piece, rest = split_program((width - 1) // TILE + 1)
     y, batch, start = rest % height, rest // height, piece * TILE
     x = tl.arange(0, TILE)
-    exists = x < end_of_row(start, width)
+    end = end_of_row(start, width)
+    exists = x < end
     cells, fractions, rises, g = (), (), (), ()
     for c in tl.static_range(3):
         value = load(at(image, image_strides, batch, c, y, start, x), exists)
@@ -341,10 +346,11 @@ def _backward(
     by_fraction = (zero, zero, zero)
     for panel in range(panels):
         table = packed + (batch * packed_stride + tl.cast(panel, tl.int64) * size * size * size) * LANES
-        factors, blend = (), ()  # of each table of a panel: weights by pixel, and the same times those by picture
+        factors, blend = (), ()  # per table of the panel: the pixel's weight, and the same times the image's weight
         for k in tl.static_range(5 if LANES == 16 else 0):
             n = panel * 5 + k
-            factor = load(at(pixel_weights, pixel_weights_strides, batch, n, y, start, x), exists & (n < count), 0.0)
+            weighted = x < tl.where(n < count, end, 0)
+            factor = load(at(pixel_weights, pixel_weights_strides, batch, n, y, start, x), weighted, 0.0)
             factors += (factor,)
             blend += (factor if weights is None else factor * tl.load(weights + batch * count + n, n < count, 0.0),)
         if table_sums is not None:
@@ -369,16 +375,16 @@ def _backward(
                     at_vertices = at_vertices[0:i] + (total,) + at_vertices[i + 1 : 8]
                 if grad_pixel_weights is not None:
                     by_lane = columns(values.reshape(TILE * 4), 4)
-                    _store_by_weight(
+                    _store_weight_gradient(
                         g[0] * by_lane[0] + g[1] * by_lane[1] + g[2] * by_lane[2], panel * 5 + group,
-                        grad_pixel_weights, grad_pixel_weights_strides, weights, batch, y, start, x, exists, count,
+                        grad_pixel_weights, grad_pixel_weights_strides, weights, batch, y, start, x, end, count,
                     )  # fmt: skip
                     if group < 3:
                         by_last += g[group] * by_lane[3]
             if grad_pixel_weights is not None:
-                _store_by_weight(
+                _store_weight_gradient(
                     by_last, panel * 5 + 4,
-                    grad_pixel_weights, grad_pixel_weights_strides, weights, batch, y, start, x, exists, count,
+                    grad_pixel_weights, grad_pixel_weights_strides, weights, batch, y, start, x, end, count,
                 )  # fmt: skip
             slopes = _slopes(at_vertices, fractions[0], fractions[1], fractions[2], offsets, size, TETRAHEDRAL)
             by_fraction = (by_fraction[0] + slopes[0], by_fraction[1] + slopes[1], by_fraction[2] + slopes[2])
@@ -407,27 +413,26 @@ def lut_transform_backward(
     vertex_scale: Tensor | None,
     tetrahedral: bool,
 ) -> None:
-    """Fills grad_image and grad_pixel_weights. Adds to table_sums (B, panels, D, D, D, lanes) the gradient by the
-    tables that pixels blend, without `weights` where there are pixel_weights; and to vertex_sums (B, 3, D) that by
-    vertices.
+    """Fills grad_image and grad_pixel_weights. Adds to table_sums (B, panels, D, D, D, lanes) the gradient of packed
+    tables, which excludes `weights` where there are pixel_weights; and to vertex_sums (B, 3, D) that of vertices.
 
-    Sums are float32; or, for the same result at every run, int64, of which `table_scale` and `vertex_scale` (float32,
-    one element) make 1. packed is float32."""
+    Sums are float32 or, for reproducible results, int64, scaled by `table_scale` and `vertex_scale` (float32, one
+    element). packed is float32."""
     own, panels, size, _, _, lanes = packed.shape
     height, width = joined(*image.shape[2:], grad_image, grad_pixel_weights, grad, image, pixel_weights)
     tables = (packed, panels * size**3 if own > 1 else 0, weights if pixel_weights is not None else None, vertices)
     count = 0 if pixel_weights is None else pixel_weights.shape[1]
     bits = 0 if vertices is None else (size - 2).bit_length()
-    # With panels of tables, registers hold what their sums take or what the other gradients take, not both.
-    turns = [(grad_image, grad_pixel_weights, table_sums, vertex_sums)]
+    # With panels of tables, the registers suffice for their sums or for the other gradients, but not for both at once.
+    passes = [(grad_image, grad_pixel_weights, table_sums, vertex_sums)]
     if lanes == 16:
-        turns = [(None, None, table_sums, None), (grad_image, grad_pixel_weights, None, vertex_sums)]
-    for by_image, by_weights, by_tables, by_vertices in turns:
-        if by_image is None and by_weights is None and by_tables is None and by_vertices is None:
+        passes = [(None, None, table_sums, None), (grad_image, grad_pixel_weights, None, vertex_sums)]
+    for to_image, to_weights, to_tables, to_vertices in passes:
+        if to_image is None and to_weights is None and to_tables is None and to_vertices is None:
             continue
         launch(
             _backward, image.shape[0] * height * triton.cdiv(width, BACKWARD_TILE), image,
-            *with_strides(by_image, by_weights, grad, image, pixel_weights), by_tables, by_vertices, *tables,
+            *with_strides(to_image, to_weights, grad, image, pixel_weights), to_tables, to_vertices, *tables,
             table_scale, vertex_scale, panels, count, size, height, width,
             lanes, bits, bool(tetrahedral), BACKWARD_TILE,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""How every Triton kernel sees a picture: which pixels a program has, and numbers of any dtype as float32.
+"""What all Triton kernels share: which pixels a program works on, and loads and stores of any dtype as float32.
 
-A program works on a tile of neighbours. Strides come as plain numbers, so that Triton compiles for a stride of 1 and
-for alignment, and from these finds out how many bytes a thread may move at once. Offsets are 64 bits wide.
+A program works on a tile of adjacent pixels. Strides are passed as plain numbers, so that Triton specialises on strides
+of 1 and on alignment, and derives from them how many bytes a thread may move at once. Offsets are 64 bits wide.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 
 @triton.jit
 def split_program(count):
-    """This program's number, as (which of `count`, which among the rest)."""
+    """The program's number, modulo `count` and divided by it."""
     program = tl.program_id(0)
     return (program % count).to(tl.int64), (program // count).to(tl.int64)
 
 
 @triton.jit
 def end_of_row(start, width):
-    """The end of a row as seen from column `start`, in 32 bits."""
+    """The end of a row relative to column `start`, in 32 bits."""
     return tl.minimum(width - start, 1 << 30).to(tl.int32)
 
 
 @triton.jit
 def at(tensor, strides, batch, channel, y, start, x):
     """Pointers to columns start + x of rows of a (B, ·, H, W) tensor."""
-    tl.assume(strides[3] >= 0)  # lets both factors be extended alike, and multiplied in one instruction
+    tl.assume(strides[3] >= 0)  # lets both factors be extended the same way and multiplied in one instruction
     row = tensor + batch * strides[0] + tl.cast(channel, tl.int64) * strides[1] + tl.cast(y, tl.int64) * strides[2]
     return row + start * strides[3] + tl.cast(x, tl.int64) * strides[3]
 
@@ -52,7 +52,7 @@ def load(pointers, exists, other=None):
 
 @triton.jit
 def store(pointers, values, exists):
-    """Floats as they are; integers clamped to [0, 1] and rounded to the nearest of their full scale, NaN as 0."""
+    """Stores floats unchanged. Integers are clamped to [0, 1], scaled and rounded to the nearest; NaN becomes 0."""
     dtype: tl.constexpr = pointers.dtype.element_ty
     if dtype == tl.uint8 or dtype == tl.uint16:
         full: tl.constexpr = 255.0 if dtype == tl.uint8 else 65535.0
@@ -64,7 +64,7 @@ def store(pointers, values, exists):
 
 @triton.jit
 def columns(values, V: tl.constexpr):
-    """[n·V] -> V of [n]: the first of every V values, the second, and so on."""
+    """[n·V] -> V tensors [n]: every V-th value from the first on, from the second on, and so on."""
     parts = (values,)
     for bit in tl.static_range(6):
         if 1 << bit < V:
@@ -79,7 +79,7 @@ def columns(values, V: tl.constexpr):
 
 @triton.jit
 def from_columns(parts, V: tl.constexpr):
-    """V of [n] -> [n·V]."""
+    """V tensors [n] -> [n·V]: the inverse of `columns`."""
     for bit in tl.static_range(6):
         if V >> bit > 1:
             pairs = ()
@@ -91,20 +91,20 @@ def from_columns(parts, V: tl.constexpr):
 
 
 def joined(height: int, width: int, *tensors: Tensor | None) -> tuple[int, int]:
-    """Height and width; where every tensor's rows follow each other without a gap, the picture is one long row."""
+    """Height and width; (1, height · width) if the rows of every tensor follow each other without a gap."""
     if height == 1 or all(t is None or t.stride(2) == t.stride(3) * width for t in tensors):
         return 1, height * width
     return height, width
 
 
 def with_strides(*tensors: Tensor | None) -> list[Any]:
-    """Each tensor and its strides: what kernels take."""
+    """Each tensor followed by its strides, as kernels take them."""
     return [argument for t in tensors for argument in (t, None if t is None else t.stride())]
 
 
 def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
-    """Starts the kernel on the device of `on`, on its current stream. Multiplications and additions are fused unless
-    `enable_fp_fusion=False`: Triton's own default changes with 3.10."""
+    """Launches the kernel on the device of `on`, on its current stream. Multiplications and additions are fused unless
+    `enable_fp_fusion=False`; this is explicit because Triton's default changes with 3.10."""
     options = {"enable_fp_fusion": True, **options}
     with torch.cuda.device_of(on):
         if on.is_cuda and torch.version.cuda and torch.cuda.is_current_stream_capturing():
@@ -116,18 +116,18 @@ def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: A
 
 @contextmanager
 def loading_allowed() -> Iterator[None]:
-    """At a kernel's first launch Triton loads its code, which CUDA refuses while a graph is captured, unless the thread
-    says that it knows what it does."""
+    """At a kernel's first launch Triton loads its code, which CUDA refuses during the capture of a graph unless the
+    thread's capture mode is relaxed."""
     driver, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED
     driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     try:
         yield
     finally:
-        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # what it was before
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # restores the mode
 
 
 def aligned(width: int, *tensors: Tensor | None) -> bool:
-    """Whether rows lie so that Triton reads and writes 16 bytes at a time."""
+    """Whether the rows are aligned so that Triton reads and writes 16 bytes at a time."""
     return width % 16 == 0 and all(
         t is None or (t.stride(3) == 1 and t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:3]))
         for t in tensors

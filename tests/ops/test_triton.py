@@ -23,7 +23,6 @@ from fastenh.ops import channel_split, context, curve, local_context, lut
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,17 +38,6 @@ def test_in_the_interpreter(cases: str) -> None:
 
 class TestInterpreted:
     __test__ = INTERPRETED
-
-    @pytest.fixture(autouse=True)
-    def masks_are_boolean(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The interpreter gives the result of a comparison the dtype of its operands. A scalar condition that is spread
-        over a block so becomes integers, which Triton 3.9 refuses as a mask."""
-        splat = InterpreterBuilder.create_splat
-        monkeypatch.setattr(
-            InterpreterBuilder,
-            "create_splat",
-            lambda self, block, value: splat(self, block, TensorHandle(value.data, block.scalar)),
-        )
 
     @fewer_cases
     def test_agrees_with_the_reference(
