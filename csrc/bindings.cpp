@@ -1,5 +1,5 @@
 // fastenh._C: the tables of kernels as Python callables. Tensors come in through DLPack's exchange API, so that this
-// file, like all of csrc, knows no torch. Arguments are positional; what each kernel takes stands in fastenh/_C.pyi.
+// file, like all of csrc, does not depend on torch. Arguments are positional, in the order of the kernel's parameters.
 #include <pybind11/pybind11.h>
 
 #include <cstring>
@@ -23,7 +23,7 @@ namespace {
 constexpr int max_arguments = 16;
 
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
-  // One type makes nearly all calls (torch.Tensor, now and then torch.nn.Parameter): remember the last two.
+  // Nearly all arguments have one type (torch.Tensor, sometimes torch.nn.Parameter): cache the last two.
   static PyTypeObject* types[2];
   static const DLPackExchangeAPI* apis[2];
   for (int i = 0; i < 2; ++i)
@@ -40,7 +40,7 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
   if (!api || api->header.version.major != 1 || !api->dltensor_from_py_object)
     throw py::type_error(std::string("expected DLPack exchange API version 1 from ") + type->tp_name);
-  Py_INCREF(type);  // a remembered type stays alive, so that its address is never another type's
+  Py_INCREF(type);  // keeps a cached type alive, so that no other type can have its address
   types[1] = types[0], apis[1] = apis[0];
   types[0] = type, apis[0] = api;
   return api;

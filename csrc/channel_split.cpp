@@ -24,7 +24,7 @@ void transform(const Tensor& out, const Tensor& features, const Tensor& scale, c
   });
 }
 
-// grad_features is grad, times scale behind the split; grad_scale = grad · features. (grad_shift is grad itself.)
+// grad_features is grad, times scale from channel `split` on; grad_scale = grad · features; grad_shift is grad itself.
 void transform_backward(Optional grad_features, Optional grad_scale, const Tensor& grad, const Tensor& features,
                         const Tensor& scale, int64_t split, int64_t threads) {
   const int64_t channels = grad.shape[1];

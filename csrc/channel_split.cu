@@ -1,8 +1,8 @@
 // channel_split_transform on a GPU: the first `split` channels pass, the rest become x·scale + shift.
 //
-// A thread takes packs of 16 bytes along x or, where the channels of a pixel are neighbours in memory (channels_last),
-// along the channels, and asks for all that it needs before it uses any. What does not lie in packs is taken number by
-// number by the same kernels.
+// A thread takes packs of 16 bytes along x or, where the channels of a pixel are adjacent in memory (channels_last),
+// along the channels, and issues all its loads before it uses any of them. Data that is not in packs is processed
+// number by number by the same kernels.
 #include "device.h"
 
 namespace fastenh {
@@ -12,7 +12,7 @@ constexpr int threads = 256;
 
 // ---- packs ----
 
-// n numbers of scale or shift: one for all of them where the inner dimension is broadcast. S = void: of any dtype.
+// n numbers of scale or shift; a single one for all if the inner dimension is broadcast. S = void: of any dtype.
 template <class S, int n>
 struct Factor {
   Words<S, n> words;
@@ -42,13 +42,13 @@ struct Factor<void, 1> {
   __device__ void to_floats(float (&values)[1]) const { values[0] = value; }
 };
 
-// Tensors (B, H, outer, inner), one of the last two dimensions the channels', are rows (b, y) of packs.
+// Tensors are (B, H, outer, inner), one of the last two dimensions being the channels, and are rows (b, y) of packs.
 struct Order {
   Divisor packs;  // of the inner dimension
   bool channels_inner;
 };
 
-// Which packs of n numbers of a row a thread takes: `threads` packs apart.
+// The packs of n numbers of a row that a thread takes, `threads` packs apart.
 template <int packs, int n>
 struct Places {
   bool exists[packs];
@@ -68,7 +68,7 @@ struct Places {
 
 // ---- forward ----
 
-// scale and shift as if they began with channel 0; a broadcast dimension has stride 0.
+// scale and shift are offset as if they began with channel 0; a broadcast dimension has stride 0.
 template <class T, class S, int packs, int pixels>
 __global__ void __launch_bounds__(threads) transform_kernel(Pixels rows, Order order, Tensor out, Tensor features,
                                                             Tensor scale, Tensor shift, int64_t split) {
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(threads) transform_kernel(Pixels rows, Order o
 
 // ---- backward ----
 
-// grad_features is grad, times scale behind the split; product = grad · features, of dtype P. (The gradient of shift is
-// grad itself.)
+// grad_features is grad, times scale from channel `split` on; product = grad · features, of dtype P. (The gradient of
+// shift is grad itself.)
 template <class T, class S, class P, int packs, int pixels>
 __global__ void __launch_bounds__(threads) backward_kernel(Pixels rows, Order order, Tensor grad, Tensor features,
                                                            Tensor scale, Tensor grad_features, Tensor product,
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(threads) backward_kernel(Pixels rows, Order or
   });
 }
 
-// The same for planes (B, C, 1, pixels) where scale and shift are one number a channel, whose gradients are sums: each
-// block takes a share of a plane, and adds up grad · features and grad. The sums (B, C - split, shares) are float32.
+// The same for planes (B, C, 1, pixels) where scale and shift are one number per channel and their gradients are sums:
+// each block sums grad · features and grad over a share of a plane. The sums (B, C - split, shares) are float32.
 template <class T, int pixels>
 __global__ void __launch_bounds__(threads) sums_kernel(Pixels shares, int64_t share, Tensor grad_features,
                                                        Tensor scale_sums, Tensor shift_sums, Tensor grad,
@@ -222,7 +222,8 @@ void join_rows(Tensor (&tensors)[count]) {
   for (Tensor& t : tensors) t.shape[3] *= t.shape[2], t.shape[2] = 1;
 }
 
-// Arranges (B, C, H, W) tensors as (B, H, C, W) or, where channels are neighbours in memory, (B, H, W, C): whether so.
+// Arranges (B, C, H, W) tensors as (B, H, C, W) or, where channels are adjacent in memory, as (B, H, W, C); returns
+// whether it did the latter.
 template <size_t count>
 bool arrange(Tensor (&tensors)[count]) {
   const Tensor& first = tensors[0];
@@ -235,7 +236,7 @@ bool arrange(Tensor (&tensors)[count]) {
   return channels_inner;
 }
 
-// Whether n numbers along the last dimension are always neighbours in memory that begin at a multiple of 16 bytes.
+// Whether packs of n numbers along the last dimension are contiguous and aligned (to 16 bytes if they are longer).
 bool in_packs(const Tensor& t, int n) {
   const int64_t bytes = n * size_of(t.dtype), pack = bytes < 16 ? bytes : 16;
   bool fits = t.strides[3] == 1 && t.shape[3] % n == 0 && reinterpret_cast<uintptr_t>(t.data) % uintptr_t(pack) == 0;
@@ -260,7 +261,7 @@ void with_factor(Dtype scale, Dtype shift, bool packed, const F& f) {
   f(Type<void>{}, Count<4>{}, Count<1>{});
 }
 
-// Starts a kernel on arranged tensors, the first of them never None; again for the rest where a row has too many packs.
+// Launches a kernel on arranged tensors, the first of which is never None; several times if a row has too many packs.
 template <class... P, class First, class... T>
 void launch_rows(void (*kernel)(Pixels, Order, P...), int packs, int n, bool channels_inner, int64_t split,
                  int64_t stream, const First& first, const T&... others) {
@@ -282,7 +283,7 @@ void transform(const Tensor& out, const Tensor& features, const Tensor& scale, c
                int64_t stream) {
   Tensor tensors[] = {out, features, from_channel(scale, -split), from_channel(shift, -split)};
   auto& [o, f, a, s] = tensors;
-  if (o.data == f.data) {  // what passes is there
+  if (o.data == f.data) {  // in place: the channels that pass are already there
     for (Tensor& t : tensors) t = from_channel(t, split);
     split = 0;
   }
@@ -308,7 +309,7 @@ void transform_backward(Optional grad_features, Optional product, const Tensor& 
   Tensor tensors[] = {grad, features, from_channel(scale, -split), or_none(grad_features),
                       from_channel(or_none(product), -split)};
   auto& [g, f, a, to, p] = tensors;
-  if (!to.data) {  // what passes has no product
+  if (!to.data) {  // only the product is wanted: the channels that pass have none
     for (Tensor& t : tensors) t = from_channel(t, split);
     split = 0;
   }

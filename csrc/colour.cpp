@@ -1,20 +1,20 @@
-// A photo's colours, where curves and a matrix say what its numbers mean: what a model sees of them, and what becomes
-// of them by what it made of that. fastenh/io/colour.py has the same in PyTorch and says what the curves are.
+// Converts a photo's colours, as curves and a matrix define them, to a model's input, and applies the model's change to
+// them. fastenh/io/colour.py has the same in PyTorch and documents the curves.
 #include "rows.h"
 
 namespace fastenh {
 namespace {
 
-constexpr int size = 256;  // pixels that pass through all steps at once, in the L1 cache
+constexpr int size = 256;  // pixels that go through all steps together, in the L1 cache
 constexpr int levels = 65536;
 constexpr int octaves = 40, cells_per_octave = 512;  // of light below 1, in `numbers`
 constexpr int entries = octaves * cells_per_octave + 1;
 
 typedef float Rows[3][size];
 
-// ---- sRGB's curve (IEC 61966-2-1), odd, and going on above 1 ----
+// ---- sRGB's curve (IEC 61966-2-1), extended as an odd function and above 1 ----
 
-// x to the power of p, for normal x > 0: relative to the result within 1e-7 times the octaves between it and 1.
+// x^p for normal x > 0. The relative error is at most 1e-7 for each octave between the result and 1.
 inline float power(float x, float p) {
   const int32_t bits = int32_t(to_bits(x));
   const int32_t octave = (bits - 0x3f3504f3) >> 23;  // x is 2^octave · (1 + f), sqrt(1/2) <= 1 + f < sqrt(2)
@@ -39,7 +39,7 @@ inline float power(float x, float p) {
   return from_bits(to_bits(result) + (to_bits(shifted) << 23));
 }
 
-// What is no number, or infinite, stays so.
+// NaN and infinities are kept.
 inline float encode(float light) {
   const float part = std::fabs(light);
   float encoded = 1.055f * power(part, 1.f / 2.4f) - 0.055f;
@@ -56,20 +56,20 @@ inline float decode(float encoded) {
   return std::copysign(light, encoded);
 }
 
-inline float within(float v) {  // 0 where it is no number
+inline float within(float v) {  // NaN becomes 0
   v = v > 0.f ? v : 0.f;
   return v < 1.f ? v : 1.f;
 }
 
 // ---- tables ----
 
-// Between which two entries of a table, and how far.
+// A position between two entries of a table.
 struct Place {
   WideInt cell;
   Wide fraction;
 };
 
-// In one with an entry for each value of 16 bits; NaN is as 0.
+// In a table with an entry for each value of 16 bits; NaN counts as 0.
 inline Place by_number(Wide x) {
   const Wide place = least(most(x, fill(0.f)), fill(1.f)) * float(levels - 1);
   const WideInt cell = __builtin_convertvector(place, WideInt), last = WideInt{} + (levels - 2);
@@ -77,7 +77,7 @@ inline Place by_number(Wide x) {
   return {inside, place - __builtin_convertvector(inside, Wide)};
 }
 
-// In one with as many entries for each octave, evenly apart: the first bits of a float count them.
+// In a table with the same number of evenly spaced entries in each octave, indexed by the leading bits of a float.
 inline Place by_light(Wide light) {
   constexpr int32_t first = (127 - octaves) << 23, shift = 14;  // 9 of 23 bits tell cells_per_octave apart
   static_assert(cells_per_octave == 1 << (23 - shift));
@@ -87,7 +87,7 @@ inline Place by_light(Wide light) {
   return {inside, __builtin_convertvector(place - (inside << shift), Wide) * (1.f / (1 << shift))};
 }
 
-// Both entries lie side by side: where the machine can, they are fetched together.
+// Both entries are adjacent and, where the machine can do that, fetched together.
 inline Wide fetch(const float* table, Place place) {
 #if defined(__AVX512F__)
   const __m512i at = __builtin_bit_cast(__m512i, place.cell);
@@ -124,7 +124,7 @@ void look_up(const float* table, const float* x, int n, float* to) {
 // ---- a colour space ----
 
 // curves (C, levels), numbers (C, entries), matrix (3, C), inverse (C, 3): contiguous float32. Without curves, numbers
-// are light where they are `linear` and else have sRGB's curve; without a matrix, light is that of sRGB.
+// are light if `linear`, and otherwise have sRGB's curve. Without a matrix, light is that of sRGB.
 struct Space {
   int64_t colours;
   const float *curves, *numbers, *matrix, *inverse;
@@ -135,7 +135,7 @@ struct Space {
         linear(linear != 0) {}
   static const float* data(Optional t) { return t ? reinterpret_cast<const float*>(t->data) : nullptr; }
 
-  // Light of numbers x, that of sRGB, and this encoded. Not inlined, so that both kernels get the same, to the last bit.
+  // From numbers x: light, light in sRGB, and sRGB encoded. Not inlined, so that both kernels get the same bits.
   __attribute__((noinline)) void to_srgb(const float* const (&x)[3], int n, Rows& light, Rows& srgb,
                                          Rows& encoded) const {
     for (int64_t c = 0; c < colours; ++c) {
@@ -182,9 +182,9 @@ void seen(const Tensor& out, const Tensor& image, Optional curves, Optional matr
 
 // out, image (1, 1 or 3, H, W); retouched (1, 3, H, W)
 //
-// x + B(wanted) - B(s), where B(s) is x but for what its curve does not tell apart. B ends with a number by light, N,
-// and before that it is linear: N(light + inverse · (decode(wanted) - srgb)) - N(light) is the same, and exact where
-// nothing changes.
+// x + B(wanted) - B(s), where B(s) is x up to values that its curve does not distinguish. B is linear except for its
+// last step N, from light to numbers, so N(light + inverse · (decode(wanted) - srgb)) - N(light) is the same, and exact
+// where nothing changes.
 void back(const Tensor& out, const Tensor& image, const Tensor& retouched, Optional curves, Optional numbers,
           Optional matrix, Optional inverse, int64_t linear, int64_t threads) {
   const Space space(image.shape[1], curves, numbers, matrix, inverse, linear);

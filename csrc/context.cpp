@@ -13,7 +13,7 @@ void forward(const Tensor& out, const Tensor& image, const Tensor& attention, in
   for_blocks<size>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
     alignas(64) float weight_row[size], image_rows[3][size];
     for (int64_t j = 0; j < k * k; ++j) {
-      // Memory writes and reads at once, but only if the reads have been asked for before the writes fill the queue.
+      // Reads and writes of memory overlap only if the reads are issued before the writes fill the queue.
       const bool more = j + 1 < k * k;
       prefetch(row(attention, b, more ? j + 1 : 0, y).from(more ? x : x + n), n);
       const float* weight = load(row(attention, b, j, y).from(x), n, weight_row);
@@ -29,8 +29,8 @@ void forward(const Tensor& out, const Tensor& image, const Tensor& attention, in
   });
 }
 
-// A pixel's attention gets what its own voxels pass back; the image gets, at q, what the voxels of its neighbours
-// p = q - offset_j pass back: every thread collects for its own pixels, none adds to another's.
+// The gradient of a pixel's attention comes from the pixel's own voxels. That of image pixel q comes from the voxels of
+// all p = q - offset_j: each thread gathers for its own pixels, so that no two threads add to the same address.
 void backward(Optional grad_image, Optional grad_attention, const Tensor& grad, const Tensor& image,
               const Tensor& attention, int64_t k, int64_t threads) {
   const int64_t height = image.shape[2], width = image.shape[3], r = k / 2;

@@ -1,7 +1,7 @@
 // context_voxels on a GPU: the k x k neighbours of every pixel, each times the pixel's attention to it; zero outside.
 //
-// Where rows can be read in packs of 16 bytes, and k is 3, 5 or 7, a thread takes a pack of pixels, and a block a tile of
-// several rows, so that what its threads share comes from the L1 cache. Everything else is done pixel by pixel.
+// Where rows can be read in packs of 16 bytes, and k is 3, 5 or 7, a thread takes a pack of pixels, and a block a tile
+// of several rows, so that data shared by its threads comes from the L1 cache. Everything else is done pixel by pixel.
 #include "device.h"
 
 namespace fastenh {
@@ -31,7 +31,7 @@ struct Around {
   Words<T, n> middle{};
   Words<T, more> left{}, right{};
 
-  // From column x of a row that exists or not; what no one needs is not read.
+  // Reads from column x of a row, if the row exists, and only the sides that are needed.
   __device__ void read(const T* from, bool exists, int64_t x, int64_t width, bool to_left, bool to_right) {
     if (exists) middle.read(from);
     if (to_left && exists && x > 0) left.read(from - more);
@@ -43,7 +43,7 @@ struct Around {
   }
 };
 
-// a · b, rounded: halves of one kind two at a time, which rounds as float32 between them would.
+// a · b, rounded. If both have the same half precision, two at a time, which rounds like a product in float32.
 template <int n>
 __device__ inline void multiply(const __half (&a)[n], const __half (&b)[n], __half (&product)[n]) {
 #pragma unroll
@@ -66,7 +66,7 @@ __device__ inline void multiply(const S (&a)[n], const T (&b)[n], T (&product)[n
   for (int i = 0; i < n; ++i) product[i] = from_float<T>(to_float(a[i]) * to_float(b[i]));
 }
 
-// Blocks that a multiprocessor has room for, so that nobody runs out of registers.
+// Blocks that run on a multiprocessor at a time, which bounds the registers of a thread.
 template <class T, class S, int k>
 constexpr int blocks = (k == 3 ? 4 : 2) / (sizeof(T) == sizeof(S) ? 1 : 2);
 
@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(threads, blocks<T, S, k>) voxels_kernel(Pixels
   });
 }
 
-// A pixel's attention to its neighbour j met image[c](p + j). The pixel itself was neighbour j of p - j, and gathers
-// from there, so that no two threads add to the same place.
+// The attention of pixel p to its neighbour j was multiplied by image[c](p + j). Pixel p itself is neighbour j of pixel
+// p - j, and gathers its gradient from there, so that no two threads add to the same address.
 template <class T, class S, int k, int pixels>
 __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tensor grad_image, Tensor grad_attention,
                                                               Tensor grad, Tensor image, Tensor attention) {
@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(threads, 2) backward_kernel(Pixels tiles, Tens
 
 // ---- pixel by pixel ----
 
-// Any k and any strides. Of a row of neighbours all are read before the first is used where k is known, `columns`; else
-// one by one. Where the voxels of a pixel are neighbours in memory (channels_last), they are first put together in shared
-// memory, and leave it in words of 16 bytes.
+// Any k and any strides. If k is known at compile time (`columns`), all neighbours in a row are read before the first
+// is used; otherwise one by one. Where the voxels of a pixel are adjacent in memory (channels_last), they are assembled
+// in shared memory and written in words of 16 bytes.
 template <class T, class S, int columns, int pixels>
 __global__ void __launch_bounds__(single) any_voxels_kernel(Pixels places, Tensor out, Tensor image, Tensor attention,
                                                             int any_k, bool together) {
@@ -301,7 +301,7 @@ Pixels tiles_of(const Tensor& image, int n) {
 template <int n>
 using Count = std::integral_constant<int, n>;
 
-// f(Type<T>{}, Type<S>{}, Count<k>{}), with k = 0 for one that is not known here.
+// f(Type<T>{}, Type<S>{}, Count<k>{}), with k = 0 for one without kernels in packs.
 template <class F>
 void with_types(Dtype image, Dtype attention, int64_t k, const F& f) {
   with_float(image, [&]<class T>(Type<T> t) {
@@ -314,7 +314,7 @@ void with_types(Dtype image, Dtype attention, int64_t k, const F& f) {
   });
 }
 
-// Whether there is a kernel in packs for this, and its columns if not.
+// Whether there is a kernel in packs for these types and k; and the columns of the other kernel.
 template <class T, class S, int k>
 constexpr bool has_packs = k > 0 && (std::is_same_v<S, T> || std::is_same_v<S, float>);
 constexpr int columns_of(int k) { return k == 3 ? 3 : 1; }

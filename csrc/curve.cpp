@@ -1,20 +1,20 @@
-// curve_iterate: x <- x + r·(x² − x), again and again, with a curve r for every pixel: one map an iteration, or one for
-// all of them, as large as the picture or resampled to its size on the way.
+// curve_iterate: iterates x <- x + r·(x² − x), with a curve parameter r for every pixel. There is one map of parameters
+// per iteration, or one for all iterations, of the picture's size or resampled to it on the fly.
 #include "rows.h"
 
 namespace fastenh {
 namespace {
 
-constexpr int at_once = 8;    // maps read side by side: with the picture, as many streams as the hardware prefetches
-constexpr int states = 4096;  // floats a gradient keeps of a stretch of pixels: x before every iteration, in L1
+constexpr int at_once = 8;    // maps read together: with the picture, as many streams as the hardware prefetches
+constexpr int states = 4096;  // floats that a gradient keeps of a stretch of pixels: x before every iteration, in L1
 constexpr int stretch = 256;  // pixels in such a stretch; fewer where there are more than 16 iterations
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- maps of another size ----
 
-// The rows or columns of a picture beside those of a map. Positions are float32, computed just as F.interpolate does
-// with align_corners=True, so that both agree to the last bits.
+// The positions of a picture's rows or columns in a map. They are float32, computed just as F.interpolate does with
+// align_corners=True, so that both agree to the last bits.
 struct Axis {
   int64_t map, picture;
   float scale;
@@ -32,11 +32,12 @@ struct Axis {
   }
 };
 
-// Between which two rows or columns of the map neighbours lie, and how far: the same for all maps.
+// The cells, each between two rows or columns of a map, of adjacent rows or columns of the picture, and the fractions
+// within them: the same for all maps.
 struct Places {
   int32_t cell[block];
   alignas(64) float fraction[block];
-  // Not inlined, for the product must be rounded before the subtraction, as in F.interpolate: no fused multiply-add.
+  // Not inlined, so that the product is rounded before the subtraction, as in F.interpolate: no fused multiply-add.
   __attribute__((noinline)) void find(const Axis& axis, int64_t from, int n) {
     const int last = int(axis.map - 1);
     for (int i = 0; i < n; ++i) fraction[i] = axis.scale * float(from + i);
@@ -45,8 +46,8 @@ struct Places {
   }
 };
 
-// to[i] = between v[cell[i] - first] and its right neighbour. Where the map is the smaller one, the cells of a whole
-// vector lie in one vector's reach, and a permutation finds them.
+// Interpolates to[i] between v[cell[i] - first] and its right neighbour. Where the map is smaller than the picture, the
+// cells of a whole vector lie within one vector, and a permutation selects them.
 void spread(const float* v, int64_t first, const int32_t* cell, const float* fraction, int n, float* to) {
   int i = 0;
 #if defined(__AVX512F__)
@@ -100,7 +101,7 @@ struct Curves {
         down(maps.shape[2], image.shape[2]),
         across(maps.shape[3], image.shape[3]) {}
 
-  // Those of iteration k for n pixels from (y, x) on, in `to` or where they lie.
+  // Those of iteration k for n pixels from (y, x) on, in `to` or in place.
   const float* load(int64_t b, int64_t c, int64_t k, int64_t y, int64_t x, int n, const Places& columns,
                     float* to) const {
     const int64_t map = shared ? c : 3 * k + c;
@@ -110,7 +111,7 @@ struct Curves {
     const Row upper = row(maps, b, map, rows.cell[0]);
     const Row lower = row(maps, b, map, least(rows.cell[0] + 1, down.map - 1));
     for (int i = 0; i < n;) {
-      // As many pixels as need at most `block` columns of the map: all of them, where the map is the smaller one.
+      // As many pixels as need at most `block` columns of the map: all of them if the map is smaller than the picture.
       const int64_t first = columns.cell[i];
       int end = n;
       while (columns.cell[end - 1] - first > block - 2) end = i + (end - i + 1) / 2;
@@ -119,7 +120,7 @@ struct Curves {
       const float* u = fastenh::load(upper.from(first), count, upper_row);
       const float* l = fastenh::load(lower.from(first), count, lower_row);
       for (int j = 0; j < count; ++j) between[j] = u[j] + rows.fraction[0] * (l[j] - u[j]);
-      between[count] = between[count - 1];  // beside the last column; its share is 0
+      between[count] = between[count - 1];  // right of the last column; its weight is 0
       spread(between, first, columns.cell + i, columns.fraction + i, end - i, to + i);
       i = end;
     }
@@ -221,11 +222,11 @@ void backward_pixels(Optional grad_image, Optional grad_maps, const Tensor& grad
   });
 }
 
-// Gradients of maps of another size. A band of a map's rows is one job. Row j of the map collects from picture rows
-// between j - 1 and j + 1, so a band has finished a row when it has passed the next; what falls on the first row of the
-// band below waits in `scratch`, as does the band's own first row, and a second pass adds them: no two threads write
-// to one place, and the sums do not depend on the number of threads.
-// scratch (B, 3, bands, 3, maps a channel, w + 1): of each band its first row, and two that take turns
+// Gradients of maps of another size. A band of a map's rows is one job. Row j of the map gathers from picture rows
+// between j - 1 and j + 1, so it is complete when the band has passed the next row. A band keeps its own first row, and
+// what it contributes to the first row of the band below, in `scratch`, and a second pass adds them: no two threads
+// write to the same address, and the sums do not depend on the number of threads.
+// scratch (B, 3, bands, 3, maps per channel, w + 1): for each band its first row, and two that alternate
 void backward_maps(Optional grad_image, const Tensor& grad_maps, const Tensor& scratch, const Tensor& grad,
                    const Tensor& image, const Curves& curves, int64_t iterations, int64_t threads) {
   const int64_t bands = scratch.shape[2], maps = scratch.shape[4], pitch = scratch.shape[5];

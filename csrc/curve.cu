@@ -1,5 +1,5 @@
-// curve_iterate on a GPU: x <- x + r·(x² − x), again and again, with a curve r for every pixel: one map an iteration,
-// or one for all of them, as large as the picture or resampled to its size on the way.
+// curve_iterate on a GPU: iterates x <- x + r·(x² − x), with a curve parameter r for every pixel. There is one map of
+// parameters per iteration, or one for all iterations, of the picture's size or resampled to it on the fly.
 #include <algorithm>
 
 #include "device.h"
@@ -7,11 +7,11 @@
 namespace fastenh {
 namespace {
 
-constexpr int chunk = 8;  // iterations whose curves, and for a gradient whose states, a thread holds at once
+constexpr int chunk = 8;  // iterations whose curves, and for gradients also states, a thread holds at once
 
 __device__ inline float iterate(float x, float r) { return __fmaf_rn(r, __fmaf_rn(x, x, -x), x); }
 
-// So many iterations, at most a chunk: curve(k, i) for value i in iteration k.
+// This many iterations, at most a chunk; curve(k, i) is the curve of value i in iteration k.
 template <int n, class Curve>
 __device__ inline void iterate(float (&x)[n], int iterations, const Curve& curve) {
   if (iterations >= chunk) {
@@ -29,17 +29,17 @@ __device__ inline void iterate(float (&x)[n], int iterations, const Curve& curve
   }
 }
 
-// The way back for n values, a chunk of iterations at a time. fetch(k) makes curve(j, i) that of iteration k + j, and
-// begin(x, g) gives the image and the gradient of the result. share(j, i, v) takes what value i in iteration k + j adds
-// to the gradient of its curve, and done(k) ends that chunk. At last g is the gradient of the image. With more than one
-// chunk, x before each waits in shared memory.
+// Backpropagates n values, a chunk of iterations at a time. fetch(k) loads the curves so that curve(j, i) is that of
+// iteration k + j, and begin(x, g) returns the image and the gradient of the result. share(j, i, v) receives what value
+// i in iteration k + j contributes to the gradient of its curve, and done(k) ends that chunk. At the end g is the
+// gradient of the image. With more than one chunk, x before each chunk is kept in shared memory.
 template <int n, class Fetch, class Curve, class Begin, class Share, class Done>
 __device__ inline void differentiate(int iterations, float (&g)[n], const Fetch& fetch, const Curve& curve,
                                      const Begin& begin, const Share& share, const Done& done) {
   float* const before = reinterpret_cast<float*>(memory) + threadIdx.x;
   const int last = (iterations - 1) / chunk * chunk;
   float x[chunk][n];
-  fetch(0);  // before the image, and so without waiting for it
+  fetch(0);  // issued before the image is loaded, so that it does not wait for it
   begin(x[0], g);
   for (int k = 0; k < last; k += chunk) {
 #pragma unroll
@@ -93,7 +93,7 @@ struct Gradients {
   }
 };
 
-// n neighbours in a row, one channel after the other.
+// n adjacent pixels in a row, one channel after the other.
 template <class M, int n>
 struct Run {
   using Map = M;
@@ -108,7 +108,7 @@ struct Run {
   __device__ void get(const Tensor& curves, int k, int iterations, Curves<M, maps, n, n>& held) const {
     const M* from = reinterpret_cast<const M*>(curves.data) + at(curves, k);
 #pragma unroll
-    for (int j = 0; j < maps; ++j)  // the last one again where there are no more, rather than a condition on loads
+    for (int j = 0; j < maps; ++j)  // beyond the last one, it again: cheaper than conditional loads
       held.words[j].read_once(from + min(j, iterations - 1 - k) * (3 * curves.strides[1]));
   }
   template <int maps>
@@ -120,7 +120,7 @@ struct Run {
   }
 };
 
-// The three channels of one pixel, anywhere; `chunks`: its curves are neighbours in memory, whole chunks of them.
+// The three channels of one pixel, in any layout; `chunks`: its curves are adjacent in memory, in whole chunks.
 template <class M, bool chunks>
 struct Pixel {
   using Map = M;
@@ -162,7 +162,7 @@ __global__ void forward_kernel(Pixels pieces, Tensor out, Tensor image, Tensor c
 #pragma unroll 1
     for (Place place{b, y, x + first}; place.c < Place::parts; ++place.c) {
       Curves<typename Place::Map, maps, Place::values, Place::together> held;
-      place.get(curves, 0, iterations, held);  // before the image, and so without waiting for it
+      place.get(curves, 0, iterations, held);  // issued before the image is loaded, so that it does not wait for it
       float v[Place::values];
       place.get(image, v);
       for (int k = 0;;) {
@@ -215,8 +215,8 @@ __global__ void backward_kernel(Pixels pieces, Tensor grad_image, Tensor grad_cu
   });
 }
 
-// Where the numbers of all tensors lie beside each other in one order, it does not matter in which: here they pass for
-// channel by channel.
+// Where all tensors are dense and have the same order of dimensions, the order does not matter: interleaved channels
+// are treated as planes.
 inline bool interleaved(const Tensor& t) {
   return !t.data || (t.strides[1] == 1 && t.strides[3] == 3 && t.strides[2] == 3 * t.shape[3]);
 }
@@ -225,7 +225,7 @@ inline Tensor as_planar(Tensor t) {
   return t;
 }
 
-// Whether a pixel's curves lie in chunks, to be read and written 16 bytes at a time.
+// Whether a pixel's curves are adjacent, in chunks that can be read and written 16 bytes at a time.
 inline bool in_chunks(const Tensor& t, int64_t iterations) {
   const auto aligned = [&](int dim) { return t.shape[dim] == 1 || t.strides[dim] * size_of(t.dtype) % 16 == 0; };
   return !t.data || (iterations % chunk == 0 && t.strides[1] == 1 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
@@ -263,7 +263,7 @@ void backward_same_size(Tensor grad_image, Tensor grad_curves, Tensor grad, Tens
     grad_image = as_planar(grad_image), grad_curves = as_planar(grad_curves);
     grad = as_planar(grad), image = as_planar(image), curves = as_planar(curves);
   }
-  const int threads = iterations <= 128 ? 128 : 32;  // for the sake of shared memory
+  const int threads = iterations <= 128 ? 128 : 32;  // limits the use of shared memory
   with_float(curves.dtype, [&](auto type) {
     using M = typename decltype(type)::type;
     constexpr int n = 4;
@@ -287,8 +287,8 @@ void backward_same_size(Tensor grad_image, Tensor grad_curves, Tensor grad, Tens
 
 // ---- maps of another size ----
 
-// The rows or columns of a picture beside those of a map. Positions are float32, computed just as F.interpolate does
-// with align_corners=True, so that both agree to the last bits.
+// The positions of a picture's rows or columns in a map. They are float32, computed just as F.interpolate does with
+// align_corners=True, so that both agree to the last bits.
 struct Axis {
   int map, picture;
   float scale, inverse;
@@ -308,11 +308,11 @@ struct Axis {
     while (i < picture && cell(i) < wanted) ++i;
     return i;
   }
-  // Where the map is the larger one, each row or column of the picture has a cell of its own; else cells hold several.
+  // If the map is at least as large as the picture, each row or column of the picture is in a separate cell.
   __device__ bool apart() const { return map >= picture; }
 };
 
-// Neighbours in a picture's row: pixels of channel c from column x on or, interleaved, channels of pixels from there.
+// Adjacent numbers in a row: pixels of channel c from column x on or, if interleaved, channels of pixels from there on.
 struct Neighbours {
   int64_t b;
   int x, c;
@@ -321,13 +321,13 @@ struct Neighbours {
   __device__ int channel(int i) const { return interleaved ? (c + i) % 3 : c; }
 };
 
-// The curves of n neighbours between two rows of the maps: beside the upper row, and from there to the lower one.
+// The curves of n adjacent numbers between two rows of the maps: at the upper row, and their rise to the lower row.
 template <int maps, int n>
 struct Between {
   float upper[maps][n], rise[maps][n];
 
-  // Those of iteration k on. A chunk of maps passes through shared memory, where a loop that is not unrolled can leave
-  // it: so it needs few registers.
+  // Finds those from iteration k on. A chunk of maps goes through shared memory, so that its loop need not be unrolled
+  // and uses few registers.
   __device__ void find(const Tensor& curves, const Axis& across, const Neighbours& here, int cell, int k,
                        int iterations, float2* passing) {
     float2* const own = passing + threadIdx.x;
@@ -402,8 +402,8 @@ __device__ inline void iterate(float (&v)[n], int iterations, const Between<maps
   }
 }
 
-// A thread walks down `rows` rows of the picture with n neighbours, and looks for new curves where it comes to the next
-// row of the map. With more than one chunk of maps it has to look for them in every row.
+// A thread goes down `rows` rows of the picture with n adjacent numbers, and finds new curves where it reaches the next
+// row of the map. With more than one chunk of maps it has to find them in every row.
 template <class T, int maps, int pixels>
 __global__ void resampled_kernel(Pixels bands, Axis down, Axis across, int rows, bool interleaved, Tensor out,
                                  Tensor image, Tensor curves, int iterations) {
@@ -424,7 +424,7 @@ __global__ void resampled_kernel(Pixels bands, Axis down, Axis across, int rows,
       float v[n];
       if constexpr (n > 1) {
         to_floats(next.pack(), v);
-        if (y + 1 < end) from += image.strides[2];  // else the last row again, rather than a condition on the load
+        if (y + 1 < end) from += image.strides[2];  // else the last row again: cheaper than a conditional load
         next.read_once(reinterpret_cast<const T*>(image.data) + from);
       } else {
         v[0] = load(image, from);
@@ -457,7 +457,7 @@ void forward_resampled(const Tensor& out, const Tensor& image, const Tensor& cur
   const auto start = [&](auto kernel, int n) {
     const int threads = int(std::min<int64_t>(128, (length + 32 * n - 1) / (32 * n) * 32));
     const int64_t pieces = planes * ((length + threads * n - 1) / (threads * n));
-    // Long bands look for curves rarely; short ones leave some for every multiprocessor.
+    // Long bands rarely need new curves; short ones keep all multiprocessors busy.
     const int64_t few = 16 * attribute(image, cudaDevAttrMultiProcessorCount);
     const int rows = int(std::clamp<int64_t>(height * pieces / few, 1, 24));
     launch(kernel, Pixels(threads * n, planes, (height + rows - 1) / rows, length),
@@ -477,10 +477,10 @@ void forward_resampled(const Tensor& out, const Tensor& image, const Tensor& cur
   });
 }
 
-// Gradients of maps: a tile of the picture, up to 128 columns of rows that lie in one cell of the map, is summed by a
-// block. Of every cell that it touches it writes four sums to scratch (B, C, bands of rows, tiles in a band, cells, 4):
-// what the cell's upper left, upper right, lower left and lower right corner get. A second kernel adds them, point by
-// point. No two threads write to one place, and the order of the sums is always the same.
+// Gradients of maps: a block sums a tile of the picture, up to 128 columns of rows that lie in one cell of the map. For
+// each cell that the tile touches, it writes four sums to scratch (B, C, bands of rows, tiles in a band, cells, 4): the
+// contributions to the cell's upper left, upper right, lower left and lower right corner. A second kernel adds them,
+// point by point. No two threads write to the same address, and the order of additions is always the same.
 constexpr int tile = 128;
 
 __device__ inline int64_t corners_of_a_map(const Tensor& scratch) {
@@ -513,7 +513,7 @@ __global__ void resampled_backward_kernel(Pixels tiles, Axis down, Axis across, 
       for (int i = int(threadIdx.x); i <= cells; i += int(blockDim.x))
         starts[i] = across.apart() ? i : max(0, min(across.first_in(first_cell + i) - first, columns));
 
-    // Of the shares, and of those times how far down in the cell they are.
+    // Sums of the shares, and of the shares times the vertical position in the cell.
     float sum[maps][n]{}, lower[maps][n]{};
     const auto write_corners = [&](int k, bool add) {
 #pragma unroll
@@ -607,7 +607,7 @@ __global__ void resampled_backward_kernel(Pixels tiles, Axis down, Axis across, 
   });
 }
 
-// A point of a map is a corner of four cells; `lanes` threads add what these hold for it.
+// A point of a map is a corner of four cells; `lanes` threads sum what these contribute to it.
 template <int pixels>
 __global__ void add_corners_kernel(Pixels points, Axis down, Axis across, Tensor grad_curves, Tensor scratch,
                                    int lanes) {

@@ -1,5 +1,5 @@
-// probe: raises what CUDA says where the driver is too old for this build, or no kernel here was compiled for the card of
-// a tensor. It only asks, so that nothing is launched into a CUDA graph that is being captured.
+// probe: raises CUDA's error if the driver is too old for this build, or if no kernel was compiled for the GPU of a
+// tensor. It launches nothing, so it may be called while a CUDA graph is being captured.
 #include "device.h"
 
 namespace fastenh {
@@ -9,7 +9,7 @@ __global__ void probe_kernel() {}
 
 void probe(const Tensor& on, int64_t /*stream*/) {
   const OnDevice guard(on);
-  // What is asked first makes CUDA load this library's kernels, which a capture forbids unless the thread is relaxed.
+  // The first query makes CUDA load this library's kernels; a capture forbids that unless the thread's mode is relaxed.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   cudaFuncAttributes attributes;

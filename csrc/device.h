@@ -1,7 +1,7 @@
-// The one door to CUDA: everything the kernels in .cu files use of it that is not plain C++ stands here or is one of
-// CUDA's own intrinsics, so that a C++ compiler with stand-in CUDA headers can build the same kernels for a CPU and run
-// them under its sanitizers. Names are those of rows.h where they mean the same. Kernels have no early return before a
-// barrier, and the last template argument of each is `int pixels`: how many a thread takes in one pass of its loop.
+// All that .cu files use of CUDA, apart from its intrinsics, so that a C++ compiler with stand-in CUDA headers can
+// build the same kernels for a CPU and run them under its sanitizers. Names match those of rows.h where they mean the
+// same. Kernels never return before a barrier, and the last template argument of each is `int pixels`: how many a
+// thread takes in one pass of its loop.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,7 +16,7 @@
 
 namespace fastenh {
 
-// The shared memory of a block: as many bytes as its Grid says.
+// A block's shared memory, of the size that its Grid asks for.
 extern __shared__ __align__(16) char memory[];
 
 namespace {
@@ -27,7 +27,7 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// Makes a tensor's device the thread's current one, and the former one current again at the end of its life.
+// Makes a tensor's device the thread's current one for its lifetime, then restores the previous one.
 struct OnDevice {
   int before = -1;
   explicit OnDevice(const Tensor& t) {
@@ -149,7 +149,7 @@ __device__ inline uint32_t as_bits(__half2 pair) {
   return bits;
 }
 
-// 2 to the power of x, as fast as it goes.
+// 2^x, fast and approximate.
 __device__ inline float exp2_fast(float x) {
 #ifdef __CUDA_ARCH__
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
@@ -159,7 +159,7 @@ __device__ inline float exp2_fast(float x) {
 #endif
 }
 
-// 1 / x, as fast as it goes.
+// 1 / x, fast and approximate.
 __device__ inline float reciprocal_fast(float x) {
 #ifdef __CUDA_ARCH__
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
@@ -169,28 +169,30 @@ __device__ inline float reciprocal_fast(float x) {
 #endif
 }
 
-// Of two numbers in float16, those below 0 as 0; NaN stays NaN.
+// ReLU of two float16 numbers; NaN stays NaN.
 __device__ inline uint32_t rectified(uint32_t pair) {
   return as_bits(__hmax2_nan(as_half2(pair), __float2half2_rn(0.f)));
 }
 
 // ---- tensor cores ----
 
-// d += a · b, for a of 16 x 16 numbers in float16 and b of 16 x 8, by all lanes of a warp together. With r = lane / 4 and
-// q = lane % 4, a lane holds of a, rows r and r + 8: columns 2q and 2q + 1 (a[0], a[1]), and 8 further (a[2], a[3]); of b,
-// column r: rows 2q and 2q + 1 (b0), and 8 further (b1); of d, columns 2q and 2q + 1: row r (d[0], d[1]), and r + 8.
+// d += a · b, with a of 16 x 16 numbers in float16 and b of 16 x 8, by all lanes of a warp together. With r = lane / 4
+// and q = lane % 4, a lane holds
+//   of a, rows r and r + 8:       columns 2q and 2q + 1 (a[0], a[1]), columns 2q + 8 and 2q + 9 (a[2], a[3]);
+//   of b, column r:               rows 2q and 2q + 1 (b0), rows 2q + 8 and 2q + 9 (b1);
+//   of d, columns 2q and 2q + 1:  row r (d[0], d[1]), row r + 8 (d[2], d[3]).
 __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#elif defined(__CUDA_ARCH__)  // half as deep a product, twice
+#elif defined(__CUDA_ARCH__)  // two products of half the depth
   for (int i = 0; i < 2; ++i)
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(i ? b1 : b0));
-#elif !defined(__CUDACC__)  // the stand-in's
+#elif !defined(__CUDACC__)  // defined by the stand-in
   product_of_warp(d, a, b0, b1);
 #endif
 }
@@ -216,14 +218,14 @@ __device__ inline void multiply_add(uint32_t (&d)[2], const uint32_t (&a)[4], ui
 
 // ---- memory ----
 
-// n neighbours in memory, as numbers.
+// n numbers that are adjacent in memory.
 template <class T, int n>
 struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
   T at[n];
 };
 
-// The same as words of up to 16 bytes, as they are read and written. What is asked for some time before it is used had
-// better stay so: the compiler takes a Pack apart as soon as it arrives, and may wait for it before it asks for the next.
+// The same as words of up to 16 bytes, the unit of loads and stores. Keep data that is loaded well before its use in
+// this form: the compiler unpacks a Pack as soon as it arrives, and may wait for it before it issues the next load.
 template <class T, int n>
 struct Words {
   static constexpr int bytes = sizeof(T) * n, count = bytes < 16 ? 1 : bytes / 16;
@@ -240,7 +242,7 @@ struct Words {
     memcpy(&pack, word, bytes);
     return pack;
   }
-  // Past the L1 cache, which keeps what is read again; but for words that share a sector of 32 bytes.
+  // Bypasses the L1 cache, which is left to data that is read again, except for words that share a sector of 32 bytes.
   __device__ void read_once(const T* from) {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -248,7 +250,7 @@ struct Words {
       word[i] = count > 1 ? __ldca(at) : __ldcg(at);
     }
   }
-  // Through the L1 cache, from memory that no thread writes in the meantime.
+  // Through the L1 cache, from memory that no thread writes meanwhile.
   __device__ void read(const T* from) {
 #pragma unroll
     for (int i = 0; i < count; ++i) word[i] = __ldg(reinterpret_cast<const Word*>(from) + i);
@@ -293,7 +295,7 @@ __device__ inline T* at(const Tensor& t, int64_t b, int64_t c, int64_t y, int64_
   return reinterpret_cast<T*>(t.data) + offset(t, b, c, y, x);
 }
 
-// One number of a tensor of any dtype, so many elements from its first.
+// One number of a tensor of any dtype, at an offset in elements.
 __device__ inline float load(const Tensor& t, int64_t offset) {
   switch (t.dtype) {
     case Dtype::f16: return to_float(reinterpret_cast<const __half*>(t.data)[offset]);
@@ -319,7 +321,7 @@ __device__ inline void store(const Tensor& t, int64_t b, int64_t c, int64_t y, i
   store(t, offset(t, b, c, y, x), value);
 }
 
-// The same for n neighbours, in packs.
+// The same for n adjacent numbers, in packs.
 template <int n>
 __device__ inline void load(const Tensor& t, int64_t offset, float (&values)[n]) {
   switch (t.dtype) {
@@ -358,8 +360,8 @@ struct Divisor {
   __device__ uint32_t divide(uint32_t n) const { return by < 2 ? n : __umulhi(n, magic) >> shift; }
 };
 
-// The pixels of (B, ·, H, W) tensors as pieces of at most `piece` neighbours in a row, one block of threads each. Where
-// every tensor's rows follow each other without a gap, `joining` makes the picture one long row.
+// The pixels of (B, ·, H, W) tensors as pieces of at most `piece` adjacent pixels in a row, one block of threads each.
+// Where every tensor's rows follow each other without a gap, `joining` makes the picture one long row.
 struct Pixels {
   int64_t batch, height, width;
   int piece;
@@ -382,8 +384,8 @@ struct Pixels {
   __host__ __device__ int64_t pieces() const { return batch * height * per_row.by; }
 };
 
-// Starts a kernel whose first argument is the pixels, with a block a piece (at most `blocks`); again for the rest where
-// there are more pieces than 31 bits count.
+// Launches a kernel, whose first argument is the pixels, with one block per piece (at most `blocks`). If there are more
+// pieces than 31 bits can count, it launches it several times.
 template <class... P, class... A>
 void launch(void (*kernel)(Pixels, P...), const Pixels& pixels, Grid grid, const Tensor& on, int64_t stream,
             const A&... arguments) {
@@ -414,11 +416,11 @@ __device__ void for_pieces(const Pixels& pixels, const Body& body) {
   }
 }
 
-// How neighbouring pixels lie in memory: channel by channel, all three channels of one beside each other, or else.
+// The memory layout of pixels: channels in separate planes, the three channels of a pixel adjacent, or neither.
 enum class Layout { planar, interleaved, strided };
 
-// Whether all rows of `t` can be read in packs of n pixels: neighbours in memory that begin at multiples of a pack (of
-// 16 bytes where it has more). A tensor without memory can.
+// Whether all rows of `t` can be read in packs of n pixels, adjacent in memory and aligned to the size of a pack (to 16
+// bytes if that is larger). A tensor without memory can.
 inline bool in_packs(const Pixels& pixels, int n, const Tensor& t, bool interleaved = false) {
   if (!t.data) return true;
   const int64_t bytes = n * size_of(t.dtype), pack = bytes < 16 ? bytes : 16;

@@ -1,7 +1,7 @@
-// What a kernel file and the bindings agree on: tensors, and a table of named functions per file and instruction set.
+// The interface between kernels and bindings: tensors, and a table of named functions per file and instruction set.
 //
-// A file csrc/<stem>.cpp is compiled once per instruction set and defines one table, FASTENH_TABLE. All its code stands
-// in an anonymous namespace, so that the linker never picks AVX-512 code for a machine that has none; the table is
+// A file csrc/<stem>.cpp is compiled once per instruction set and defines one table, FASTENH_TABLE. All its code is in
+// an anonymous namespace, so that the linker never picks AVX-512 code on a machine without it; the table is
 // constant-initialised, so that loading the library runs no code of any variant.
 #pragma once
 #include <cstddef>

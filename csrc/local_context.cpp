@@ -1,15 +1,15 @@
-// local_context_retouch: four layers, a softmax and a lookup for a strip of pixels at a time, so that all that is between
-// a pixel and its result stays in registers and the L1 cache.
+// local_context_retouch: four layers, a softmax and a lookup for a strip of pixels at a time, so that all intermediate
+// values stay in registers and the L1 cache.
 #include "lut.h"
 
 namespace fastenh {
 namespace {
 
-constexpr int strip = 48;           // pixels that pass through all layers at once
+constexpr int strip = 48;           // pixels that go through all layers together
 constexpr int tables_at_once = 45;  // LUTs whose weights are computed at once: nine panels
 
-// Sums that registers hold at once: so many channels of so many vectors of pixels. A weight that was read serves all
-// those pixels, and a vector of pixels all those channels; the processor adds to the sums in turns, waiting for none.
+// Sums that registers hold at once: `channels` channels of `columns` vectors of pixels. Each weight that is read serves
+// all these pixels, and each vector of pixels all these channels; so many sums hide the latency of additions.
 #if defined(__AVX512F__)
 constexpr int channels = 8, columns = 3;  // of 32 registers
 #elif defined(__AVX__)
@@ -76,7 +76,7 @@ void run_layers(const Layers& layers, const float* in, int64_t from, int64_t cou
   }
 }
 
-// e to the power of x <= 0, to the last bit or two; 0 where that is no normal number. NaN stays NaN.
+// e^x for x <= 0, to the last bit or two; 0 where the result is not a normal number. NaN stays NaN.
 inline Wide exponential(Wide x) {
   x = most(fill(-88.f), x);
   const Wide magic = fill(12582912.f);  // 1.5 · 2^23: adding it leaves the integer in the low bits
@@ -118,7 +118,7 @@ void retouch_as(const Tensor& out, const Tensor& image, const Tensor& packed, Op
   const Pixels pixels{image.shape[0], image.shape[2], image.shape[3], false};
   const bool streaming = worth_streaming(out);
   for_blocks<strip>(pixels, threads, [&](int64_t b, int64_t y, int64_t x, int n) {
-    alignas(64) float neighbours[3 * k][pitch];  // row i of channel c, from r pixels before the strip to r behind it
+    alignas(64) float neighbours[3 * k][pitch];  // row i of channel c, from r pixels before the strip to r after it
     alignas(64) float scores[k * k][strip], voxels[3 * k * k][strip], pixel_weights[tables_at_once][strip];
     alignas(64) float blend[strip * 8], result[strip * 4], rows[3][tile];
     for (int i = 0; i < 3 * k; ++i) {

@@ -1,16 +1,17 @@
 // local_context_retouch on a GPU: LAM's four layers and the lookup in one pass.
 //
-// In float16 tensor cores do the layers, 16 pixels of a row a product. What one product gives a lane is what the next
-// takes from it, so that between layers nothing leaves the registers:
+// In float16 the layers run on tensor cores, 16 pixels of a row per product. What a lane gets from one product is what
+// it supplies to the next, so that nothing leaves the registers between layers:
 //
-// - Of the k² neighbours of a pixel, all but the centre, a lane q = lane % 4 has every fourth: a step of a product's sum
-//   is four neighbours, one a lane, each R, G, B and one place more. In the first step these places hold the centre's
-//   R, G, B and a 1, by which the bias is multiplied. So 3·k² + 1 numbers fill (k² - 1) / 4 steps of 16.
-// - Softmax sees differences alone: the centre's score is 0, and those of its neighbours are what they exceed it by. They
-//   are ordered so that each lane gets those of its own neighbours.
-// - Where a pixel falls in the tables is reckoned once, when the tile is read. Four lanes look it up: two vertices, which
-//   are neighbours along R, lie beside each other in memory, and each lane takes half of one, tables 0 and 1 or 2 and 3,
-//   with two channels of table 4. A product with ones adds up what they have found.
+// - Of the neighbours of a pixel, k² - 1 without the centre, lane q = lane % 4 has every fourth: a step of a product's
+//   sum takes four neighbours, one from each lane, with R, G, B and one more slot each. In the first step these slots
+//   hold the centre's R, G, B and a 1, by which the bias is multiplied. So 3·k² + 1 numbers fill (k² - 1) / 4 steps of
+//   16.
+// - Softmax depends only on differences, so the centre's score is subtracted from all scores and becomes 0. Scores are
+//   ordered so that each lane gets those of its own neighbours.
+// - The cell of a pixel in the tables is computed once, when the tile is read. Four lanes share a lookup: two vertices
+//   that are neighbours along R are adjacent in memory, and each lane reads half of one, tables 0 and 1 or 2 and 3,
+//   with two channels of table 4. A product with ones sums the results of the four lanes.
 #include "lut.cuh"
 
 namespace fastenh {
@@ -27,9 +28,9 @@ struct Window {
   __host__ __device__ static constexpr int neighbour(int i) { return i < area / 2 ? i : i + 1; }
 };
 
-// The sizes of the layers, channels in an even number of groups of 16, and where their numbers stand among the packed
-// words. A fragment is what a product takes as b, 64 words; of two fragments of one step and 16 channels, a lane's four
-// words lie together.
+// The sizes of the layers, with channels in an even number of groups of 16, and the positions of their numbers in the
+// packed words. A fragment is operand b of a product, 64 words. The two fragments of one step and 16 channels are
+// interleaved so that each lane's four words are adjacent.
 struct Layers {
   int steps, scores, features, hidden, panels;
   Layers(int64_t k, int64_t features, int64_t hidden, int64_t count)
@@ -61,18 +62,18 @@ struct Network {
 
 // ---- packing ----
 
-// The word `i` of the packed layers. `factors`: what the LUTs are multiplied by for the picture as a whole, or null.
+// The word `i` of the packed layers. `factors`: the weights of the LUTs for the picture as a whole, or null.
 __device__ inline uint32_t packed_word(int i, const Network& net, const Layers& layers, const float* factors) {
   const int area = layers.steps * 4 + 1;
   const auto pair = [](float low, float high) { return as_bits(__floats2half2_rn(low, high)); };
   const auto factor = [&](int table) { return factors && table < net.head.outputs ? factors[table] : 1.f; };
-  // Columns of scores and of LUT weights: even ones are lane q's first, odd ones its second. Lanes 0 and 1 get the weights
-  // of two tables each; lanes 2 and 3 of table 4, by what it adds to R and G, and to B.
+  // Columns of scores and of LUT weights: 2q is lane q's first, 2q + 1 its second. Lanes 0 and 1 get the weights of two
+  // tables each; lane 2 gets that of table 4 for R and G, and lane 3 for B.
   const auto score_of = [&](int group, int column) {
     const int number = 8 * group + column / 2 + column % 2 * 4;
     return number < area / 2 ? number : number + 1;
   };
-  // What the score of a neighbour exceeds the centre's by, to the base of 2.
+  // The difference between a neighbour's score and the centre's, to base 2.
   const auto beyond = [&](int score, int input) {
     return log2_of_e * (net.attention.weight(score, input) - net.attention.weight(area / 2, input));
   };
@@ -139,9 +140,9 @@ void pack_layers(const Tensor& packed, Optional factors, const Tensor& features_
 
 // ---- float16, by tensor cores ----
 
-// A block takes a tile of pixels at a time. In shared memory R and G of the tile and its halo are a plane of words, B and
-// 1 another, with rows as long as puts what the lanes of a warp read at a time into different banks; where the layers of
-// 7 x 7 leave the room.
+// A block takes one tile of pixels at a time. In shared memory R and G of the tile and its halo are a plane of words,
+// and B and 1 another. Rows are padded so that the lanes of a warp read from different banks, except for 7 x 7, whose
+// layers leave no room.
 constexpr int tile_width = 64, threads = 256;
 template <int k>
 struct Tile {
@@ -150,18 +151,17 @@ struct Tile {
   static constexpr int pitch = k == 7 ? width : 78 + k, plane = rows * pitch, pixels = tile_width * height;
 };
 
-// Where a pixel falls in the tables: the lowest vertex of its cell, in steps of 16 bytes, and the shares of the cell's
-// vertices.
+// The cells of pixels in the tables: their lowest vertices, in steps of 16 bytes, and the weights of their vertices.
 struct Places {
   uint4* shares;
   uint32_t* corners;
 };
 
-// How many times 16 pixels a warp takes at once: the more, the fewer reads of weights, as far as registers go.
+// How many times 16 pixels a warp takes at once. Larger numbers save reads of weights, as far as the registers suffice.
 template <int k, bool several>
 constexpr int at_once = k > 3 ? 1 : several ? 2 : 4;
 
-// How many blocks a multiprocessor works on at a time, as far as registers go.
+// How many blocks a multiprocessor runs at a time, as far as the registers suffice.
 template <int k>
 constexpr int at_a_time = k == 7 ? 1 : 2;
 
@@ -173,7 +173,7 @@ __device__ inline void with_pixel(Dtype dtype, const F& f) {
   else f(Type<uint8_t>{});
 }
 
-// The shares of a cell's vertices: the lower ones along R, then the upper ones.
+// The weights of a cell's vertices: the lower ones along R, then the upper ones.
 __device__ inline uint4 shares_of(const Cell& cell) {
   const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2], both = fg * fb;
   const float of_pair[4] = {1.f - fg - fb + both, fg - both, fb - both, both};
@@ -184,7 +184,7 @@ __device__ inline uint4 shares_of(const Cell& cell) {
   return {two(lower[0], lower[1]), two(lower[2], lower[3]), two(upper[0], upper[1]), two(upper[2], upper[3])};
 }
 
-// The tile at (y0, x0) and its halo; outside the picture colours are 0. A thread takes the pixels of a column.
+// Reads the tile at (y0, x0) and its halo; outside the picture colours are 0. A thread takes the pixels of a column.
 template <int k, class T>
 __device__ inline void stage(uint32_t* to, Places places, const Tensor& image, const Uniform& grid, int b, int y0,
                              int x0) {
@@ -213,14 +213,14 @@ __device__ inline void stage(uint32_t* to, Places places, const Tensor& image, c
     uint32_t* pixel = to + ((y + r) * Tile::pitch + x + r);
     pixel[0] = as_bits(__floats2half2_rn(rgb[0], rgb[1])), pixel[Tile::plane] = as_bits(__floats2half2_rn(rgb[2], 1.f));
     if (y < 0 || y >= Tile::height || x < 0 || x >= tile_width) continue;
-    // A NaN becomes 0 here, and comes back by way of the weights.
+    // NaN becomes 0 here, but the weights of the tables make the result NaN again.
     const Cell cell = find_inner_cell({__saturatef(rgb[0]), __saturatef(rgb[1]), __saturatef(rgb[2])}, grid);
     places.corners[y * tile_width + x] = cell.corner * uint32_t(sizeof(Vertex<__half, 16>) / sizeof(uint4));
     places.shares[y * tile_width + x] = shares_of(cell);
   }
 }
 
-// One warp's work on `m` times 16 pixels of a row. Of each 16, lane / 4 says which two neighbouring pixels a lane has.
+// One warp's work on `m` times 16 pixels of a row. Of each 16, a lane has the two adjacent pixels number lane / 4.
 template <int k, int m>
 struct Row {
   using W = Window<k>;
@@ -236,8 +236,8 @@ struct Row {
     }
   }
 
-  // The neighbours that a lane has of its two pixels of 16 in a step; in the first, beside blue, what it has of the
-  // centre, where else 1 stands.
+  // The neighbours that a lane has of its two pixels of 16 in a step. In the first step the slot after blue, which is
+  // otherwise 1, holds what the lane has of the centre.
   __device__ void neighbours(int i, int s, uint32_t (&a)[4]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -248,8 +248,8 @@ struct Row {
   }
 
   // ReLU of a layer over neighbours: body(a) for every group of 16 of its channels, of which there is an even number.
-  // `fragment(i, s, a)` gives the neighbours; the words of a group are `apart`. Sums are in float16, as the next layer
-  // takes them. While one group's products are on their way, those of the group before are passed on.
+  // `fragment(i, s, a)` returns the neighbours; the words of groups are `apart` from each other. Sums are in float16,
+  // as the next layer takes them. While one group's products are in flight, those of the previous group are passed on.
   template <class Fragment, class Body>
   __device__ void layer(const uint32_t* words, int groups, int apart, const Fragment& fragment, const Body& body) const {
     const int lane = int(threadIdx.x) % 32;
@@ -299,8 +299,8 @@ struct Row {
     pass_on(words + apart, odd);
   }
 
-  // The attention of either pixel to the neighbour that a lane has in step s: [i][s / 2][s % 2], and of the second
-  // pixel two places on; and that to the centre.
+  // The attention to the neighbour that a lane has in step s: of the first pixel at [i][s / 2][s % 2], of the second at
+  // [i][s / 2][2 + s % 2]; and the attention of both to the centre.
   struct Attention {
     float to[m][W::scores][4], to_centre[m][2];
   };
@@ -346,7 +346,7 @@ struct Row {
       }
   }
 
-  // The weights that lane q has of a panel's tables: [i][0] and [i][1], then those of the second pixel.
+  // The weights of a panel's tables that lane q has: [i][0] and [i][1], then those of the second pixel.
   __device__ void weigh(const uint32_t* words, const Layers& layers, int panel, const Attention& attention,
                         float (&weights)[m][4]) const {
     const float* biases = reinterpret_cast<const float*>(words + layers.biases()) + 8 * (W::scores + panel);
@@ -373,8 +373,8 @@ struct Row {
           });
   }
 
-  // What a lane finds for one pixel, weighted: R and G of its tables, and B of either. `corner`: of its half vertex;
-  // `shares`: of the lower or the upper vertices along R; `weights` as `weigh` gives them.
+  // A lane's part of one pixel's lookup, weighted: R and G of its tables, and B of either. `corner`: that of its half
+  // vertex; `shares`: the weights of the lower or the upper vertices along R; `weight`, `next_weight`: as from `weigh`.
   __device__ void look_up(const Vertex<__half, 16>* tables, Steps steps, uint32_t corner, uint2 shares,
                           float weight, float next_weight, uint32_t& rg, uint32_t& blues) const {
     uint4 v[4];
@@ -400,7 +400,7 @@ struct Row {
   }
 };
 
-// The product that adds up what four lanes have found for a pixel: column 2c is 1 for channel c.
+// Operand b of the product that sums the results of four lanes for a pixel: column 2c is 1 for channel c.
 struct Adder {
   uint32_t rg, blues;
   __device__ Adder() {
@@ -410,7 +410,7 @@ struct Adder {
   }
 };
 
-// `several`: more tables than a panel holds. `paired`: two neighbouring pixels of `out` can be written together.
+// `several`: more tables than a panel holds. `paired`: two adjacent pixels of `out` can be written together.
 template <int k, bool several, int pixels>
 __global__ void __launch_bounds__(threads, at_a_time<k>)
     retouch_kernel(Pixels tiles, Tensor out, Tensor image, Tensor tables, Tensor packed, Layers layers, Uniform grid,
@@ -427,7 +427,7 @@ __global__ void __launch_bounds__(threads, at_a_time<k>)
   int of_picture = -1;
   for_pieces(tiles, [&](int64_t picture, int64_t band, int64_t left, int n) {
     const int b = int(picture), y0 = int(band) * Tile::height, x0 = int(left);
-    __syncthreads();  // the tile before is done with
+    __syncthreads();  // the previous tile is finished
     if (of_picture != b) {
       const auto* from = reinterpret_cast<const uint2*>(packed.data) + picture * (layers.words() / 2);
       for (int i = int(threadIdx.x); i < layers.words() / 2; i += threads)
@@ -478,8 +478,8 @@ __global__ void __launch_bounds__(threads, at_a_time<k>)
   });
 }
 
-// image, out (B, 3, H, W), float16, bfloat16 or uint8; tables (B or 1, panels, D, D, D, 16) in float16; packed (B, words)
-// as `local_context_pack` fills it, for layers of this many channels.
+// image, out (B, 3, H, W), float16, bfloat16 or uint8; tables (B or 1, panels, D, D, D, 16) in float16; packed (B,
+// words) as `local_context_pack` fills it, for layers of this many channels.
 void retouch_half(const Tensor& out, const Tensor& image, const Tensor& tables, const Tensor& packed, int64_t k,
                   int64_t features, int64_t hidden, int64_t count, int64_t stream) {
   const Layers layers(k, features, hidden, count);
@@ -505,7 +505,7 @@ void retouch_half(const Tensor& out, const Tensor& image, const Tensor& tables, 
 
 // ---- float32 ----
 
-// A thread a pixel, layer by layer; the neighbours of large windows do not fit its registers and lie in shared memory.
+// One thread per pixel, layer by layer. The neighbours of large windows exceed its registers and are in shared memory.
 template <int k, int pixels>
 __global__ void __launch_bounds__(128) exact_kernel(Pixels places, Tensor out, Tensor image, Tensor tables,
                                                     Tensor factors, Network net) {

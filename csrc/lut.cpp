@@ -1,10 +1,10 @@
-// lut_transform: colour through 3D lookup tables.
+// lut_transform: colours through 3D lookup tables.
 #include "lut.h"
 
 namespace fastenh {
 namespace {
 
-// The three channels of one value at the lanes of every table.
+// Repeats the three channels of a value at the lanes of every table.
 inline F16 repeat(F4 v) {
   return join(join(__builtin_shufflevector(v, v, 0, 1, 2, 0), __builtin_shufflevector(v, v, 0, 1, 2, 1)),
               join(__builtin_shufflevector(v, v, 0, 1, 2, 2), v));
@@ -14,7 +14,7 @@ inline float weight_of(Optional weights, int64_t b, int64_t table) {
   return weights ? reinterpret_cast<const float*>(weights->data)[b * weights->shape[1] + table] : 1.f;
 }
 
-// What a table is multiplied by at n pixels.
+// The factors of a table at n pixels.
 inline void load_factors(float weight, Optional pixel_weights, int64_t b, int64_t table, int64_t y, int64_t x, int n,
                          float* factors) {
   alignas(64) float scratch[tile];
@@ -22,7 +22,7 @@ inline void load_factors(float weight, Optional pixel_weights, int64_t b, int64_
   for (int i = 0; i < n; ++i) factors[i] = by_pixel ? weight * by_pixel[i] : weight;
 }
 
-// The factors of the (up to) five tables of a panel, eight floats a pixel, zero for no table.
+// The factors of the (up to) five tables of a panel, eight floats per pixel, zero where there is no table.
 inline void gather_blend(const Tensor& pixel_weights, Optional weights, int64_t b, int64_t panel, int64_t y, int64_t x,
                          int n, float* blend) {
   alignas(64) float factors[tile];
@@ -79,7 +79,7 @@ void transform(const Tensor& out, const Tensor& image, const Tensor& packed, Opt
 
 // ---- packing ----
 
-// Where the channel c of table n of a panel stands among the 16 lanes.
+// The lane of channel c of table n of a panel.
 inline int lane(int n, int c) { return n < 4 ? 4 * n + c : 4 * c + 3; }
 
 // packed (B or 1, panels, D, D, D, 4 or 16) from luts (B or 1, N, 3, D, D, D) of any dtype and strides. With 4 lanes
@@ -120,7 +120,7 @@ void pack(const Tensor& packed, const Tensor& luts, Optional weights, int64_t th
 
 // ---- backward ----
 
-// slope[i]: how the fraction grows with the pixel's value; zero at the border of the grid and beyond it.
+// slope[i]: the derivative of the fraction by the pixel's value, zero at the border of the grid and beyond.
 inline void find_slopes(const float* x, int n, int size, const float* vertices, const int32_t* cell, float* slope) {
   const float first = vertices ? vertices[0] : 0.f, last = vertices ? vertices[size - 1] : 1.f;
   for (int i = 0; i < n; ++i) {
@@ -129,8 +129,8 @@ inline void find_slopes(const float* x, int n, int size, const float* vertices, 
   }
 }
 
-// From the gradients of n pixels by their fractions to those by their values and, added to vertex_sums (3, D), by the
-// places of the grid's points.
+// Converts the gradients by the fractions of n pixels to gradients by their values, and adds the gradients by the
+// positions of the grid points to vertex_sums (3, D).
 inline void finish_pixels(float (&by_fraction)[3][tile], Optional grad_image, float* vertex_sums, const Cells& cells,
                           const float* const in[3], int n, int size, const float* places, int64_t b, int64_t y,
                           int64_t x) {
@@ -174,12 +174,11 @@ inline void scatter(float* table, const Cells& cells, int i, int64_t size, V val
 }
 
 // The gradients for picture b. All but grad_image and grad_pixel_weights are sums over the picture's pixels, which
-// `parts` threads take in equal, fixed shares, so that the result does not depend on luck:
-//   grad_packed (parts, 2, panels, D, D, D, lanes), zero; the result is the sum over parts of [:, 1]. The pixels of a
-//     chunk add up in [:, 0] first: a float32 sum over millions of pixels in one cell would stop growing.
-//   grad_vertices (parts, 3, D), zero; the result is the sum over parts
-// grad_packed is the gradient by the table that a pixel's blend multiplies: without `weights` where there are
-// pixel_weights.
+// `parts` threads divide into equal, fixed parts, so that the result is reproducible:
+//   grad_packed (parts, 2, panels, D, D, D, lanes), zero at first; the result is the sum over parts of [:, 1]. The
+//     pixels of a chunk are summed in [:, 0] first: a float32 sum over millions of pixels in a cell would stop growing.
+//   grad_vertices (parts, 3, D), zero at first; the result is the sum over parts
+// grad_packed is the gradient of the packed tables, which excludes `weights` where there are pixel_weights.
 template <int lanes, bool tetrahedral>
 void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_weights, Optional grad_vertices,
                  const Tensor& grad, const Tensor& image, const Tensor& packed, Optional weights,
@@ -215,7 +214,7 @@ void backward_as(Optional grad_image, Optional grad_packed, Optional grad_pixel_
           if (lanes == 16) gather_blend(*pixel_weights, {}, b, panel, y, x, n, blend);
           for (int i = 0; i < n; ++i) {
             const F4 g4 = {g[0][i], g[1][i], g[2][i], 0.f};
-            V gradient, blended;  // by the panel's tables; the same with `weights`
+            V gradient, blended;  // of the panel's tables; the same times `weights`
             if constexpr (lanes == 4) {
               gradient = blended = g4;
             } else {
@@ -273,10 +272,10 @@ void backward(Optional grad_image, Optional grad_packed, Optional grad_pixel_wei
      b, parts, threads);
 }
 
-// ---- without a repacked copy ----
+// ---- without packed tables ----
 //
-// For pictures with so few pixels that repacking the tables would take longer than the lookups: luts (N, 3, D, D, D)
-// or (B, N, 3, D, D, D) of any dtype and strides; the rest as for `transform` and `backward`.
+// For pictures so small that packing the tables would take longer than the lookups: luts (N, 3, D, D, D) or
+// (B, N, 3, D, D, D) of any dtype and strides; the rest as for `transform` and `backward`.
 
 struct Bf16 {
   uint16_t bits;
@@ -312,7 +311,7 @@ struct Tables {
 template <bool tetrahedral>
 struct Corners {
   static constexpr int count = corners<tetrahedral>;
-  int64_t step[count];                  // from the lowest vertex; tetrahedral: but for the second and the third
+  int64_t step[count];                  // from the lowest vertex; tetrahedral: except the second and the third
   int64_t second[tile], third[tile];
   int64_t lowest[tile];
   alignas(64) float weight[count][tile];
@@ -385,9 +384,9 @@ void transform_small(const Tensor& out, const Tensor& image, const Tensor& luts,
   });
 }
 
-// Adds to grad_luts (float32, shape of luts). Threads take different tables and channels, so that none waits for another
-// and the result does not depend on luck. Neighbours in one cell add up first, which is faster, and keeps the sums of
-// flat pictures growing.
+// Adds to grad_luts (float32, shape of luts). Threads take different tables and channels, so that none waits for
+// another and the result is reproducible. Adjacent pixels in the same cell are summed first, which is faster and keeps
+// the sums of flat pictures from losing small terms.
 template <bool tetrahedral>
 void scatter_small(const Tensor& grad_luts, const Tensor& grad, const Tensor& image, Optional weights,
                    Optional pixel_weights, Optional vertices, int64_t threads) {
@@ -427,8 +426,8 @@ void scatter_small(const Tensor& grad_luts, const Tensor& grad, const Tensor& im
   });
 }
 
-// The gradients by image and pixel_weights; and those by weights, grad_weights (B, parts, N), and by vertices,
-// grad_vertices (B, parts, 3, D). Both are zero at first, and the result is their sum over parts.
+// Fills the gradients of image and pixel_weights, and adds those of weights to grad_weights (B, parts, N) and those of
+// vertices to grad_vertices (B, parts, 3, D). Both are zero at first, and the result is their sum over parts.
 template <bool tetrahedral, class Number>
 void backward_small_as(Optional grad_image, Optional grad_weights, Optional grad_pixel_weights, Optional grad_vertices,
                        const Tensor& grad, const Tensor& image, const Tensor& luts, Optional weights,

@@ -1,4 +1,4 @@
-// lut_transform on a GPU: colour through 3D lookup tables.
+// lut_transform on a GPU: colours through 3D lookup tables.
 //
 // On a large picture one table in float16 is first copied to the shared memory of every multiprocessor, where even the
 // scattered reads of a noisy picture are fast.
@@ -7,7 +7,7 @@
 namespace fastenh {
 namespace {
 
-// How much each of a cell's vertices counts for a pixel, as R + 2·G + 4·B.
+// The weights of a cell's vertices for a pixel; the index of a vertex is R + 2·G + 4·B.
 template <bool tetrahedral>
 __device__ inline void find_weights(const Cell& cell, Steps steps, float (&weights)[8]) {
   const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
@@ -26,10 +26,9 @@ __device__ inline void find_weights(const Cell& cell, Steps steps, float (&weigh
   }
 }
 
-// One float16 table in shared memory: R and G of all vertices, then B of all vertices, 6 bytes a vertex. The colours of
-// neighbouring pixels are near each other, and mostly near to gray: of all that fit, these steps spread the vertices
-// around a gray one best over the 32 banks. (With D = 33 itself as a step, each neighbour of a vertex is in the same
-// bank as the others.)
+// One float16 table in shared memory: R and G of all vertices, then B of all vertices, 6 bytes per vertex. Adjacent
+// pixels have similar colours, mostly near gray: of all steps that fit, these distribute the vertices around a gray one
+// best over the 32 banks. (With D = 33 itself as a step, all neighbours of a vertex would be in the same bank.)
 struct Staged {
   __half2* rg;
   __half* blue;
@@ -44,7 +43,7 @@ struct Staged {
   __device__ explicit Staged(int size)
       : rg(reinterpret_cast<__half2*>(memory)), blue(reinterpret_cast<__half*>(memory + 4 * vertices(size))) {}
 
-  // By all threads of the block, before a barrier.
+  // To be called by all threads of the block, with a barrier after it.
   __device__ void fill(const Vertex<__half, 4>* table, int size) const {
     for (int i = int(threadIdx.x); i < size * size * size; i += int(blockDim.x)) {
       const int to = i % size + i / size % size * steps(size).g + i / (size * size) * steps(size).b;
@@ -69,7 +68,7 @@ __device__ inline Vertex<__half, 4> interpolate(const Staged& table, const Cell&
       result.at[0] = add_scaled(result.at[0], path.weight[i], rg[vertices[i]]);
       result.at[1] = add_scaled(result.at[1], path.weight[i], __half2half2(blue[vertices[i]]));
     }
-  } else {  // both vertices along R of blue in one register
+  } else {  // blue of both vertices along R in one register
     const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
     const int g = steps.g, b = steps.b;
     const auto pair = [&](int step) { return __halves2half2(blue[step], blue[step + 1]); };
@@ -121,8 +120,8 @@ __device__ inline float number_of(uint32_t word, int i) {
   }
 }
 
-// The lanes of a warp stand in 4 rows of 8: the more their pixels are alike, the fewer different vertices they read at a
-// time. (Single pixels, of a picture as one long row, in one row.)
+// The lanes of a warp take 4 rows of 8: the more similar their pixels, the fewer different vertices they read at a
+// time. (With other strides, where the picture may be one long row, they take one row.)
 template <Layout layout>
 constexpr int rows = layout == Layout::strided ? 1 : 4;
 
@@ -132,18 +131,18 @@ Pixels bands_of(int columns, const Tensor& image, const Tensor& out) {
   return Pixels(columns, image.shape[0], (image.shape[2] + rows<layout> - 1) / rows<layout>, image.shape[3]);
 }
 
-// A thread takes several words a channel (single pixels where they are no neighbours), all the block's columns apart,
-// and reads all of them before it uses the first.
+// A thread takes several words per channel (single pixels where they are not adjacent), `apart` columns from each
+// other, and reads all of them before it uses the first.
 template <Layout layout, class T, int threads, int pixels>
 struct Batch {
   static constexpr int n = layout == Layout::strided ? 1 : in_a_word<T>, packs = pixels / n;
-  static constexpr int apart = threads / rows<layout> * n, columns = apart * packs;  // that a block takes in all
+  static constexpr int apart = threads / rows<layout> * n, columns = apart * packs;  // of a block in total
   uint32_t words[packs][3];
   int64_t b, y, x;
-  int left = 0;  // from the first pixel to the last of the piece
+  int left = 0;  // pixels from the first one to the end of the piece
 
   __device__ Batch() {}
-  // body's arguments of for_pieces(bands_of<layout>(columns, ...)).
+  // Takes what for_pieces(bands_of<layout>(columns, ...)) passes to its body.
   __device__ Batch(const Tensor& image, int64_t b, int64_t band, int64_t piece, int count) : b(b) {
     constexpr int lanes = 32 / rows<layout>;
     const int lane = int(threadIdx.x) % 32, column = (int(threadIdx.x) / 32 * lanes + lane % lanes) * n;
@@ -161,13 +160,13 @@ struct Batch {
         }
   }
 
-  // Elements from a pixel to the next, and from one of these words (single numbers) to the next.
+  // Distances in elements from a pixel to the next, and from one of these words (or single numbers) to the next.
   static __device__ int64_t pixel_step(const Tensor& t) {
     return layout == Layout::planar ? 1 : layout == Layout::interleaved ? 3 : t.strides[3];
   }
   static __device__ int64_t word_step(const Tensor& t) { return layout == Layout::interleaved ? n : t.strides[1]; }
 
-  // look_up(x, rgb): the result's colour for the pixel's
+  // look_up(rgb, mapped): maps a pixel's colour to the result's
   template <class LookUp>
   __device__ void map(const Tensor& out, const LookUp& look_up) {
     T* to = at<T>(out, b, 0, y, 0) + x * pixel_step(out);
@@ -202,14 +201,14 @@ __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor
   });
 }
 
-// The same with the table in shared memory: as many blocks as multiprocessors, each for many pieces. A thread reads the
-// pixels of its next piece before it works on those of this one. All pictures share the table. `fixed`: its D, if that
-// is known as this is compiled; else 0.
+// The same with the table in shared memory, with one block per multiprocessor, each for many pieces. A thread reads the
+// pixels of its next piece before it processes those of the current one. All pictures share the table. `fixed`: its D
+// if that is known at compile time, else 0.
 template <class T, Layout layout, bool tetrahedral, int fixed, int pixels>
 __global__ void __launch_bounds__(1024) staged_kernel(Pixels places, Tensor out, Tensor image, Tensor packed,
                                                       Uniform grid) {
   const int size = fixed ? fixed : int(packed.shape[4]);
-  if (fixed) grid.steps = Staged::steps(fixed);  // but not the bias: addresses would take it apart again
+  if (fixed) grid.steps = Staged::steps(fixed);  // not the bias, though: the compiler would split it up in addresses
   const Staged table(size);
   Batch<layout, T, 1024, pixels> now;
   const auto work = [&] {
@@ -325,7 +324,7 @@ __global__ void any_kernel(Pixels places, Tensor out, Tensor image, Tensor packe
 template <class T>
 constexpr double full_scale = std::is_integral_v<T> ? double(sizeof(T) == 1 ? 255 : 65535) : 1.;
 
-// Pixels from which on it pays that every multiprocessor copies the table first.
+// The number of pixels from which it pays that every multiprocessor copies the table first.
 constexpr int64_t many = 3 << 20;
 
 template <class T, class V, bool tetrahedral, Layout layout>
@@ -347,7 +346,8 @@ void transform_one(const Tensor& out, const Tensor& image, const Tensor& packed,
          {}, image, stream, out, image, packed, Uniform(size, full_scale<T>, Steps(size)));
 }
 
-// false where no fast kernel reads this. pixel_weights of the image's dtype, or float32; float16 for uint8 images too.
+// Returns false if no fast kernel reads these tensors. It takes pixel_weights of the image's dtype or float32, and for
+// uint8 images also float16.
 template <class T, class V, bool tetrahedral>
 bool transform_blended(const Tensor& out, const Tensor& image, const Tensor& packed, const Tensor& weights,
                        const Tensor& pixel_weights, int64_t stream) {
@@ -407,7 +407,7 @@ void transform(const Tensor& out, const Tensor& image, const Tensor& packed, Opt
 
 // ---- small pictures ----
 
-// All in one launch, from tables as they come: luts (N, 3, D, D, D) or (B, N, 3, D, D, D), the rest as for `transform`.
+// One launch, with unpacked tables: luts (N, 3, D, D, D) or (B, N, 3, D, D, D), the rest as for `transform`.
 template <bool tetrahedral, int pixels>
 __global__ void small_kernel(Pixels places, Tensor out, Tensor image, Tensor luts, Tensor weights,
                              Tensor pixel_weights, Tensor vertices) {
@@ -450,8 +450,8 @@ void transform_small(const Tensor& out, const Tensor& image, const Tensor& luts,
 
 // ---- backward ----
 
-// Sums of many threads. Float32 numbers add in any order; integers, numbers times `scale` and rounded, give the same
-// sum in every order. What no integer can hold spoils the scale, and with it all sums.
+// Sums over many threads, by atomic additions. Those of float32 depend on the order of additions; those of int64, of
+// numbers times `scale` and rounded, do not. A number that is not finite sets the scale, and so all sums, to NaN.
 struct Sums {
   Tensor to, scale;
   __device__ void add(int64_t i, float value) const {
@@ -467,11 +467,11 @@ struct Sums {
   }
 };
 
-// Threads of a warp whose pixels fall into the same cell sum first, so that one of them adds, and it waits with that
-// for the pixels that come next: a picture of few colours would else add to few places all the time.
+// A warp first sums its pixels in the same cell, and adds the sum to memory only when the next pixels are in another
+// cell: a picture of few colours would otherwise add to a few addresses all the time.
 //
-// By `halve` and `halve` again, the lanes of a warp share out the sums over all lanes of 8 numbers, one for every vertex:
-// lane l gets that of vertex l % 8.
+// Sums 8 numbers, one for each vertex, over all lanes of a warp, and distributes the sums by halving repeatedly: lane l
+// gets that of vertex l % 8.
 __device__ inline float share_out(const float (&of_vertex)[8]) {
   const int self = int(threadIdx.x) % 32;
   float four[4], two[2];
@@ -492,8 +492,8 @@ __device__ inline float share_out(const float (&of_vertex)[8]) {
   return one + __shfl_xor_sync(0xffffffff, one, 16);
 }
 
-// body(cell, in): all lanes of a warp together, once for every cell that one of them has; `in`: whether this lane has it.
-// Lanes without a pixel have the cell `none`.
+// Calls body(cell, in) with all lanes of a warp together, once for each different cell of its lanes; `in`: whether it
+// is this lane's. Lanes without a pixel have the cell `none`.
 constexpr uint32_t none = 0xffffffff;
 template <class Body>
 __device__ void for_cells(uint32_t cell, const Body& body) {
@@ -506,7 +506,7 @@ __device__ void for_cells(uint32_t cell, const Body& body) {
   }
 }
 
-// What a number given at the vertices gains as each fraction grows.
+// The derivatives by the fractions of the interpolation between numbers at the vertices.
 template <bool tetrahedral>
 __device__ inline void differentiate(const float (&at)[8], const Cell& cell, Steps steps, float (&by)[3]) {
   const float fr = cell.fraction[0], fg = cell.fraction[1], fb = cell.fraction[2];
@@ -524,7 +524,7 @@ __device__ inline void differentiate(const float (&at)[8], const Cell& cell, Ste
       by[c] = step == path.second ? second - at[0] : step == path.third - path.second ? third - second : at[7] - third;
     }
   } else {
-    const auto across = [&](int v, int first, float f, int second, float g) {  // the side of the cell from vertex v on
+    const auto across = [&](int v, int first, float f, int second, float g) {  // a face of the cell
       return lerp(lerp(at[v], at[v + first], f), lerp(at[v + second], at[v + first + second], f), g);
     };
     by[0] = across(1, 2, fg, 4, fb) - across(0, 2, fg, 4, fb);
@@ -533,7 +533,7 @@ __device__ inline void differentiate(const float (&at)[8], const Cell& cell, Ste
   }
 }
 
-// One pixel of the backward passes: the gradient of its result, its cell, and how its fractions grow with its values.
+// A pixel in the backward passes: the gradient of its result, its cell, and the derivatives of its fractions.
 struct Graded {
   float g[3];
   Slopes slopes;
@@ -547,11 +547,11 @@ struct Graded {
   }
 };
 
-// A warp takes 32 neighbours at a time; all its lanes go every step, those without a pixel too.
+// A warp takes 32 adjacent pixels per step; all its lanes take every step, even those without a pixel.
 constexpr int steps_a_warp = 8;
 
-// sums (B, panels, D, D, D, lanes), zero at first: the gradient by the table that a pixel's blend multiplies, without
-// `weights` where there are pixel_weights.
+// sums (B, panels, D, D, D, lanes), zero at first: the gradient of the packed tables, which excludes `weights` where
+// there are pixel_weights.
 template <int lanes, bool tetrahedral, int pixels>
 __global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sums, Tensor grad, Tensor image,
                                                          Tensor pixel_weights, Tensor vertices) {
@@ -560,7 +560,7 @@ __global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sum
   const int count = lanes == 4 ? 1 : int(pixel_weights.shape[1]);
   for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
     for (int first = 0; first < count; first += tables_per_panel) {
-      // What waits to be added for the cell before: each lane's share, a number for each table and channel.
+      // The sums of the previous cell, not added to memory yet: each lane's share, a number for each table and channel.
       uint32_t before = none;
       float waiting[tables][3];
       // Lane l holds vertex l % 8, of which lanes 0 to 7 add R, 8 to 15 G, 16 to 23 B.
@@ -614,7 +614,7 @@ __global__ void __launch_bounds__(256) table_sums_kernel(Pixels places, Sums sum
   });
 }
 
-// The gradients of pixels and, sums (B, 3, D), zero at first, of the places of the grid's points.
+// The gradients of pixels and, in sums (B, 3, D), zero at first, those of the positions of the grid points.
 template <int lanes, bool tetrahedral, int pixels>
 __global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Tensor grad_image,
                                                               Tensor grad_pixel_weights, Sums sums, Tensor grad,
@@ -625,7 +625,7 @@ __global__ void __launch_bounds__(256) pixel_gradients_kernel(Pixels places, Ten
   const int count = lanes == 4 ? 1 : int(pixel_weights.shape[1]);
   for_pieces(places, [&](int64_t b, int64_t y, int64_t x0, int n) {
     const float* w = reinterpret_cast<const float*>(weights.data) + b * count;
-    uint32_t before[3] = {none, none, none};  // as in table_sums_kernel: lane 0 the lower vertex, lane 1 the upper
+    uint32_t before[3] = {none, none, none};  // as in table_sums_kernel; lane 0 has the lower vertex, lane 1 the upper
     float waiting[3] = {};
     const auto flush = [&](int c) {
       if (before[c] != none && self < 2) sums.add((b * 3 + c) * size + before[c] + self, waiting[c]);

@@ -1,8 +1,8 @@
-// What kernels that look colours up in 3D tables share on a GPU: vertices, cells, interpolation and packing.
+// What GPU kernels with lookups in 3D tables share: vertices, cells, interpolation and packing.
 //
-// The tables are repacked as in lut.cpp, a vertex's numbers beside each other, 4 lanes (R G B 0: one table) or 16 (five
-// tables): in float16 where the result holds no more than float16 does, else in float32. Float16 tables interpolate in
-// float16, two numbers an instruction.
+// The tables are packed as in lut.h, with the numbers of a vertex adjacent, 4 lanes (R G B 0: one table) or 16 (five
+// tables): in float16 where the result is no finer than float16, else in float32. Float16 tables are interpolated in
+// float16, two numbers per instruction.
 #pragma once
 #include <cmath>
 #include <type_traits>
@@ -14,10 +14,10 @@ namespace {
 
 constexpr int tables_per_panel = 5;
 
-// Where the channel c of table n of a panel stands among the 16 lanes.
+// The lane of channel c of table n of a panel.
 __host__ __device__ constexpr int lane(int n, int c) { return n < 4 ? 4 * n + c : 4 * c + 3; }
 
-// The numbers of a vertex, and how to mix them.
+// The numbers of a vertex.
 template <class V, int lanes>
 struct Vertex;
 
@@ -35,7 +35,7 @@ struct alignas(lanes * 2 < 16 ? lanes * 2 : 16) Vertex<__half, lanes> {
   __device__ float number(int i) const { return i % 2 ? __high2float(at[i / 2]) : __low2float(at[i / 2]); }
 };
 
-// A vertex whole: left to itself, the compiler reads of four lanes three, in two steps.
+// Reads a whole vertex: without this, the compiler would read only three of four lanes, in two steps.
 template <class V, int lanes>
 __device__ inline Vertex<V, lanes> read_vertex(const Vertex<V, lanes>* from) {
   using Load = typename Vertex<V, lanes>::Load;
@@ -48,8 +48,8 @@ __device__ inline Vertex<V, lanes> read_vertex(const Vertex<V, lanes>* from) {
   return vertex;
 }
 
-// Not a + f · (b - a), which is NaN between infinite ends and overflows between large ones. Float16 ends are finite (see
-// `fitting`), and 1 - f would lose more of them to rounding.
+// Not a + f · (b - a), which is NaN between infinite ends and overflows between large ones. Float16 ends are finite
+// (see `fitting`), and 1 - f would lose more precision to rounding.
 __device__ inline float lerp(float a, float b, float f) { return __fmaf_rn(f, b, (1.f - f) * a); }
 __device__ inline __half2 lerp(__half2 a, __half2 b, float f) {
   const __half2 share = __float2half2_rn(f);
@@ -70,29 +70,29 @@ __device__ inline Vertex<V, lanes> lerp(const Vertex<V, lanes>& a, const Vertex<
 
 // ---- cells ----
 
-// From a vertex to the next along G and along B, in vertices; along R it is the neighbour.
+// Distances in vertices from a vertex to the next along G and along B; along R it is 1.
 struct Steps {
   int g, b;
   __host__ __device__ constexpr Steps(int g, int b) : g(g), b(b) {}
   __host__ __device__ explicit constexpr Steps(int64_t size) : g(int(size)), b(int(size * size)) {}
-  // A vertex by bits: whether it is the upper one along R, G and B.
+  // To the vertex v of a cell, whose bits say whether it is the upper one along R, G and B.
   __host__ __device__ constexpr int to(int v) const { return (v & 1) + (v & 2 ? g : 0) + (v & 4 ? b : 0); }
 };
 
-// Which cell of the grid a pixel falls into, by its lowest vertex (counted in vertices), and where in it.
+// The grid cell of a pixel, as the index of its lowest vertex, and the position within it.
 struct Cell {
   uint32_t corner;
   float fraction[3];
 };
 
-// NaN in one channel makes all three fractions of the result NaN by the first.
+// NaN in any channel sets the first fraction to NaN, which makes the whole result NaN.
 __device__ inline void spread_nan(Cell& cell, const float (&x)[3]) {
   const bool nan = isnan(x[0]) | isnan(x[1]) | isnan(x[2]);
   cell.fraction[0] = nan ? __uint_as_float(0x7fffffff) : cell.fraction[0];
 }
 
-// A uniform grid of D points. `scale` leads from a pixel's number to its place in the grid: full scale to a little less
-// than D - 1, so that it falls into the last cell.
+// A uniform grid of D points. `scale` maps a pixel's number to its position in the grid, and full scale to slightly
+// less than D - 1, so that it falls into the last cell.
 struct Uniform {
   Steps steps;
   uint32_t bias;
@@ -103,7 +103,7 @@ struct Uniform {
   }
 };
 
-// Adding 2²³ and rounding down leaves the whole part in the last bits: what stands above them leaves as `bias`.
+// Adding 2²³ and rounding down leaves the integer part in the low bits; `bias` subtracts the bits above them.
 __device__ inline Cell find_inner_cell(const float (&x)[3], const Uniform& grid) {
   Cell cell;
   uint32_t whole[3];
@@ -129,8 +129,8 @@ __device__ inline Cell find_cell(const float (&x)[3], const Uniform& grid) {
   }
 }
 
-// The same on any grid and with the derivatives of the fractions, which are zero at the border and beyond it. Here a
-// pixel on a vertex belongs to the cell that the reference gives it.
+// The same on any grid, with the derivatives of the fractions, which are zero at the border and beyond. A pixel on a
+// vertex gets the same cell as in the reference.
 struct Slopes {
   int below[3];  // the cell along each axis
   float of[3];
@@ -165,7 +165,8 @@ __device__ inline Cell find_cell(const float (&x)[3], const float* places, int s
   return cell;
 }
 
-// Tetrahedral: from the lowest vertex to the highest along the axes, the largest fraction first; steps in vertices.
+// Tetrahedral: the path from the lowest vertex to the highest along the axes, in order of decreasing fractions.
+// `second` and `third` are offsets in vertices.
 struct Path {
   int second, third;
   float weight[4];
@@ -217,7 +218,7 @@ __device__ inline const V* tables_of(const Tensor& packed, int64_t b) {
 
 // ---- weights by pixel ----
 
-// What the (up to) five tables of a panel are multiplied by: pixel_weights · weights, zero for no table.
+// The factors of the (up to) five tables of a panel: pixel_weights · weights, zero where there is no table.
 struct Blend {
   float of[tables_per_panel];
 };

@@ -1,10 +1,10 @@
-// Lookups in 3D tables, for the CPU kernels that do them.
+// Lookups in 3D tables, for CPU kernels.
 //
-// The tables are repacked so that what a pixel needs of a vertex is neighbouring floats, one vector load:
+// The tables are packed so that all numbers of a vertex are adjacent and read with one vector load:
 //   4 lanes   one table:              R G B 0
 //   16 lanes  a panel of five tables: R0 G0 B0 R4 | R1 G1 B1 G4 | R2 G2 B2 B4 | R3 G3 B3 0
-// A block of pixels passes in three steps, each over contiguous rows in the L1 cache: cells and fractions for many
-// pixels at once; then pixel by pixel, interpolation across channels and tables; then back to planes.
+// A block of pixels is processed in three steps, each over contiguous rows in the L1 cache: cells and fractions of many
+// pixels at once; interpolation, pixel by pixel, across channels and tables; and conversion back to planes.
 #pragma once
 #include "rows.h"
 #include "vectors.h"
@@ -12,7 +12,7 @@
 namespace fastenh {
 namespace {
 
-constexpr int tile = 128;  // pixels a block: all rows below together fit the L1 cache
+constexpr int tile = 128;  // pixels per block: all rows below fit into the L1 cache together
 constexpr int tables_per_panel = 5;
 
 template <int lanes>
@@ -26,7 +26,7 @@ struct VectorOf<4> {
 template <int lanes>
 using Vector = typename VectorOf<lanes>::type;
 
-// Five weights, one a table, at the lanes of their tables.
+// Spreads five weights, one per table, over the lanes of their tables.
 inline F16 spread(F8 w) {
 #if defined(__AVX__)
   return join(__builtin_shufflevector(w, w, 0, 0, 0, 4, 1, 1, 1, 4), __builtin_shufflevector(w, w, 2, 2, 2, 4, 3, 3, 3, 4));
@@ -46,17 +46,17 @@ inline F4 sum_tables(F16 v) {
 
 // ---- step 1: cells ----
 
-// Which cell of the grid a pixel falls into and where in it.
+// The grid cells of pixels, and the positions within them.
 struct Cells {
   alignas(64) float fraction[3][tile];
   alignas(64) int32_t cell[3][tile];
   alignas(64) int32_t corner[tile];  // the cell's lowest vertex, counted in vertices
-  // Tetrahedral: from the lowest vertex to the highest along the axes, the largest fraction first.
+  // Tetrahedral: the path from the lowest vertex to the highest along the axes, in order of decreasing fractions.
   alignas(64) int32_t second[tile], third[tile];
   alignas(64) float weight[4][tile];
 };
 
-// NaN passes through to the fraction, but not to the cell. Whole vectors: x is read, and the rest written, beyond n.
+// NaN passes through to the fraction, but not to the cell. Works on whole vectors, so it reads and writes beyond n.
 inline void uniform_cells(const float* x, int n, int size, float* fraction, int32_t* cell) {
   const Wide zero = {}, one = zero + 1.f, last = zero + (float(size) - 1.5f);
   for (int i = 0; i < n; i += wide) {
@@ -139,7 +139,8 @@ inline Vector<lanes> interpolate(const float* table, const Cells& cells, int i, 
   }
 }
 
-// Adds to R G B · of n pixels, or begins the sum with, a panel of five tables, each times its of the pixel's eight `blend`.
+// Adds a panel of five tables, each times its factor among the pixel's eight in `blend`, to R G B · of n pixels; or
+// sets these, if `begin`.
 template <bool tetrahedral>
 inline void blend_panel(const float* table, const Cells& cells, const float* blend, int n, int64_t size, bool begin,
                         float* pixels) {
@@ -167,7 +168,7 @@ inline void read_vertices(const float* table, const Cells& cells, int i, int64_t
   }
 }
 
-// How the interpolated number grows with the fractions of R, G and B.
+// The derivatives of the interpolated number by the fractions of R, G and B.
 template <bool tetrahedral, class V>
 inline void differentiate(const V* v, const Cells& cells, int i, int size, V (&by)[3]) {
   if constexpr (tetrahedral) {
@@ -176,7 +177,7 @@ inline void differentiate(const V* v, const Cells& cells, int i, int size, V (&b
     for (int c = 0; c < 3; ++c) by[c] = edge[steps[c] == second ? 0 : steps[c] == third - second ? 1 : 2];
   } else {
     const float fr = cells.fraction[0][i], fg = cells.fraction[1][i], fb = cells.fraction[2][i];
-    const auto across = [v](int from, int first, float f, int second, float g) {  // the side of the cell from a vertex on
+    const auto across = [v](int from, int first, float f, int second, float g) {  // a face of the cell
       return lerp(lerp(v[from], v[from + first], f), lerp(v[from + second], v[from + first + second], f), g);
     };
     by[0] = across(1, 2, fg, 4, fb) - across(0, 2, fg, 4, fb);
@@ -187,7 +188,7 @@ inline void differentiate(const V* v, const Cells& cells, int i, int size, V (&b
 
 // ---- step 3: planes ----
 
-// R G B · R G B · ... to rows of R, G and B; whole vectors, beyond n.
+// R G B · R G B · ... to rows of R, G and B. Works on whole vectors, so it reads and writes beyond n.
 inline void part_channels(const float* pixels, int n, float (&rows)[3][tile]) {
 #if defined(__AVX__)
   for (int i = 0; i < n; i += 8) {

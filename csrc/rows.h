@@ -1,7 +1,7 @@
-// How every CPU kernel sees a picture: rows of pixels, a block at a time, as float32 in the L1 cache.
+// What CPU kernels share: they process rows of pixels, a block at a time, as float32 in the L1 cache.
 //
-// Any dtype and any stride becomes a float row on the way in (`load`) and goes back on the way out (`store`), so that a
-// kernel is written once, in float32, over contiguous rows. A float32 row with stride 1 is read where it lies.
+// `load` converts a row of any dtype and stride to contiguous float32, and `store` converts it back, so that a kernel
+// is written once, in float32, over contiguous rows. A float32 row with stride 1 is read in place.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,7 +16,7 @@
 namespace fastenh {
 namespace {
 
-constexpr int block = 512;                // pixels of a row that are worked on at once: 2 KiB of float32
+constexpr int block = 512;                // pixels of a row that are processed at once: 2 KiB of float32
 constexpr int64_t pixels_per_job = 8192;  // a thread takes this many at a time
 
 // ---- numbers ----
@@ -30,10 +30,10 @@ inline uint16_t to_bf16(float value) {  // round to nearest, ties to even; NaN s
   return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-// float16 -> float32 and back, rounded to nearest, ties to even; NaN keeps its sign and its upper bits, and becomes quiet.
-// Where the processor cannot, arithmetic on the bits does it: GCC's own casts would call functions that only the libgcc
-// of GCC 12 has. Numbers below 2^-14, the smallest that float16 holds in full, are counted in units of 2^-24; those are
-// the last bits of float32 numbers from 0.5 to 1, so that adding 0.5 rounds to them.
+// float16 -> float32 and back, rounded to nearest, ties to even; NaN keeps its sign and its upper bits, and becomes
+// quiet. Processors without an instruction for it do arithmetic on the bits: GCC's own casts would call functions that
+// only the libgcc of GCC 12 has. Float16 numbers below 2^-14 are subnormal, multiples of 2^-24, which is the last bit
+// of float32 numbers from 0.5 to 1, so that adding 0.5 rounds to them.
 #if defined(__F16C__)
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 inline uint16_t float_to_half(float v) { return uint16_t(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT)); }
@@ -117,7 +117,7 @@ inline void store_half(const float* from, int n, uint16_t* to) {
   for (; i < n; ++i) to[i] = float_to_half(from[i]);
 }
 
-// to[i] = convert(from[i]), with loops of their own for the strides of planes and of channels_last.
+// to[i] = convert(from[i]), with separate loops for the strides of planes and of channels_last.
 template <class From, class To, class Convert>
 inline void convert_row(const From* from, int64_t from_stride, int n, To* to, int64_t to_stride, Convert convert) {
   if (from_stride == 1 && to_stride == 1) {
@@ -131,8 +131,8 @@ inline void convert_row(const From* from, int64_t from_stride, int n, To* to, in
   }
 }
 
-// n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself where that will do: not
-// where it is shorter than a vector, so that a whole one can always be read.
+// n values of a row as float32 (integers: full scale is 1). Returns `scratch`, or the row itself if it is contiguous
+// float32 and not shorter than a vector, so that a whole vector can always be read.
 inline const float* load(const Row& row, int n, float* scratch) {
   const int64_t s = row.stride;
   const auto* f32 = reinterpret_cast<const float*>(row.data);
@@ -176,17 +176,17 @@ inline const float* load_padded(const Tensor& t, int64_t b, int64_t c, int64_t y
   return scratch;
 }
 
-// Brings a row nearer, as far as the L2 cache, while something else is computed.
+// Prefetches a row into the L2 cache.
 inline void prefetch(const Row& row, int n) {
   if (row.stride != 1) return;
   for (int64_t byte = 0; byte < n * size_of(row.dtype); byte += 64) __builtin_prefetch(row.data + byte, 0, 2);
 }
 
-// Which float of its cache line.
+// The position of a float in its cache line.
 inline int line_offset(const void* p) { return int(reinterpret_cast<uintptr_t>(p) / 4 & 15); }
 
-// Stores past the cache, to aligned places: worth it for outputs larger than the caches, which nobody reads soon, since
-// it saves reading each line before writing it.
+// Streaming stores, which bypass the cache and need aligned addresses. They pay for outputs that are larger than the
+// caches and not read soon, since they save reading each line before writing it.
 inline void stream(float* to, F4 v) {
 #if defined(__SSE2__)
   _mm_stream_ps(to, __m128(v));
@@ -205,10 +205,11 @@ inline void stream(float* to, Pair<Half> v) {
   stream(to, v.a), stream(to + sizeof(Half) / sizeof(float), v.b);
 }
 
-// Rows of n floats, computed side by side, 16 at a time: compute(k, i) gives those of row k from i on. They go from the
-// registers to memory; past the cache if `streaming`, which wants rows that lie alike in their cache lines. The first
-// few, up to a full line, and the last are parts of a vector that lies as far left as it must to end with the row; where
-// a row is shorter than a vector, what lies behind it is computed and dropped (see `load`). `to` may be what is read.
+// Computes several rows of n floats together, 16 values at a time: compute(k, i) returns those of row k from i on. They
+// are stored directly from registers, with streaming stores if `streaming`, which requires all rows to have the same
+// position in their cache lines. Values before the first full line and after the last come from a vector that is moved
+// left if it would pass the end of the row; in a row shorter than a vector, the excess is computed and dropped (see
+// `load`). `to` may be the memory that is read.
 template <int rows, class Compute>
 inline void compute_rows(float* const (&to)[rows], int n, bool streaming, const Compute& compute) {
   const auto part = [&](int from, int end) {
@@ -265,8 +266,7 @@ inline void store(const float* from, int n, const Row& row, bool streaming) {
   }
 }
 
-// Stores rows that are computed side by side, 16 values at a time, without a detour through the L1 cache where they are
-// float32.
+// Stores rows that are computed together, 16 values at a time; float32 rows without a detour through the L1 cache.
 template <int rows, class Compute>
 inline void store_computed(int n, const Row (&to)[rows], bool streaming, const Compute& compute) {
   float* direct[rows];
@@ -285,8 +285,8 @@ inline void store_computed(int n, const Row (&to)[rows], bool streaming, const C
   }
 }
 
-// n neighbouring pixels of a picture with three channels, as three rows. Where the channels of a pixel lie beside each
-// other (channels_last), they are read together and parted in the L1 cache.
+// n adjacent pixels of a picture with three channels, as three rows. If the channels of a pixel are adjacent in memory
+// (channels_last), they are read together and separated in the L1 cache.
 inline bool interleaved(const Tensor& t) { return t.strides[1] == 1 && t.strides[3] == 3; }
 
 template <int size>
@@ -308,8 +308,8 @@ inline void load_pixels(const Tensor& t, int64_t b, int64_t y, int64_t x, int n,
   }
 }
 
-// Asks for the pixels that come after the next `size` while these are worked on: three planes in turns, a few lines
-// each, are too little at a time for the hardware to see where it goes.
+// Prefetches the `size` pixels after those at x: three planes that are read in turn, a few lines each, do not let the
+// hardware recognise the streams.
 template <int size>
 inline void prefetch_pixels(const Tensor& t, int64_t b, int64_t y, int64_t x) {
   for (int64_t c = 0; c < 3; ++c) {
@@ -343,7 +343,7 @@ inline void fence() {
 #endif
 }
 
-// Whether a tensor is larger than the caches; and where numbers ought to lie, for streaming stores need that.
+// Whether a tensor is larger than the caches, and aligned as streaming stores need it.
 inline bool worth_streaming(const Tensor& t) {
   int64_t bytes = size_of(t.dtype);
   for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
@@ -353,7 +353,7 @@ inline bool worth_streaming(const Tensor& t) {
 // ---- threads ----
 
 // body(job) for every job, on `threads` threads of the pool that torch uses. One thread never enters a parallel region,
-// so that a child process forked from a threaded parent can still call.
+// so that a child process forked from a threaded parent can call this too.
 template <class Body>
 void parallel(int64_t jobs, int64_t threads, const Body& body) {
 #ifdef _OPENMP
@@ -371,8 +371,8 @@ void parallel(int64_t jobs, int64_t threads, const Body& body) {
   fence();
 }
 
-// The pixels of (B, ·, H, W) tensors as blocks of at most `block` neighbours in a row. Where every tensor's rows follow
-// each other without a gap, the picture is one long row.
+// The pixels of (B, ·, H, W) tensors as blocks of at most `block` adjacent pixels in a row. Where every tensor's rows
+// follow each other without a gap, the picture is one long row.
 struct Pixels {
   int64_t batch, height, width;
   void join_rows(const Tensor& t) { joined = joined && (height == 1 || t.strides[2] == t.strides[3] * width); }

@@ -1,6 +1,6 @@
-// Vectors of 4, 8 and 16 floats, written once for every instruction set: the compiler's own vector types where the
-// machine has registers as long, pairs of the next shorter ones elsewhere. (Compilers split a vector that is too long
-// by themselves, but then shuffle it through memory.)
+// Vectors of 4, 8 and 16 floats for every instruction set: the compiler's vector types where registers are long enough,
+// else pairs of the next shorter vectors. (Compilers also split vectors that are too long, but then pass them through
+// memory.)
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -78,8 +78,8 @@ inline void write(float* to, V v) { Memory<V>::write(to, v); }
 template <class V>
 inline V lerp(V a, V b, float f) { return (1.f - f) * a + f * b; }
 
-// The longest vector that the machine has, for rows of numbers. `most` and `least` give b where either is NaN;
-// multiply_add is a · b + c, rounded once where the machine can.
+// The longest vector of the machine, for rows of numbers. `most` and `least` return b if either is NaN; multiply_add is
+// a · b + c, rounded once where the machine can do that.
 #if defined(__AVX512F__)
 using Wide = F16;
 inline Wide most(Wide a, Wide b) { return _mm512_max_ps(a, b); }
