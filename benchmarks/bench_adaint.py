@@ -1,6 +1,6 @@
-"""AdaInt as a whole against the same composed in eager PyTorch. Nothing in PyTorch looks colours up on a grid whose
-points are not equidistant, so cells are found by searchsorted; then either grid_sample reads the LUT, at places told in
-cells, or the eight corners are gathered and blended."""
+"""The whole of AdaInt against the same composed in eager PyTorch. PyTorch has no lookup on a non-uniform grid, so cells
+are found by searchsorted; then either grid_sample reads the LUT, at positions in units of cells, or the eight corners
+are gathered and blended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(model: AdaInt, photo: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cells(photo: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every value, the grid interval it lies in and how far in it lies there."""
+    """The grid interval of every value, and the fraction within it."""
     values, grid = photo[0].flatten(1), vertices[0]
     cell = torch.searchsorted(grid, values).sub_(1).clamp_(0, grid.shape[1] - 2)
     low = grid.gather(1, cell)
@@ -58,7 +58,7 @@ def test_adaint(contest: Any, size: tuple[int, int]) -> None:
     model, photo = AdaInt().eval(), inputs.photo(size)
     model.luts.data = inputs.luts(3)
     nn.init.normal_(model.weights.bias, 1 / 3, 0.2)
-    nn.init.normal_(model.intervals.weight, std=0.2)  # intervals that differ manifold
+    nn.init.normal_(model.intervals.weight, std=0.2)  # so that intervals differ widely
     with torch.inference_mode():
         assert model.predict(photo)[1].diff().std() > 0.01
     run = torch.inference_mode()

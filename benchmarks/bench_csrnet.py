@@ -1,4 +1,4 @@
-"""CSRNet as a whole against its layers in eager PyTorch, as published; and with the modulation folded into them."""
+"""The whole of CSRNet against its layers in eager PyTorch, as published and with the modulation folded into them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folded(model: CSRNet, x: Tensor) -> Tensor:
 
 
 def available() -> float:
-    """GiB of memory that a process can have (Linux), or none known."""
+    """GiB of available memory; 0 if unknown (not on Linux)."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")), 0)

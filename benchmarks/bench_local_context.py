@@ -1,4 +1,4 @@
-"""local_context_retouch against its layers one after the other: torch's as they are and compiled, and our own ops."""
+"""local_context_retouch against its layers run one by one: torch's, eager and compiled, and our own ops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastenh.ops import context_voxels, local_context_retouch, lut_transform
 
 
 def make_params(features: int, hidden: int, count: int) -> list[Tensor]:
-    """The module's layers for 3 x 3 neighbours as torch initialises them, around equal weights for all LUTs."""
+    """The module's layers for 3 x 3 neighbours, initialised by torch, around equal weights for all LUTs."""
     torch.manual_seed(0)
     shapes = [(3, features, 3), (features, 9, 1), (27, hidden, 1), (hidden, count, 1)]
     params = [p.detach() for shape in shapes for p in nn.Conv2d(*shape).parameters()]

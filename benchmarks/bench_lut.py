@@ -1,6 +1,6 @@
 """lut_transform against grid_sample (which computes the same), OpenColorIO's CPU processor and Pillow.
 
-Each gets its pictures in the layout that it likes best, made before.
+Each gets its images in the layout that suits it best, prepared in advance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastenh.ops import lut_transform
 
 
 def halves(maps: Tensor) -> Tensor:
-    """(1, C, H, W) -> (2, C, H/2, W): on the CPU grid_sample spreads batches over threads, but never one picture."""
+    """(1, C, H, W) -> (2, C, H/2, W): on a CPU grid_sample divides batches among threads, but not single images."""
     return maps.unflatten(2, (2, -1))[0].transpose(0, 1)
 
 
@@ -51,7 +51,7 @@ def test_one_lut(contest: Any, request: pytest.FixtureRequest, picture: str, int
     transform.setInterpolation(getattr(ocio, f"INTERP_{'LINEAR' if interpolation == 'trilinear' else 'TETRAHEDRAL'}"))
     transform.setData(luts[0].permute(3, 2, 1, 0).numpy().ravel())  # B fastest
     processor = ocio.Config.CreateRaw().getProcessor(transform).getDefaultCPUProcessor()
-    threads = ThreadPoolExecutor(2)  # OpenColorIO lets the interpreter go while it works: half a picture for each
+    threads = ThreadPoolExecutor(2)  # OpenColorIO releases the GIL: half an image for each thread
     packed = image[0].permute(1, 2, 0).numpy().copy()
     changed = np.empty_like(packed)
 
@@ -168,7 +168,7 @@ def test_five_luts_with_pixel_weights_backward(contest: Any) -> None:
 @pytest.mark.parametrize("vertices", [9, 17, 33, 64, 256])
 @pytest.mark.parametrize("side", [1, 8, 32, 128])
 def test_small(contest: Any, side: int, vertices: int, gradients: bool) -> None:
-    """Where a call's fixed costs show: those of Python, and of a LUT that has more numbers than the picture."""
+    """Fixed costs of a call dominate here: those of Python, and of a LUT that is larger than the image."""
     image = make_photo((side, side)) * 0.98 + 0.01  # off the vertices of D = 256, where a gradient has two values
     luts, grad = make_luts(1, vertices), torch.ones(1, 3, side, side)
     case = f"lut_transform, one LUT, D = {vertices}, photo of {side} x {side}"

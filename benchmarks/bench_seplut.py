@@ -1,5 +1,5 @@
-"""SepLUT as a whole against the same composed in eager PyTorch: grid_sample for the 3D LUT, and for the curves either
-grid_sample again, in pictures of one row, or gathered ends of each interval."""
+"""The whole of SepLUT against the same composed in eager PyTorch: grid_sample for the 3D LUT, and for the curves either
+grid_sample again, on images of one row, or gathering both ends of each interval."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(model: SepLUT, photo: Tensor) -> tuple[Tensor, Tensor]:
 def by_grid_sample(model: SepLUT, photo: Tensor) -> Tensor:
     curves, luts = network(model, photo)
     x = photo[0] * 2 - 1
-    grid = torch.stack([x, torch.zeros_like(x)], -1)  # (3, H, W, 2): a picture of one row for each channel
+    grid = torch.stack([x, torch.zeros_like(x)], -1)  # (3, H, W, 2): an image of one row for each channel
     return sample(luts, make_grid(F.grid_sample(curves[0, :, None, None], grid, **BORDER)[None, :, 0]))
 
 

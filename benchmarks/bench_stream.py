@@ -1,7 +1,7 @@
-"""Frames of a video, streamed, against an Enhancer called for each and against the models in plain PyTorch.
+"""Streamed video frames against an Enhancer called for each frame and against the models in plain PyTorch.
 
-Eight frames, one window moving over photos, again and again: uint8 arrays, as decoders give them. Peers decide the look
-for each frame, the stream once in eight frames, so that results differ by a few levels.
+Eight frames, a window that moves over photos, in a loop: uint8 arrays, as decoders return them. Peers predict
+parameters for every frame, the stream once in eight frames, so results differ by a few levels.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_stream(
     enhancer, clip = Enhancer(model(), "cpu"), frames()
     stream = enhancer.stream(itertools.cycle(clip), renew=COUNT)
 
-    for _ in clip:  # its buffers are there, as in all but the first frames of a video
+    for _ in clip:  # warms up: only the first frames of a video allocate buffers
         next(stream)
 
     def last(of: Callable[[np.ndarray], Any]) -> Callable[[], Tensor]:

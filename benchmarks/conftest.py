@@ -1,8 +1,9 @@
-"""Every op against its peers, side by side: `pytest --benchmark`.
+"""Measures every op against its peers: `pytest --benchmark`.
 
-A benchmark makes its inputs and gives the contest one callable for the op and one for each peer. All of them are first
-seen to compute the same. Then they take turns in this one process, A B C A B C ..., so that whatever slows the machine
-down slows them alike. Medians count, and the ratio of medians; the quartiles of the rounds' own ratios stand beside it.
+A benchmark makes its inputs and gives the contest one callable for the op and one for each peer. The contest first
+checks that all of them compute the same. Then they take turns in one process, A B C A B C ..., so that anything that
+slows the machine down affects all of them. Figures are medians and the ratio of medians, with the quartiles of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from torch import Tensor
 
 from fastenh import backend, backends
 
-sys.path.insert(0, str(Path(__file__).parent))  # what GPUs are measured with as well: inputs, peers, tables
+sys.path.insert(0, str(Path(__file__).parent))  # modules shared with benchmarks/gpu: inputs, peers, tables
 import inputs
 import quiet
 from tables import header, judged, put_into_readme, row
 
 SIZE = (2160, 3840)
 SECONDS = 6  # for the rounds of one case
-TURN = 0.005  # seconds that a turn takes at least: what is over sooner is called several times
+TURN = 0.005  # minimum seconds of a turn: shorter calls are repeated
 MEMORY_GOAL = 16  # MiB beyond the output
-GOAL_SHARE = {"avx512": 1.0, "avx2": 0.5}  # with AVX2 alone, half of each goal
+GOAL_SHARE = {"avx512": 1.0, "avx2": 0.5}  # with AVX2 only, half of each goal
 
-cases: list[dict[str, Any]] = []  # what was measured
+cases: list[dict[str, Any]] = []  # the results so far
 
 
 # ---- inputs ----
@@ -66,7 +67,7 @@ def maps() -> Callable[..., Tensor]:
 
 
 class Contest:
-    """One case: the peers enter with `peer`, then the call runs the op against them."""
+    """One case: `peer` adds a peer, then calling the contest measures the op against all peers."""
 
     def __init__(self, benchmark: Any) -> None:
         self.benchmark = benchmark
@@ -82,14 +83,14 @@ class Contest:
         goal: float | None = None,
         view: Callable[[Any], Any] = lambda result: result,
     ) -> None:
-        """`run` computes what the op computes; `goal`: how many times faster the op shall be; `view` turns the result
-        of `run` into tensors shaped as the op's, to see that they agree (not timed)."""
+        """`run` computes the same as the op. `goal`: how many times faster the op should be. `view` converts the result
+        of `run` to tensors of the op's shapes, to check that they agree (not timed)."""
         self.peers[name], self.views[name], self.goals[name] = run, view, goal
 
     @staticmethod
     def by_rows(step: Callable[..., Any], *maps: Tensor) -> None:
-        """`step` on 60 rows of the maps at a time: plain PyTorch at its best, since what it writes is still in the
-        cache when it reads it, and malloc has memory at hand for what has no `out=`."""
+        """Runs `step` on 60 rows of the maps at a time: the fastest way in plain PyTorch, since data is still in the
+        cache when it is read again, and malloc can reuse memory for results without `out=`."""
         for parts in zip(*(m.split(60, dim=2) for m in maps), strict=True):
             step(*parts)
 
@@ -104,7 +105,8 @@ class Contest:
         threads: int = 2,
         in_readme: bool = True,
     ) -> None:
-        """`ours` runs once for each instruction set, or on what FASTENH_BACKEND chose; `fresh` is it without `out=`."""
+        """Runs `ours` with each instruction set, or with the backend of FASTENH_BACKEND; `fresh` is `ours` without
+        `out=`."""
         torch.set_num_threads(threads)
         beyond = peak_beyond(ours)
         expected = ours()
@@ -115,7 +117,7 @@ class Contest:
                 atol=tolerance,
                 rtol=relative,
                 check_stride=False,
-                msg=lambda text, name=name: f"{name} does not compute what fastenh computes. {text}",
+                msg=lambda text, name=name: f"{name} and fastenh disagree. {text}",
             )
 
         start = time.perf_counter()
@@ -135,14 +137,14 @@ class Contest:
                 run()
                 seconds[name].append(time.perf_counter() - start)
 
-        others_turns()  # to warm up, and to see how long a round takes
+        others_turns()  # warms up, and measures how long a round takes
         rounds = int(min(31, max(3, SECONDS / sum(seconds[name].pop() for name, _ in others))))
-        # pytest-benchmark measures one callable, then the next. But before each round it makes a call that it does not
-        # time: there the others have their turns.
+        # pytest-benchmark measures one callable after the other. But before each round it makes a setup call that it
+        # does not time: the others take their turns there.
         self.benchmark.group = case
         before = quiet.usage()
         self.benchmark.pedantic(subject, setup=others_turns, rounds=rounds)
-        if self.benchmark.stats is None:  # --benchmark-disable: only see that all agree
+        if self.benchmark.stats is None:  # --benchmark-disable: only check that all agree
             return
         seconds[first] = list(self.benchmark.stats.stats.data)
 
@@ -177,7 +179,7 @@ class Contest:
 
 @pytest.fixture
 def contest(benchmark: Any) -> Iterator[Contest]:
-    give_back_memory()  # or a new `out` might lie where an earlier case has written
+    release_memory()  # so that a new `out` does not get pages that an earlier case has written
     threads = torch.get_num_threads()
     yield Contest(benchmark)
     torch.set_num_threads(threads)
@@ -204,15 +206,15 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_beyond(run: Callable[[], Any]) -> float | None:
-    """MiB by which a first call lifts this process at its peak, less what it returns (Linux only). Memory that nobody
-    has written yet does not count as held, so a fresh `out` counts as the output that it is."""
+    """MiB of this process's peak memory that a first call adds, minus the size of its results (Linux only). Pages count
+    only once they are written, so a fresh `out` counts as output."""
     if sys.platform != "linux":
         return None
 
@@ -220,8 +222,8 @@ def peak_beyond(run: Callable[[], Any]) -> float | None:
         found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else 0
 
-    give_back_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    release_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = held("VmRSS")
     result = run()
     results = result if isinstance(result, tuple) else (result,)
@@ -236,7 +238,7 @@ def milliseconds(ms: float) -> str:
 
 
 def tables() -> str:
-    """Two Markdown tables: what each case costs, and how it stands against its peers."""
+    """Two Markdown tables: the cost of each case, and its comparison with its peers."""
     names = list(dict.fromkeys(name for case in cases for peer in case["times_faster"].values() for name in peer))
     titles = [{"avx512": "AVX-512", "avx2": "AVX2", "fresh": "fresh output"}.get(name, name) for name in names]
 
@@ -257,7 +259,7 @@ def tables() -> str:
 
 
 def summary() -> str:
-    """The README's table: the fastest code with `out=`, against every peer."""
+    """README's table: the fastest backend with `out=`, against every peer."""
     lines = header("3840 x 2160 float32, unless it says otherwise", "ms", "times faster than")
     for case in (case for case in cases if case["in_readme"]):
         peers = {peer: next(iter(figures.values()))["ratio"] for peer, figures in case["times_faster"].items()}

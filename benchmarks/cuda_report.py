@@ -1,9 +1,9 @@
-"""What nvcc made of every CUDA kernel: registers, stack frame, spills, shared memory, instructions per pixel.
+"""Reports registers, stack frame, spills, shared memory and instructions per pixel of every compiled CUDA kernel.
 
-    python benchmarks/cuda_report.py                 the kernels in the core that is installed
-    python benchmarks/cuda_report.py csrc/lut.cu     those of a file, compiled for this as setup.py does it
+    python benchmarks/cuda_report.py                 the kernels in the installed core
+    python benchmarks/cuda_report.py csrc/lut.cu     those of a file, compiled with the flags of setup.py
 
-It reads machine code (SASS), so it needs no GPU; it fails if a kernel spills so much that it costs time.
+It reads machine code (SASS), so it needs no GPU. It fails if a kernel has spills that cost time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from tables import header, row
 ROOT = Path(__file__).resolve().parent.parent
 
 CAPTION = """\
-Each column for {archs}. Registers of a thread; bytes of its stack frame; instructions that load or store spilled
-registers or arrays (LDL, STL); bytes of shared memory that are fixed in the code (CUDA keeps 1024 from sm_90 on; what a
-launch asks for comes on top). SASS: all instructions of the kernel. SASS per pixel: those in its outermost loop (in the
-whole kernel where it has none) over the pixels that a thread takes in one pass of it, the kernel's last template
-argument. Inner loops count once and branches with both their sides, so this is read off the code and is no trace."""
+Each column for {archs}. Registers: per thread. Stack: bytes of a thread's stack frame. Spills: instructions that load
+or store spilled registers or arrays (LDL, STL). Shared: bytes of shared memory that are fixed in the code (CUDA
+reserves 1024 from sm_90 on; a launch may ask for more). SASS: all instructions of the kernel. SASS per pixel: those in
+its outermost loop (in the whole kernel if it has none) divided by the pixels that a thread takes in one pass of it, the
+kernel's last template argument. Inner loops count once and branches with both sides: this counts code, not executed
+instructions."""
 
 
-# Which spills are failures. One release of ptxas fits a kernel into registers, the next stores a few values ahead of a
-# loop and loads them in it or behind it: that is reported and allowed. Failures are spills that cost time: more than
-# one instruction in 50 of any loop or of the kernel, or a frame above a quarter of what a thread's registers hold.
+# Which spills are failures. One release of ptxas fits a kernel into registers, the next stores a few values before a
+# loop and loads them in it or after it: that is reported and allowed. Failures are spills that cost time: more than one
+# instruction in 50 of any loop or of the kernel, or a frame above a quarter of the size of a thread's registers.
 MOST_SPILLS = 1 / 50
 MOST_STACK = 256  # bytes
 
@@ -45,14 +46,14 @@ class Kernel:
 
     arch: str  # "sm_90"
     stem: str  # the .cu file it comes from
-    signature: str  # as c++filt and profilers write it
+    signature: str  # in the form of c++filt and profilers
     registers: int
     stack: int
     shared: int
     spills: int
     instructions: int
-    in_loop: int  # instructions of the outermost loop, or of the kernel
-    spill_share: float  # of the instructions of a loop or of the kernel, where it is largest
+    in_loop: int  # instructions of the outermost loop or, without one, of the kernel
+    spill_share: float  # fraction of spills among the instructions of a loop or of the kernel, the largest of them
 
     @property
     def name(self) -> str:
@@ -75,7 +76,7 @@ class Kernel:
 
 
 def tool(name: str) -> str:
-    """A program of the CUDA toolkit: on the PATH, or among those that Triton brings."""
+    """A program of the CUDA toolkit, from the PATH or from Triton."""
     found = shutil.which(name)
     if found is None and (triton := importlib.util.find_spec("triton")) and triton.origin:
         found = shutil.which(name, path=str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
@@ -89,7 +90,7 @@ def output(*command: object, text: str | None = None) -> str:
 
 
 def kernels(binary: Path, cuobjdump: str | None = None) -> list[Kernel]:
-    """Every kernel in a library, object file or cubin, once for each architecture it holds machine code for."""
+    """Every kernel in a library, object file or cubin, once for each architecture with machine code."""
     usage, sass = (output(cuobjdump or tool("cuobjdump"), option, binary) for option in ("-res-usage", "-sass"))
     resources: dict[tuple[str, str], dict[str, int]] = {}
     arch = ""
@@ -104,7 +105,7 @@ def kernels(binary: Path, cuobjdump: str | None = None) -> list[Kernel]:
     signatures = dict(zip(symbols, output("c++filt", text="\n".join(symbols)).splitlines(), strict=False))
     found_kernels = []
     for arch, symbol, code in functions(sass):
-        # A cubin is for one architecture, which its table of resources does not name.
+        # The resources of a cubin, which is for one architecture, are listed without its name.
         use = resources.get((arch, symbol)) or resources["", symbol]
         stem = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", symbol)
         instructions, in_loop, spills, spill_share = count(code)
@@ -116,7 +117,7 @@ def kernels(binary: Path, cuobjdump: str | None = None) -> list[Kernel]:
 
 
 def functions(sass: str) -> Iterable[tuple[str, str, str]]:
-    """(architecture, symbol, code) from what cuobjdump -sass prints."""
+    """(architecture, symbol, code) from the output of cuobjdump -sass."""
     for part in re.split(r"^\s*code for (?=sm_)", sass, flags=re.MULTILINE)[1:]:
         arch = part.split(maxsplit=1)[0]
         for function in re.split(r"^\s*Function : ", part, flags=re.MULTILINE)[1:]:
@@ -125,11 +126,11 @@ def functions(sass: str) -> Iterable[tuple[str, str, str]]:
 
 
 def count(code: str) -> tuple[int, int, int, float]:
-    """Instructions in all, in the loop that spans the most of them (in all, without one), and those for spills; and the
-    share of those for spills in the loop, or in all of the kernel, where it is largest."""
+    """The numbers of all instructions, of those in the longest loop (of all, without a loop), and of spills; and the
+    largest fraction of spills in a loop or in the kernel."""
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)([^;]*);", code)
     places = [(int(address, 16), name, operands) for address, name, operands in found]
-    # Behind the end stand a branch to itself and NOPs, to keep the processor from running on.
+    # After its end, code has a branch to itself and NOPs, which stop the processor from running on.
     places = [(at, name, operands) for at, name, operands in places if name != "NOP"]
     back = [
         (int(target[1], 16), at)
@@ -143,7 +144,7 @@ def count(code: str) -> tuple[int, int, int, float]:
 
 
 def compiled(sources: Iterable[Path], folder: Path) -> list[Path]:
-    """Object files with machine code for the cards, and PTX, that setup.py builds for."""
+    """Object files for the cards that setup.py builds for."""
     spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
     assert spec and spec.loader
     setup = importlib.util.module_from_spec(spec)
@@ -165,15 +166,15 @@ def compiled(sources: Iterable[Path], folder: Path) -> list[Path]:
 
 @cache
 def of_the_core() -> tuple[Kernel, ...]:
-    """The kernels of the core that is installed; none where it was built without CUDA."""
+    """The kernels of the installed core; none if it was built without CUDA."""
     from fastenh import backends
 
     return tuple(kernels(Path(backends.core.__file__))) if backends.core and backends.core.cuda else ()
 
 
 def instructions_per_pixel(signature: str, arch: str) -> float | None:
-    """SASS instructions per pixel of a kernel of the installed core, named as torch.profiler names it; None where the
-    core holds no such kernel for this architecture ("sm_90"), as for kernels that are not ours."""
+    """SASS instructions per pixel of a kernel of the installed core, by its name in torch.profiler; None if the core
+    has no such kernel for this architecture ("sm_90"), as for kernels that are not ours."""
     wanted = signature.replace(" ", "")
     for kernel in of_the_core():
         if kernel.arch == arch and kernel.signature.replace(" ", "") == wanted:
@@ -185,7 +186,7 @@ def instructions_per_pixel(signature: str, arch: str) -> float | None:
 
 
 def table(found: Iterable[Kernel]) -> str:
-    """A row for every kernel, figures of the architectures beside each other."""
+    """A row for every kernel, with the figures of all architectures."""
     by_name: dict[tuple[str, str], dict[str, Kernel]] = {}
     for kernel in found:
         by_name.setdefault((kernel.stem, kernel.name), {})[kernel.arch] = kernel
@@ -201,10 +202,10 @@ def table(found: Iterable[Kernel]) -> str:
 
 
 def unfit(found: Iterable[Kernel]) -> list[str]:
-    """The kernels that keep so much in the stack's slow memory that it costs time."""
+    """The kernels with spills that cost time, one line each."""
     return [
-        f"{k.stem or 'Triton'}: {k.name} for {k.arch}: {k.stack} bytes of stack frame (at most {MOST_STACK} may be), "
-        f"{k.spill_share:.1%} of a loop's instructions are for spills (at most {MOST_SPILLS:.0%} may be)"
+        f"{k.stem or 'Triton'}: {k.name} for {k.arch}: {k.stack} bytes of stack frame (limit {MOST_STACK}), "
+        f"{k.spill_share:.1%} of a loop's instructions are spills (limit {MOST_SPILLS:.0%})"
         for k in found
         if k.stack > MOST_STACK or k.spill_share > MOST_SPILLS
     ]

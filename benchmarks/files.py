@@ -1,7 +1,7 @@
-"""How long a whole photo takes, from file to file, and where the time goes: `python benchmarks/files.py`.
+"""Measures how long a photo takes from file to file, and its parts: `python benchmarks/files.py`.
 
-A photo of 24 megapixels (6000 x 4000) as people keep them, through `auto` on a CPU with two threads. Best of three
-rounds, all kinds taking turns; times are seconds. "colours" is the way to sRGB and back.
+A photo of 24 megapixels (6000 x 4000) in common formats, through `auto` on a CPU with two threads. Times are seconds,
+the best of three rounds in which all formats take turns. "colours" is the conversion to sRGB and back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastenh.io.metadata import Metadata
 
 HEIGHT, WIDTH, ROUNDS = 4000, 6000, 3
 ADOBE = imagecodecs.cms_profile("adobergb")
-KINDS = {  # name: suffix, depth, profile, how it is stored
+KINDS = {  # name: suffix, dtype, ICC profile, storage
     "JPEG, 8 bit, sRGB": (".jpg", "uint8", b"", {}),
     "JPEG, 8 bit, Adobe RGB": (".jpg", "uint8", ADOBE, {}),
     "TIFF, 16 bit, sRGB, uncompressed": (".tif", "uint16", b"", {"compression": "none"}),
@@ -52,7 +52,7 @@ def main() -> None:
                 photo = read_photo(path)
                 marks.append(time.perf_counter())
                 numbers = torch.from_numpy(photo.pixels).permute(2, 0, 1)
-                enhancer.enhance(numbers)  # what the model alone takes on these pixels
+                enhancer.enhance(numbers)  # the model alone
                 marks.append(time.perf_counter())
                 result = retouch_photo(enhancer, photo, Options())
                 marks.append(time.perf_counter())

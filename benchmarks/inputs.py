@@ -1,4 +1,4 @@
-"""What every op is measured on: photographed pixels, noise, what networks give, and LUTs."""
+"""The inputs of all benchmarks: photographed pixels, noise, maps like those of networks, and LUTs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def photo(size: Sequence[int]) -> Tensor:
-    """(1, 3, H, W) of photographed pixels, as float32: crops of photos side by side, none enlarged, so that neighbours
-    differ as they do in a picture straight from a camera."""
+    """(1, 3, H, W) of photographed pixels in float32: a mosaic of crops of photos, none enlarged, so that adjacent
+    pixels differ as much as in a photo straight from a camera."""
     photos = [
         skimage.data.coffee(),
         skimage.data.astronaut(),
@@ -33,12 +33,12 @@ def photo(size: Sequence[int]) -> Tensor:
 
 
 def noise(size: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
-    """The worst case for a lookup: no two neighbours alike."""
+    """The worst case for lookups: no two adjacent pixels are similar."""
     return torch.rand(1, 3, *size, generator=torch.Generator(device).manual_seed(0), device=device)
 
 
 def maps(channels: int, noise: float, size: Sequence[int], device: str | torch.device = "cpu") -> Tensor:
-    """What a network gives, smooth with some noise, in [-1, 1]."""
+    """Maps like those of a network, smooth with some noise, in [-1, 1]."""
     random = torch.Generator(device).manual_seed(channels)
     coarse = torch.randn(1, channels, 10, 18, generator=random, device=device)
     smooth = F.interpolate(coarse, tuple(size), mode="bicubic")
@@ -46,7 +46,7 @@ def maps(channels: int, noise: float, size: Sequence[int], device: str | torch.d
 
 
 def luts(count: int, vertices: int = 33) -> Tensor:
-    """(count, 3, D, D, D): the identity, smoothly bent."""
+    """(count, 3, D, D, D): the identity with smooth distortions."""
     axis = torch.linspace(0, 1, vertices)
     identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1])
     bends = torch.randn(count, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def luts(count: int, vertices: int = 33) -> Tensor:
 
 
 def layers(features: int, hidden: int, count: int) -> list[Tensor]:
-    """The convolutions of local context, 3 x 3, with weights as training starts from; the last gives about 1."""
+    """The convolutions of local context, 3 x 3, initialised as for training; the last one returns about 1."""
     random = torch.Generator().manual_seed(0)
     params = []
     for shape in ((features, 3, 3, 3), (9, features, 1, 1), (hidden, 27, 1, 1), (count, hidden, 1, 1)):

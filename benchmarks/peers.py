@@ -1,6 +1,5 @@
-"""What the ops are measured against: the same in plain PyTorch, as its users write it, and at its best, in buffers that
-are used again. On every device; what only one device has (OpenColorIO, rows that fit a CPU's cache) stands where it is
-measured."""
+"""What the ops are measured against: the same in plain PyTorch, as users write it and at its best, with reused buffers.
+These run on every device. Peers for one device (OpenColorIO, rows that fit into a CPU's cache) are in benchmarks."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def weighted_sum(image: Tensor, luts: Tensor, pixel_weights: Tensor) -> Tensor:
 
 
 def blend_into(out: Tensor, grid: Tensor, luts: Tensor, pixel_weights: Tensor) -> Tensor:
-    """The same with the LUTs as one table of 3·N channels, so that cells are found once."""
+    """The same with the LUTs as one table of 3·N channels, so that cells are computed once."""
     values = sample(luts.flatten(0, 1).expand(grid.shape[0], -1, -1, -1, -1), grid)
     torch.mul(values[:, :3], pixel_weights[:, :1], out=out)
     for i in range(1, len(luts)):
@@ -57,14 +56,14 @@ def upsample_into(out: Tensor, curves: Tensor) -> Tensor:
 
 
 def iterate(x: Tensor, curves: Tensor) -> Tensor:
-    """The loop as Zero-DCE's users write it."""
+    """The loop as users of Zero-DCE write it."""
     for r in curves.split(3, dim=1) if curves.shape[1] > 3 else [curves] * 8:
         x = x + r * (torch.pow(x, 2) - x)
     return x
 
 
 def iterate_into(out: Tensor, x: Tensor, curves: Tensor, scratch: Tensor) -> Tensor:
-    """The loop in two passes an iteration, x - x² and x - r·(x - x²), and no memory but `out` and `scratch`."""
+    """The loop with two passes per iteration, x - x² and x - r·(x - x²), and no memory but `out` and `scratch`."""
     for r in curves.split(3, dim=1) if curves.shape[1] > 3 else [curves] * 8:
         torch.addcmul(x, x, x, value=-1, out=scratch)
         x = torch.addcmul(x, r, scratch, value=-1, out=out)
@@ -81,7 +80,7 @@ def unfolded(image: Tensor, attention: Tensor) -> Tensor:
 
 
 def shifts(image: Tensor) -> list[Tensor]:
-    """Nine views of a padded copy of the image, the 3 x 3 neighbours of every pixel; the image itself is the fifth."""
+    """The 3 x 3 neighbours of every pixel: nine views of a padded copy of the image; the fifth is the image itself."""
     padded, (height, width) = F.pad(image, [1] * 4), image.shape[-2:]
     return [padded[:, :, j // 3 : j // 3 + height, j % 3 : j % 3 + width] for j in range(9)]
 
@@ -94,7 +93,7 @@ def nine_products(out: Tensor, attention: Tensor, *shifts: Tensor) -> Tensor:
 
 
 def nine_stacked(image: Tensor, attention: Tensor) -> Tensor:
-    """The same in fresh memory, which gradients need."""
+    """The same in new memory, as gradients need it."""
     return torch.stack([s * attention[:, j, None] for j, s in enumerate(shifts(image))], 2).flatten(1, 2)
 
 
@@ -102,18 +101,18 @@ def nine_stacked(image: Tensor, attention: Tensor) -> Tensor:
 
 
 def layer_after_layer(image: Tensor, luts: Tensor, weights: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """The local-context module as its users write it: torch's convolutions, and a LUT after another."""
+    """The local-context module as users write it: torch's convolutions, and one LUT after the other."""
     w1, b1, w2, b2, w3, b3, w4, b4 = params
     attention = F.conv2d(F.conv2d(image, w1, b1, padding=w1.shape[-1] // 2).relu(), w2, b2).softmax(1)
     pixel_weights = F.conv2d(F.conv2d(unfolded(image, attention), w3, b3).relu(), w4, b4)
     return weighted_sum(image, luts, weights[..., None, None] * pixel_weights)
 
 
-STRIP = 1080  # rows at a time: all hidden channels of an 8K frame would be more than 2^31 numbers
+STRIP = 1080  # rows at a time: the hidden channels of a whole 8K frame are more than 2^31 numbers
 
 
 def local_context(image: Tensor, *params: Tensor) -> Tensor:
-    """The weights of every pixel, in the image's dtype."""
+    """The pixel weights, in the image's dtype."""
     weights, biases = ([p.to(image.dtype) for p in params[i::2]] for i in (0, 1))
     padded, strips = F.pad(image, [1] * 4), []
     for top in range(0, image.shape[2], STRIP):
@@ -126,8 +125,8 @@ def local_context(image: Tensor, *params: Tensor) -> Tensor:
 
 
 class LocalContextInStrips:
-    """The same of one image for a few rows at a time, in buffers that are used again. Layers are products with matrices
-    that hold a column for the bias and as many more as make full steps of a tensor core."""
+    """The same for a few rows of one image at a time, with reused buffers. Layers are matrix products; the matrices
+    have a column for the bias and are padded to full steps of a tensor core."""
 
     ROWS = 128
 
@@ -142,7 +141,7 @@ class LocalContextInStrips:
             layer = weight.new_zeros(len(weight), full(inputs), dtype=dtype)
             layer[:, :inputs], layer[:, inputs] = weight.flatten(1), bias
             self.layers.append(layer)
-            if len(self.buffers) != 2:  # the third layer's are the first one's, in place
+            if len(self.buffers) != 2:  # the third layer reuses the first one's, in place
                 self.buffers.append(layer.new_zeros(full(inputs), self.ROWS * self.width))
                 self.buffers[-1][inputs] = 1
             else:

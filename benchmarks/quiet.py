@@ -1,7 +1,7 @@
-"""Whether the machine is quiet enough to measure on: how much of it other processes use meanwhile.
+"""Checks whether the machine is quiet enough to measure on: how much processor time other processes use meanwhile.
 
-Processor time of the whole system, from /proc/stat, less that of this process. The load average would not do: it lags
-by minutes, and counts this process too.
+This is the processor time of the whole system, from /proc/stat, minus that of this process. The load average is no
+substitute: it lags by minutes and includes this process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ QUIET = 0.05  # of all cores
 
 
 class Usage(NamedTuple):
-    """Seconds until now: on the clock, of processors in use by anyone, and of processors in use by this process."""
+    """Seconds up to now: on the clock, and of processor time used by all processes and by this one."""
 
     wall: float
     everyone: float
@@ -24,7 +24,7 @@ class Usage(NamedTuple):
 
 
 def usage() -> Usage | None:
-    """None where /proc/stat is missing: not on Linux."""
+    """None without /proc/stat, that is, not on Linux."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -32,13 +32,14 @@ def usage() -> Usage | None:
 
 
 def busy_seconds(stat: str, ticks: int) -> float:
-    """Of all processors since the start, by the text of /proc/stat. Steal, what other virtual machines took, counts."""
+    """Busy time of all processors since the start, from the text of /proc/stat, including time stolen by other virtual
+    machines."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
     return (user + nice + system + irq + softirq + steal) / ticks
 
 
 def cores_of_others(before: Usage | None, after: Usage | None) -> float | None:
-    """How many cores other processes used between two moments; None where nobody knows."""
+    """How many cores other processes used between two moments; None if unknown."""
     if before is None or after is None:
         return None
     used = (after.everyone - before.everyone) - (after.own - before.own)
@@ -46,7 +47,7 @@ def cores_of_others(before: Usage | None, after: Usage | None) -> float | None:
 
 
 def disturbance(cores: Mapping[str, float | None], machine: int) -> str:
-    """One line that names the worst of the moments, each with how many cores others used; "" if all were quiet."""
+    """One line with the worst of the samples, which say how many cores others used; "" if all were quiet."""
     busy = {name: used for name, used in cores.items() if used is not None and used > QUIET * machine}
     if not busy:
         return ""

@@ -1,4 +1,4 @@
-"""What the tables of CPUs and GPUs share."""
+"""Markdown tables, shared by the benchmarks of CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def header(*cells: str) -> list[str]:
 
 
 def judged(text: str, figure: float | None, sign: str, goal: float | None) -> str:
-    """The figure with its goal and whether it was met; "" where nothing was measured."""
+    """The figure with its goal and whether it was met; "" if nothing was measured."""
     if figure is None:
         return ""
     if goal is None:
@@ -28,6 +28,6 @@ def judged(text: str, figure: float | None, sign: str, goal: float | None) -> st
 
 
 def put_into_readme(block: str, text: str, readme: Path = README) -> None:
-    """Replaces what stands between <!-- block --> and <!-- /block -->."""
+    """Replaces the text between <!-- block --> and <!-- /block -->."""
     pattern = re.compile(rf"(?<=<!-- {block} -->\n).*(?=<!-- /{block} -->)", re.DOTALL)
     readme.write_text(pattern.sub(lambda _: f"{text}\n\n", readme.read_text()))
