@@ -1,4 +1,4 @@
-"""What every kernel for GPUs is held to, in calls small enough for Triton's interpreter."""
+"""The cases on which all GPU kernels are tested, small enough for Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastenh import ops
 
 
 def lut(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
-    """lut_transform of an image, LUTs and the named tensors; "vertices" come as steps from one to the next."""
+    """lut_transform of an image, LUTs and the named tensors; "vertices" are given as steps between them."""
 
     def function(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
         given = dict(zip(names, others, strict=True))
@@ -33,7 +33,7 @@ def local_context(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
 
 
 def of_layers(params: Sequence[Tensor]) -> list[Tensor]:
-    """From values in [0, 1], parameters that let no layer blow values up or put them out."""
+    """Parameters, made from values in [0, 1], with which values neither explode nor vanish in any layer."""
     return [(p - 0.5) * (12 / p[0].numel()) ** 0.5 for p in params]
 
 
@@ -88,19 +88,19 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a f
 
 
 def ways_of(case: str) -> list[tuple[torch.dtype, str]]:
-    """The dtypes (of the first tensor; the others are float32) and layouts that a case comes in."""
+    """The dtypes (of the first tensor; the others are float32) and layouts of a case."""
     ways = [
         (torch.float32, "contiguous"),
         (torch.bfloat16, "channels_last"),
         (torch.float16, "contiguous"),
         (torch.float32, "every other"),
     ]
-    whole = [(torch.uint8, "contiguous"), (torch.uint16, "channels_last")]
-    return ways if case.startswith(("split", "voxels")) else ways + whole
+    integers = [(torch.uint8, "contiguous"), (torch.uint16, "channels_last")]
+    return ways if case.startswith(("split", "voxels")) else ways + integers
 
 
 def some_ways_of(case: str) -> list[tuple[torch.dtype, str]]:
-    """The first two, and one of the others: each has its turn."""
+    """The first two, and one of the others, in turn."""
     first, others = ways_of(case)[:2], ways_of(case)[2:]
     return [*first, others[list(CASES).index(case) % len(others)]]
 
@@ -116,17 +116,17 @@ every_case, fewer_cases = parametrize(ways_of), parametrize(some_ways_of)
 
 
 def onto(t: Tensor, device: str | torch.device) -> Tensor:
-    """On another device with all the memory around it, at the same place in it: `to` would close gaps."""
+    """Copies a tensor to a device with its whole storage, offset and strides: `to` would make it dense."""
     memory = t.untyped_storage().to(device=torch.device(device))
     return torch.empty(0, dtype=t.dtype, device=device).set_(memory, t.storage_offset(), t.shape, t.stride())
 
 
 def run(case: str, dtype: torch.dtype, layout: str, device: str) -> list[Tensor]:
-    """The op's output and its gradients, where it has some: whole numbers have none."""
+    """The op's output and its gradients, if it has any: integers have none."""
     function, shapes = CASES[case]
     generator = torch.Generator().manual_seed(0)
     tensors = [to_dtype(torch.rand(shapes[0], generator=generator) * 1.2 - 0.1, dtype)]
-    # Sixteenths, so that tables blended of them are what they are in half precision as well.
+    # Multiples of 1/16, so that tables blended from them are exact in half precision too.
     tensors += [torch.randint(17, shape, generator=generator) / 16 for shape in shapes[1:]]
     tensors = [onto(lay_out(t, layout), device) for t in tensors]
     learned = [t.requires_grad_() for t in tensors if t.is_floating_point()]
@@ -135,15 +135,15 @@ def run(case: str, dtype: torch.dtype, layout: str, device: str) -> list[Tensor]
         return [output.cpu() if output.is_floating_point() else output.cpu().int()]
     grad = torch.rand(output.shape, generator=generator).to(dtype).to(device)
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(layout == "every other", warn_only=True)  # kernels sum in another way then
+    torch.use_deterministic_algorithms(layout == "every other", warn_only=True)  # LUTs' gradients: sums of integers
     gradients = torch.autograd.grad(output, learned, grad)
     torch.use_deterministic_algorithms(before, warn_only=True)
     return [t.detach().cpu() for t in (output, *gradients)]
 
 
 def assert_agree(actual: list[Tensor], expected: list[Tensor], half: float = 1e-5) -> None:
-    """What `run` returns of kernels and of the reference. Sums come in another order, and whole numbers may be rounded
-    from just the other side; `half` is what arithmetic in half precision may be off by."""
+    """Compares the results of `run` with kernels and with the reference. Sums may be in another order, and integers may
+    be rounded to the other side; `half` is the tolerance of arithmetic in half precision."""
     tolerances = {
         torch.int32: {"rtol": 0, "atol": 1},
         torch.float32: {"rtol": 1e-5, "atol": 1e-5},

@@ -28,27 +28,27 @@ SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-r
 
 # ---- built for the CPU ----
 
-Changes = tuple[tuple[str, str], ...]  # of a source, from one text to another
+Changes = tuple[tuple[str, str], ...]  # replacements in a source: old text, new text
 
 
 class Suite(NamedTuple):
-    """Tests of an op, to be run by its CUDA kernels on the CPU."""
+    """Tests of an op, run with its CUDA kernels on the CPU."""
 
     stem: str
     changes: Changes = ()
     tests: str = ""  # pytest -k
-    error: str = ""  # that these must find
+    error: str = ""  # that these must detect
 
 
 LEFT_OUT = [
     "test_more_than_two_to_the_31_elements",  # too large
     "test_large_results_may_begin_anywhere",
     "test_gradient_of_a_flat_picture",
-    "test_gradient_of_the_luts_does_not_depend_on_luck",
+    "test_gradient_of_the_luts_is_reproducible",
     "test_gradient_does_not_depend_on_the_number_of_threads",  # of CPUs
     "test_touches_nothing_behind_its_tensors",  # AddressSanitizer sees it anyway
     "test_reference_is_differentiated_right",  # runs no kernel
-    "test_operators_keep_torchs_rules",  # of PyTorch's side, as the next three
+    "test_operators_keep_torchs_rules",  # tests the PyTorch side, as the next three
     "test_compiles_and_exports_as_one_operator",
     "test_no_second_derivative_in_silence",
     "test_vmap_is_a_loop",
@@ -102,7 +102,7 @@ def build_for_cpu(source: Path, block: Path, target: Path, *arguments: object) -
 
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What runs the threads of a block."""
+    """The part of the stand-in that runs the threads of a block."""
     built = tmp_path_factory.mktemp("block") / "block.o"
     gcc("-O2", "-c", STAND_IN / "block.cpp", "-o", built)
     return built

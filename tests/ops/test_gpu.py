@@ -1,5 +1,5 @@
-"""What only a GPU can show, of CUDA and of Triton: the laws of every op on tensors that lie there, CUDA graphs,
-streams, several GPUs, the memory that calls take, sizes beyond 2^31 elements. Without a GPU all of it is skipped."""
+"""Tests of CUDA and Triton that need a GPU: the laws of every op, CUDA graphs, streams, several GPUs, memory use, and
+sizes beyond 2^31 elements. Without a GPU all are skipped."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ CODES = ("cuda", "triton")
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-    pytest.mark.filterwarnings("ignore:.*deterministic"),  # of what torch itself does in the tests
+    pytest.mark.filterwarnings("ignore:.*deterministic"),  # about torch's own operators in the tests
 ]
 
 
 @pytest.fixture(params=CODES)
 def code(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The code that runs on CUDA tensors."""
+    """The backend of CUDA tensors."""
     if problem := backends.problem(request.param):
         pytest.skip(problem)
     with fastenh.backend(request.param):
@@ -63,7 +63,7 @@ class Call(NamedTuple):
     shapes: Callable[[int, int], list[tuple[int, ...]]]  # of its tensors, for pictures of this height and width
     integers: bool = False
     pointwise: bool = True
-    gradients: bool = True  # whether kernels make them; the reference's are not looked at here
+    gradients: bool = True  # whether kernels compute them; those of the reference are not tested here
 
 
 CALLS = {
@@ -125,8 +125,8 @@ def by_reference(call: str, tensors: Sequence[Tensor], grad: Tensor) -> tuple[Te
 
 
 def assert_all_close(results: Sequence[Tensor], truths: Sequence[Tensor], what: str = "") -> None:
-    """To a thousandth of the largest value, or what the dtype resolves: enough to tell right from wrong data. Of many
-    pixels one may lie so near a grid point of a LUT that rounding decides which side's slope is its gradient."""
+    """To a thousandth of the largest value, or to the dtype's precision: enough to tell right from wrong data. One in
+    many pixels may be so near a grid point of a LUT that rounding decides which side's slope its gradient has."""
     for i, (result, truth) in enumerate(zip(results, truths, strict=True)):
         step = max(1e-3, 4 * laws.ROUNDING.get(result.dtype, 0)) * truth.abs().max()
         wrong = ~((result.double() - truth).abs() <= step)
@@ -156,7 +156,7 @@ OPS = ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transf
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_kernels(op: str, code: str) -> None:
-    """Where one had none, the reference would pass all that follows."""
+    """Without kernels, the reference would pass all other tests."""
     kernels = backends.kernels(op, GPU)
     assert kernels is not None and kernels.gpu
     assert {op, *(() if op in FORWARD_ALONE else (f"{op}_backward",))} <= kernels.keys()
@@ -171,7 +171,7 @@ def test_cuda_comes_before_triton(op: str) -> None:
     assert kernels is not None and "__name__" not in kernels
 
 
-def test_fresh_memory_is_nan_here_as_well() -> None:
+def test_fresh_memory_is_nan_on_the_gpu() -> None:
     assert torch.empty(1000, device=GPU).isnan().all()
 
 
@@ -253,7 +253,7 @@ class TestLocalContextByTriton(OnGpuByTriton, LocalContextLaws):
     test_widths_of_the_paper = None
 
 
-LARGE = (1776, 1792)  # pixels enough for whatever a kernel does on large pictures alone
+LARGE = (1776, 1792)  # enough pixels for the kernels that only run on large images
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -276,7 +276,7 @@ def test_integers(call: str, code: str) -> None:
     with fastenh.backend("reference"):
         expected = CALLS[call].function(*tensors)
     off = (result.int() - expected.int()).abs()
-    assert off.max() <= 1 and off.float().mean() < 0.2  # half precision, and rounding from just the other side
+    assert off.max() <= 1 and off.float().mean() < 0.2  # half precision, and rounding to the other side
 
 
 @each_call
@@ -355,7 +355,7 @@ def test_compiled_with_what_stands_around_it(mode: str, code: str) -> None:
 
 @each_call
 def test_follows_the_stream_of_its_inputs(call: str, code: str) -> None:
-    """Inputs that are still being made, behind a long wait, on a stream that is not the default one."""
+    """Inputs that are still being computed, after a long wait, on a stream that is not the default one."""
     tensors = tensors_for(call, 1, (120, 240))
     grad = torch.ones_like(CALLS[call].function(*tensors))
     expected = result_and_gradients(call, tensors, grad)
@@ -440,8 +440,8 @@ def test_lut_gradients_without_an_order(call: str, kind: str, code: str) -> None
 
 
 def taken(work: Callable[[], Any]) -> int:
-    """Bytes by which a call lifts the GPU's memory at its peak, above what is there before it."""
-    work()  # compiled, and with what is made once
+    """Bytes of the GPU's peak memory that a call adds."""
+    work()  # compiles, and creates what is created only once
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_allocated(GPU)
@@ -452,8 +452,8 @@ def taken(work: Callable[[], Any]) -> int:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @each_call
-def test_takes_no_memory_but_for_results_and_tables(call: str, layout: str, code: str) -> None:
-    """A copy of a picture of 48 MiB would show: repacked LUTs, and sums by vertex, take at most 16 and 32."""
+def test_needs_no_memory_except_for_results_and_tables(call: str, layout: str, code: str) -> None:
+    """A copy of an image of 48 MiB would be detected: packed LUTs need at most 16 MiB, and sums per vertex 32."""
     shapes, small = CALLS[call].shapes(2160, 3840), 16 << 20
     random = [torch.rand(shape, dtype=torch.float16, device=GPU).sort(-1).values for shape in shapes]
     tensors = [laws.lay_out(t, layout) for t in random]

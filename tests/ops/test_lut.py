@@ -25,7 +25,7 @@ def grid(batch: int, size: int) -> Box:
         places = F.pad(steps.cumsum(-1), (1, 0))
         return places / places[..., -1:]
 
-    return Box((batch, 3, size), make=make, may_hold_nan=False)  # which pixels it would spoil is left open
+    return Box((batch, 3, size), make=make, may_hold_nan=False)  # which pixels become NaN is unspecified
 
 
 @st.composite
@@ -43,7 +43,7 @@ def calls(draw: st.DrawFn) -> Call:
             Box((batch, 3, height, width), -0.2, 1.2),
             Box(
                 ((batch,) if own else ()) + (count, 3, size, size, size), -0.5, 1.5, may_hold_nan=False
-            ),  # on a vertex, 0 · NaN of its neighbour may count or not
+            ),  # at a vertex, 0 · NaN of its neighbour may count or not
             Box((images(), count), -1.0, 1.0) if weighted or (count > 1 and not by_pixel) else None,
             Box((images(), count, height, width), -1.0, 1.0) if by_pixel else None,
             grid(images(), size) if draw(st.booleans()) else None,
@@ -149,7 +149,7 @@ def test_infinite_and_huge_entries_count_as_in_the_reference(entry: float, mode:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("size", [9, 33])
 def test_one_lut_for_a_whole_picture(size: int, layout: str, dtype: torch.dtype, mode: str, variant: str) -> None:
-    """The usual call, of which kernels make the most."""
+    """The most common call, which has the most specialised kernels."""
     image = lay_out(to_dtype(torch.rand(2, 3, 39, 320) * 1.2 - 0.1, dtype), layout)
     table = torch.rand(1, 3, size, size, size) * 1.2 - 0.1
     truth = reference(to_values(image), table, None, None, None, mode)
@@ -160,7 +160,7 @@ def test_one_lut_for_a_whole_picture(size: int, layout: str, dtype: torch.dtype,
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8, torch.uint16])
 def test_weights_of_pictures_and_pixels(dtype: torch.dtype, mode: str) -> None:
-    """Where GPUs take several pixels at once: rows of a multiple of 16 bytes, and weights of the image's dtype."""
+    """Where GPUs take several pixels at a time: rows of a multiple of 16 bytes, and weights of the image's dtype."""
     image, luts, weights = to_dtype(torch.rand(2, 3, 5, 48), dtype), torch.rand(7, 3, 5, 5, 5), torch.randn(2, 7)
     pixel_weights = torch.rand(2, 7, 5, 48).to(dtype if dtype.is_floating_point else torch.float32)
     truth = reference(to_values(image), luts, weights, pixel_weights.float(), None, mode)
@@ -233,7 +233,7 @@ def test_trilinear_is_grid_sample(variant: str) -> None:
 
 
 def tetrahedral(colour: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """One colour, case by case, in float64: which of the six tetrahedra of its cell it is in, and their formulas."""
+    """One colour in float64, by the formulas of the six tetrahedra of a cell."""
     size = table.shape[-1]
     position = np.clip(colour, 0, 1) * (size - 1)
     cell = np.minimum(position.astype(int), size - 2)
@@ -297,7 +297,7 @@ def test_gradient_of_a_flat_picture() -> None:
 
 
 @pytest.mark.usefixtures("path")
-def test_gradient_of_the_luts_does_not_depend_on_luck() -> None:
+def test_gradient_of_the_luts_is_reproducible() -> None:
     image, luts = torch.rand(1, 3, 300, 500), torch.rand(5, 3, 9, 9, 9, requires_grad=True)
     pixel_weights, grad = torch.rand(1, 5, 300, 500), torch.randn(1, 3, 300, 500)
     first, second = (

@@ -54,13 +54,13 @@ class TestInterpreted:
 
 
 class Card:
-    """As much of a GPU's driver as the compiler asks for."""
+    """The part of a GPU's driver that the compiler uses."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
 
     def get_current_device(self) -> int:
-        return self.capability  # what is compiled for a device is remembered by its number
+        return self.capability  # kernels are cached by the device's number
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -70,7 +70,7 @@ class Card:
 
 
 SLOW = ("local context, k = 7",)  # Triton compiles it for minutes
-ALIKE = (  # whose kernels are those of another case
+ALIKE = (  # cases that use the same kernels as another one
     "split, nothing passes", "split, all passes", "voxels, k = 1", "lut, one cell", "lut, vertices, tetrahedral",
     "curve, of one value", "curve, of one pixel",
 )  # fmt: skip
@@ -97,7 +97,7 @@ COMPILED = [
 def test_compiles_ahead_of_time(
     case: str, dtype: torch.dtype, layout: str, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """To machine code that spills no registers where it costs: `benchmarks/cuda_report.py` has the rule."""
+    """To machine code without spills that cost time: `benchmarks/cuda_report.py` has the rule."""
     binaries = []
     launch = JITFunction.run
 
