@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_dtype, check_int, check_is_tensor, check_tensor, to_float
+from fastenh.ops.op import Op, check_dtype, check_float, check_int, check_is_tensor, to_float
 
 SHARE = 8192  # pixels over which one block of a GPU sums a gradient
 
@@ -61,13 +61,12 @@ def _shape(args: Arguments) -> Sequence[int]:
     check_int(op, "split", split, 0, features.shape[1])
     target = (features.shape[0], features.shape[1] - split, *features.shape[2:])
     for name, t in (("scale", scale), ("shift", shift)):
-        expected = target
-        if isinstance(t, Tensor) and t.shape != target and t.dim() <= 4:
+        check_is_tensor(op, name, t)
+        if t.shape != target:
             sizes = (1,) * (4 - t.dim()) + tuple(t.shape)
-            if any(size not in (1, wanted) for size, wanted in zip(sizes, target, strict=True)):
+            if len(sizes) > 4 or any(size not in (1, wanted) for size, wanted in zip(sizes, target, strict=True)):
                 raise ValueError(f"{op}: {name}: expected shape {target} or broadcastable to it; got {tuple(t.shape)}")
-            expected = tuple(t.shape)
-        check_tensor(op, name, t, expected, features)
+        check_float(op, name, t, features)
     return features.shape
 
 

@@ -218,7 +218,8 @@ def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
 
 def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Tensor, args: Arguments) -> None:
     image, luts, weights, pixel_weights, vertices, interpolation = args
-    args = Arguments(image, luts, _contiguous(weights), pixel_weights, _contiguous(vertices), interpolation)
+    if weights is not None or vertices is not None:
+        args = Arguments(image, luts, _contiguous(weights), pixel_weights, _contiguous(vertices), interpolation)
     # With packed LUTs a backward pass has four times as much to clear, sum and pack as a forward pass.
     if not kernels.gpu and _is_small(image.shape[2] * image.shape[3] // 4, luts):
         _backward_small(kernels, gradients, grad, args)

@@ -113,7 +113,7 @@ class Op:
             self._check_and_fill(args, out)
             return out
         if direct and out is None and not self._needs_reference(args):
-            return self.function.apply(self._flat(self._forward), *args)
+            return self.function.apply(lambda *_: self._forward(args), *args)
         options = args[self.tensors :]
         if not all(t is None or isinstance(t, Tensor) for t in tensors) or not all(
             isinstance(option, kind) for option, kind in zip(options, self.option_types, strict=True)
