@@ -178,8 +178,8 @@ if __name__ == "__main__":
         shutil.rmtree(stale)
 
     setup(
-        packages=["fastenh", "fastenh.kernels"]
-        + [f"fastenh.{p.parent.name}" for p in sorted((ROOT / "fastenh").glob("*/__init__.py"))],
+        packages=["fastenh.kernels"]
+        + [".".join(p.parent.relative_to(ROOT).parts) for p in sorted((ROOT / "fastenh").rglob("__init__.py"))],
         package_dir={"fastenh": "fastenh", "fastenh.kernels": "kernels"},
         package_data={"fastenh": ["py.typed", "*.pyi", "weights/*"]},
         # optional: nothing to copy where there is no compiler. Errors of a compiler that is there still stop the build.

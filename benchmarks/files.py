@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from fastenh.enhance import Enhancer
-from fastenh.files import Options, retouch_photo
 from fastenh.io import Header, Photo, read_photo, write_photo
 from fastenh.io.metadata import Metadata
+from fastenh.pipelines.photo import FileOptions, enhance_photo
 
 HEIGHT, WIDTH, ROUNDS = 4000, 6000, 3
 ADOBE = imagecodecs.cms_profile("adobergb")
@@ -54,7 +54,7 @@ def main() -> None:
                 numbers = torch.from_numpy(photo.pixels).permute(2, 0, 1)
                 enhancer.enhance(numbers)  # the model alone
                 marks.append(time.perf_counter())
-                result = retouch_photo(enhancer, photo, Options())
+                result, _ = enhance_photo(enhancer.engine, photo, FileOptions())
                 marks.append(time.perf_counter())
                 write_photo(result, path, overwrite=True)
                 marks.append(time.perf_counter())

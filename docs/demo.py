@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from fastenh.train.auto import degrade
+from fastenh.data.degrade import degrade
 
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)

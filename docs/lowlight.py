@@ -14,7 +14,7 @@ from skimage import data
 from torch import Tensor
 
 import fastenh
-from fastenh.train.lowlight import darken
+from fastenh.data.degrade import darken
 
 
 def photograph() -> Tensor:

@@ -1,7 +1,7 @@
-"""What docs/luts.md works on, and its picture: a photograph, the same too dark and too blue, and a LUT of our own.
+"""The input files of docs/luts.md and its picture: a photograph, the same too dark and too blue, and a LUT of our own.
 
-python docs/luts.py examples luts           # photo.jpg, dark.jpg, warm.cube to try things with
-python docs/luts.py picture luts docs       # luts.jpg, of what the commands of the page made of them
+python docs/luts.py examples luts           # photo.jpg, dark.jpg and warm.cube to experiment with
+python docs/luts.py picture luts docs       # luts.jpg, from the results of the commands on the page
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastenh.io import write_lut
 from fastenh.io.colour import decode, encode
-from fastenh.io.luts import sample
+from fastenh.models.lut_file import sample
 
 
 def warm(colours: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def examples(folder: Path) -> None:
 
 
 def picture(folder: Path, into: Path) -> None:
-    """The photograph, by warm.cube, too dark, by the LUT that `auto` became for it."""
+    """The photograph; with warm.cube; too dark; with the LUT baked from `auto`."""
     names = ("photo.jpg", "warm.jpg", "dark.jpg", "lit.jpg")
     row = [np.asarray(Image.open(folder / name).resize((256, 256), reducing_gap=3)) for name in names]
     into.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from skimage import data
 from torch import Tensor
 
 import fastenh
-from fastenh.train.auto import degrade
+from fastenh.data.degrade import degrade
 
 SHOOTS = {
     "astronaut": [  # NASA, public domain

@@ -6,12 +6,11 @@ op families (registered as `torch.ops.fastenh.*` too), and `fastenh.backend` cho
 
 import warnings
 
-__version__ = "0.2.0"
-
 from fastenh import backends, ops
 from fastenh.backends import backend
 from fastenh.enhance import Enhancer
 from fastenh.models import load
+from fastenh.version import __version__
 
 if backends.core is None:  # said here, since whatever imports fastenh, directly or through a module of its own, is next
     warnings.warn(

@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all, after a crash or a power cut too."""
+"""Writing files atomically: after a crash or a power cut a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PART = re.compile(r"\.fastenh-(?:(\d{1,9})-)?[0-9a-f]{12}(?:\.\w+)?")  # a temporary file, with its process's number
+TEMPORARY = re.compile(
+    r"\.fastenh-(?:(\d{1,9})-)?[0-9a-f]{12}(?:\.\w+)?"
+)  # a temporary file, with its process's number
 ABANDONED = 24 * 60 * 60  # seconds after which a temporary file that nobody writes to is removed
 
 
@@ -69,7 +71,7 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     if not stat.S_ISREG(mode):
         raise FileExistsError(f"{path}: expected a file or nothing there, got a folder, pipe or device")
     if not overwrite:
-        raise FileExistsError(f"{path}: already there, and overwrite was not asked for")
+        raise FileExistsError(f"{path}: exists, and overwriting was not requested")
 
 
 def make_folder(folder: Path) -> None:
@@ -109,7 +111,7 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove the temporary files of killed runs: unchanged for a day, and of no other process that runs here."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            match, path = PART.fullmatch(name), folder / name
+            match, path = TEMPORARY.fullmatch(name), folder / name
             if match and not _runs(match[1]):
                 with contextlib.suppress(OSError):  # another run removed it first
                     about = path.lstat()

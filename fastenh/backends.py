@@ -17,7 +17,7 @@ from types import ModuleType
 
 import torch
 
-from fastenh import __version__
+from fastenh.version import __version__
 
 CPU = ("baseline", "avx2", "avx512")
 NAMES = ("auto", "reference", *CPU, "cuda", "triton")

@@ -1,37 +1,38 @@
-"""`Enhancer`: a model, a device, and any kind of image in and the same kind out."""
+"""`Enhancer`: a model on a device, which takes any kind of image and returns the same kind."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastenh import models
-from fastenh.files import Done, Options, plan, retouch_files, retouch_photo
-from fastenh.finish import finish
-from fastenh.io import Photo, read_photo
-from fastenh.models.lut3d import identity_lut
-from fastenh.ops.op import FLOATS, FULL_SCALE, from_float, to_float
-from fastenh.stream import Frame, stream, usable_as_tensor
+from fastenh.engine import Engine, Options, as_batch, enlarge
+from fastenh.io.photos import Photo, read_photo
+from fastenh.models.checkpoint import load
+from fastenh.ops.op import from_float
+from fastenh.pipelines.batch import Outcome, enhance_files, plan
+from fastenh.pipelines.photo import FileOptions, enhance_photo
+from fastenh.pipelines.video import Frame, stream
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Pixels = TypeVar("Pixels", Image.Image, np.ndarray, Tensor)
 
 
 class Enhancer:
-    """Retouch photos: `Enhancer("auto").enhance(image, strength=1.0)`, or without the `.enhance`; videos: `stream`.
+    """Retouch photos: `Enhancer("auto").enhance(image, strength=1.0)`, or without `.enhance`; videos: `stream`.
 
-    out = (1 − strength) · image + strength · model(image), clamped to [0, 1]; strength 0 gives the image back exactly.
+    out = (1 − strength) · image + strength · model(image), clamped to [0, 1]; strength 0 returns the image exactly.
 
-    `denoise` smooths that where it is lighter than the image, more where more, and keeps edges; `protect_highlights`
-    lets no value become white that was not. `fastenh.finish` says how. Both are for any model.
+    `denoise` reduces noise where the model brightens the image, in proportion to the gain, and keeps edges;
+    `protect_highlights` keeps highlights from clipping to white. `fastenh.finish` has the formulas. Both work with any
+    model. Other keyword arguments are conditions of the model, such as a style; see `fastenh.models.System`.
 
-    | image | gives |
+    | image | result |
     | --- | --- |
     | path of a photo, or `fastenh.io.Photo` | `Photo`, upright, in the photo's own depth and colours: `.save(path)` |
     | PIL image, "RGB" or "RGBA" | PIL image of the same mode and `info`; alpha untouched |
@@ -39,16 +40,20 @@ class Enhancer:
     | NumPy array (H, W, 3) | array of the same shape and dtype |
     | tensor (3, H, W) or (B, 3, H, W) | tensor of the same shape, dtype and device (an inference tensor) |
 
-    Colours are RGB in the image's own encoding, which the models take for sRGB. uint8 and uint16 are full scale and
-    rounded to nearest; floats (16, 32, 64 bit; bfloat16 in tensors) are in [0, 1]. The image given is never changed.
+    A model that enlarges returns `scale` times the height and width. Alpha is then enlarged bilinearly, and so is the
+    image that `strength` blends with.
 
-    `model` is the name of a model that comes with fastenh, the path of one saved by it, or a module of your own,
-    (B, 3, H, W) RGB in [0, 1] → the same shape, which is then moved to `device` and set to eval mode. `device` is
-    anything torch takes, or "auto": a CUDA GPU where there is one, else the CPU.
+    Colours are RGB in the image's own encoding, which models read as sRGB. uint8 and uint16 are full scale, and results
+    are rounded to nearest; floats (16, 32, 64 bit; bfloat16 in tensors) are in [0, 1]. The input is never changed.
 
-    `precision` is "float32" or, on a GPU, "float16" or "bfloat16": in it networks work, and images of wider floats are
-    computed. LUTs stay float32, and results have the image's dtype. It is float32 unless asked for, so that photos come
-    out alike on every device, within rounding. A CPU has float32 alone: halves gain little there, and often cost time.
+    `model` is the name of a model that comes with fastenh, the path of a saved one, or a module of your own: a
+    `fastenh.models.System`, or any module (B, 3, H, W) RGB in [0, 1] → the same shape. It is moved to `device` and set
+    to eval mode. `device` is any device of torch, or "auto": a CUDA GPU if there is one, else the CPU.
+
+    `precision` is "float32" or, on a GPU, "float16" or "bfloat16". Networks, and images of wider floats, are then
+    computed in it. LUTs stay float32, and results have the image's dtype. The default is float32, so that a photo has
+    the same result on every device, within rounding. A CPU takes only float32: halves gain little there, and often cost
+    time.
 
     Raises TypeError for another kind or dtype of image, ValueError for another shape, mode, range, model, device or
     precision, and what `fastenh.io.read_photo` raises for a path.
@@ -60,64 +65,34 @@ class Enhancer:
         device: str | torch.device = "auto",
         precision: str = "float32",
     ) -> None:
-        self.device = _device(device)
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision: expected {', '.join(PRECISIONS)}, got {precision!r}")
-        if self.device.type == "cpu" and precision != "float32":
-            raise ValueError(f"precision: expected float32 on a CPU, got {precision}")
-        self.dtype = PRECISIONS[precision]
-        module = model if isinstance(model, nn.Module) else models.load(os.fspath(model))
-        self.model = module.to(self.device).eval()
-        # The same, if it has the two methods that `fastenh.models` tells of.
-        self.parts: Any = module if hasattr(module, "look") and hasattr(module, "render") else None
+        self.model = model if isinstance(model, nn.Module) else load(os.fspath(model))
+        self.engine = Engine(self.model, device, precision)
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
 
     @overload
-    def enhance(
-        self,
-        image: str | os.PathLike[str] | Photo,
-        strength: float = 1.0,
-        *,
-        denoise: bool = False,
-        protect_highlights: bool = False,
-    ) -> Photo: ...
+    def enhance(self, image: str | os.PathLike[str] | Photo, strength: float = 1.0, **options: Any) -> Photo: ...
     @overload
-    def enhance(
-        self, image: Image.Image, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
-    ) -> Image.Image: ...
-    @overload
-    def enhance(
-        self, image: np.ndarray, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
-    ) -> np.ndarray: ...
-    @overload
-    def enhance(
-        self, image: Tensor, strength: float = 1.0, *, denoise: bool = False, protect_highlights: bool = False
-    ) -> Tensor: ...
-
+    def enhance(self, image: Pixels, strength: float = 1.0, **options: Any) -> Pixels: ...
     @torch.inference_mode()
-    def enhance(self, image, strength=1.0, *, denoise=False, protect_highlights=False):
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
-
-        def retouch(batch: Tensor) -> Tensor:
-            if strength == 0:
-                return batch.clone()
-            before = batch.to(self.device)
-            after = self._retouch(before, strength)
-            if denoise or protect_highlights:
-                after = finish(before, after, noise=denoise, highlights=protect_highlights)
-            return after.to(batch.device)
-
+    def enhance(self, image, strength=1.0, *, denoise=False, protect_highlights=False, **conditions):
+        conditions = self.engine.system.check_conditions(conditions)
+        options = FileOptions(strength, denoise, protect_highlights, conditions)
         if isinstance(image, (str, os.PathLike)):
             image = read_photo(image)
         if isinstance(image, Photo):
-            finishing = {"denoise": denoise, "protect_highlights": protect_highlights}
-            return retouch_photo(self, image, Options(strength, **finishing))
+            return enhance_photo(self.engine, image, options)[0]
         if isinstance(image, Image.Image):
-            return self._pil(image, retouch)
+            return self._pil(image, options)
         if isinstance(image, np.ndarray):
-            return self._array(image, retouch)
+            return np.ascontiguousarray(
+                self._batch(as_batch(image, self.engine.system.bounded), options)[0].permute(1, 2, 0).numpy()
+            )
         if isinstance(image, Tensor):
-            return self._tensor(image, retouch)
+            result = self._batch(as_batch(image, self.engine.system.bounded), options)
+            return result if image.ndim == 4 else result[0]
         raise TypeError(f"image: expected a path, Photo, PIL image, NumPy array or tensor, got {type(image).__name__}")
 
     __call__ = enhance
@@ -136,113 +111,67 @@ class Enhancer:
         recursive: bool = False,
         workers: int = 1,
         overwrite: bool = False,
-    ) -> list[Done]:
-        """Retouches files into files, as `fastenh enhance`; what became of each, with its error if it has one.
+        **conditions: Any,
+    ) -> list[Outcome]:
+        """Retouch files into files, like `fastenh enhance`; returns the outcome of each, with its error if it failed.
 
-        inputs: photos, or one folder, with those below it if `recursive`.
-        output, suffix: where results go and what their names get, as `fastenh.files.plan` says.
-        dither: rounds up or down by chance, so that gradients show no bands.
+        inputs: photos, or one folder, including its subfolders if `recursive`.
+        output, suffix: where results go and what is appended to their names; see `fastenh.pipelines.batch.plan`.
+        dither: dither when rounding, so that gradients show no bands.
         quality: 1 to 100, of JPEG, WebP and HEIC; without it a JPEG keeps its own.
-        workers: photos at a time.
-        overwrite: else photos whose results are there are passed over.
+        workers: photos processed at the same time.
+        overwrite: replace results that exist; by default those photos are skipped.
 
-        Raises ValueError before anything is done where a result has no place to go or an argument is out of range, and
-        FileExistsError where `output` is a file that is there.
+        Raises ValueError, before any work starts, if the place of a result is unclear or an argument is out of range,
+        and FileExistsError if `output` is a file that exists.
         """
-        options = Options(strength, denoise, protect_highlights, dither, quality)
+        conditions = self.engine.system.check_conditions(conditions)
+        options = FileOptions(strength, denoise, protect_highlights, conditions, dither, quality)
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
         paths = [Path(inputs)] if isinstance(inputs, (str, os.PathLike)) else [Path(path) for path in inputs]
         jobs = plan(paths, None if output is None else os.fspath(output), suffix, recursive, overwrite=overwrite)
-        return list(retouch_files(self, jobs, options, workers=workers, overwrite=overwrite))
+        return list(enhance_files(self.engine, jobs, options, workers=workers, overwrite=overwrite))
 
     def stream(
-        self, frames: Iterable[Frame], *, renew: int = 8, smoothing: float = 12, strength: float = 1.0
+        self,
+        frames: Iterable[Frame],
+        *,
+        renew: int = 8,
+        smoothing: float = 12,
+        strength: float = 1.0,
+        denoise: bool = False,
+        protect_highlights: bool = False,
+        **conditions: Any,
     ) -> Iterator[Frame]:
-        """Retouches the frames of a video, one by one, in buffers that are used again: `fastenh.stream` says how.
+        """Retouch the frames of a video, one by one, in reused buffers (`fastenh.pipelines.buffers`).
 
-        frames: arrays (H, W, 3) or tensors (3, H, W), on the CPU or on this device, all of one kind, shape and dtype.
-        renew, smoothing: the look is decided anew every `renew` frames, and followed with a time constant of
-            `smoothing` frames; a cut is followed at once. 1 and 0 decide it for each frame on its own.
+        frames: arrays (H, W, 3) or tensors (3, H, W), on the CPU or on this device, all of one type, shape and dtype.
+        renew, smoothing: the model predicts parameters of a scene every `renew` frames, and frames follow them with a
+            time constant of `smoothing` frames; a cut is followed at once (`fastenh.pipelines.scene`). With 1 and 0
+            each frame is retouched independently.
 
-        A frame that it gives is overwritten when the next but one is asked for: copy what you keep.
+        A frame that it yields is overwritten when the next but one is requested: copy what you keep.
         """
-        return stream(self, frames, renew=renew, smoothing=smoothing, strength=strength)
+        conditions = self.engine.system.check_conditions(conditions)
+        options = Options(strength, denoise, protect_highlights, conditions)
+        return stream(self.engine, frames, options, renew=renew, smoothing=smoothing)
 
-    def _pil(self, image: Image.Image, retouch: Callable[[Tensor], Tensor]) -> Image.Image:
+    def _pil(self, image: Image.Image, options: Options) -> Image.Image:
         colour = {"L": "RGB", "LA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}.get(image.mode)
         if colour is None:
             raise ValueError(f"image: expected a PIL image of mode L, LA, RGB or RGBA, got {image.mode}; convert() it")
-        pixels = np.array(image if image.mode == colour else image.convert(colour))
-        pixels[..., :3] = self._array(pixels[..., :3], retouch)
-        result = Image.fromarray(pixels).convert(image.mode)
+        pixels = torch.from_numpy(np.array(image if image.mode == colour else image.convert(colour))).permute(2, 0, 1)
+        parts = [self._batch(as_batch(pixels[:3]), options)[0]]
+        if colour == "RGBA":
+            alpha, scale = pixels[3:], self.engine.scale
+            parts.append(alpha if scale == 1 else from_float(enlarge(alpha[None], scale), alpha.dtype)[0])
+        pixels = torch.cat(parts).permute(1, 2, 0).contiguous()
+        result = Image.fromarray(pixels.numpy()).convert(image.mode)
         result.info = dict(image.info)
         return result
 
-    def _array(self, image: np.ndarray, retouch: Callable[[Tensor], Tensor]) -> np.ndarray:
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image: expected an array of shape (height, width, 3), got {image.shape}")
-        if image.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
-            raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got an array of {image.dtype}")
-        usable = image if usable_as_tensor(image) else image.copy()
-        result = self._tensor(torch.from_numpy(usable).permute(2, 0, 1), retouch)
-        return np.ascontiguousarray(result.permute(1, 2, 0).numpy())
-
-    def _tensor(self, image: Tensor, retouch: Callable[[Tensor], Tensor]) -> Tensor:
-        batch = image if image.ndim == 4 else image[None]
-        if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
-            raise ValueError(f"image: expected shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
-        if image.dtype not in FULL_SCALE and image.dtype not in FLOATS:
-            raise TypeError(f"image: expected uint8, uint16, or float in [0, 1], got a tensor of {image.dtype}")
-        if image.dtype in FLOATS and image.max() > 2:  # overshoot clamps; this is another scale
-            raise ValueError(f"image: expected float values in [0, 1], got up to {image.max():g}; is it 0 to 255?")
-        return retouch(batch).reshape(image.shape)
-
-    def _look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """What the model decides of an image as a whole: () where that is nothing, or where it does not say."""
-        if not self.parts:
-            return ()
-        with self._autocast():
-            return tuple(t.float() for t in self.parts.look(image))
-
-    def _retouch(
-        self, image: Tensor, strength: float, look: tuple[Tensor, ...] | None = None, out: Tensor | None = None
-    ) -> Tensor:
-        """`look`: another than the image's own; `out`: where to write."""
-        look = self._look(image) if look is None else look
-        if strength < 1 and hasattr(self.model, "fused_lut"):  # blending tables blends their results
-            (lut,) = look
-            look, strength = (identity_lut(lut.shape[-1], lut.device).lerp(lut, strength),), 1.0
-        floats = image.is_floating_point()
-        wide = floats and image.dtype.itemsize > self.dtype.itemsize
-        seen = image.to(self.dtype) if wide else image
-        with self._autocast():
-            if strength == 1 and self.parts:  # which take integers as they are, without frames of floats
-                result = self.parts.render(seen, look, out=None if wide else out)
-                result = result.clamp_(0, 1) if floats else result
-            else:
-                real = to_float(seen)
-                # A model may work in place.
-                retouched = self.parts.render(real, look) if self.parts else self.model(real.clone())
-                if retouched.shape != real.shape:
-                    expected, got = tuple(real.shape), tuple(retouched.shape)
-                    raise ValueError(f"model: expected a result of shape {expected}, got {got}")
-                result = from_float(real.lerp(retouched.to(real.dtype), strength).clamp_(0, 1), seen.dtype)
-        result = result.to(image.dtype)
-        return result if out is None or result is out else out.copy_(result)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError …, as the backend pleases
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        here = ["cpu", *(f"{accelerator}:{index}" for index in range(torch.accelerator.device_count()))]
-        raise ValueError(f"device: expected auto or what torch sees here ({', '.join(here)}), got {name}") from error
-    return device
+    def _batch(self, image: Tensor, options: Options) -> Tensor:
+        if options.strength == 0 and self.engine.scale == 1:
+            return image.clone()
+        return self.engine.enhance(image, options)[0]

@@ -1,8 +1,7 @@
-"""Measure a model on photos that an expert retouched: find them, retouch, compare, sum up.
+"""Measure a model on photos that an expert retouched: find the photos, retouch them, compare, summarise.
 
-Every measure of a photo stands in `_measures` and has a heading in `HEADINGS`; a new one needs a line in each. Measures
-of a group come from `group_level_consistency`. What a segmentation network still sees is measured apart from these, by
-`Recognition`.
+`_measures` computes every measure of a photo, and `HEADINGS` has its heading; a new measure needs a line in each.
+`group_level_consistency` measures a group. `Recognition` measures how well a segmentation network does on dark photos.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +18,18 @@ from torch import Tensor, nn
 
 from fastenh import metrics
 from fastenh.atomic import replacing
-from fastenh.data import Scene, darkened, find_photos, group_of, read_labels
-from fastenh.enhance import FULL_SCALE, Enhancer
+from fastenh.data import LabelledPhoto, apply_gamma, find_photos, group_of, read_labels
+from fastenh.engine import enlarge
+from fastenh.enhance import Enhancer
 from fastenh.io import PIXEL_SUFFIXES, read_pixels
 from fastenh.losses.semantic import IGNORE
+from fastenh.ops.op import FULL_SCALE
 
-GAMMAS = (1, 2, 6, 10)  # how dark photos are made before a segmentation network looks at them, as in SCL-LLE's paper
+GAMMAS = (1, 2, 6, 10)  # by which photos are darkened for a segmentation network, as in SCL-LLE's paper
 SIZES = {"360p": 360, "full": None}  # pixels of the short side
 SOURCES = ("source", "input")
 
-# Of the columns of a table, in the order of the paper's; `glc` alone is of groups.
+# Headings of the table's columns, in the order of the paper; only `glc` is a measure of groups.
 HEADINGS = {
     "psnr": "PSNR",
     "delta_e": "ΔE_ab",
@@ -41,7 +42,7 @@ HEADINGS = {
 
 
 class Example(NamedTuple):
-    """A photo of a data set: the files of its source and, where there are such, of its target and of its people."""
+    """A photo of a data set: its source file and, if there are any, its target and its mask of people."""
 
     name: str
     source: Path
@@ -54,28 +55,30 @@ class Example(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What was measured on one photo."""
+    """The measures of one photo."""
 
-    size: str  # of SIZES
-    image: str  # "input", the source as it is, or "output", what the model made of it
+    size: str  # a key of SIZES
+    image: str  # "input", the source, or "output", the model's result
     example: Example
-    measures: dict[str, float]  # by the names in HEADINGS, `mean_a` and `mean_b`
+    measures: dict[str, float]  # by name: those of HEADINGS, `mean_a` and `mean_b`
 
 
 class DataSet(NamedTuple):
     examples: list[Example]
-    title: str  # which part of which folder
-    notes: list[str]  # what the reader should know of it, a line each
+    title: str  # the folder and its subfolder
+    notes: list[str]  # for the reader, a line each
 
 
 def find_examples(folder: Path, split: str | None = None, expert: str | None = None) -> DataSet:
-    """The photos of a folder laid out as PPR10K, `val/{source,target_a,target_b,target_c,masks}`, or `{input,target}`.
+    """The photos of a folder with the layout of PPR10K, `val/{source,target_a,target_b,target_c,masks}`, or of pairs,
+    `{input,target}`.
 
-    Those may lie in the folder itself or in one for each split (default: val, where there is one); sources in `source`
-    or `input`, targets in `target` or that of an expert (default: a). `masks` may be missing. The files of one photo
-    have the same name, whatever their suffix. Photos that lie in the folder itself, with none of these, have no target.
+    These subfolders may be in the folder itself or in a subfolder for each split (default: val if it exists). Sources
+    are in `source` or `input`, targets in `target` or in the folder of an expert (default: a). `masks` may be missing.
+    The files of one photo have the same name, with any suffix. Photos directly in the folder, without these subfolders,
+    have no target.
 
-    Raises ValueError, in one line, where a folder or its photos are missing or a name is there twice.
+    Raises ValueError, in one line, if a folder or its photos are missing or a name occurs twice.
     """
     root = folder / (split or "val")
     if split is None and not root.is_dir():
@@ -99,10 +102,10 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
     if not masks:
         notes.append(f"No masks in {root}: human-centred measures are left out")
     if unused := sorted(targets.keys() - sources.keys()):
-        notes.append(f"Passing over {len(unused)} photos of {target} that have no source ({some(unused)})")
+        notes.append(f"Skipping {len(unused)} photos of {target} that have no source ({some(unused)})")
     examples = []
     for name in sorted(sources, key=_natural):
-        # A file that is missing fails when it is read, alone and by its name.
+        # A missing file fails when it is read: the error names it, and other photos are measured.
         mask = masks.get(name, root / "masks" / f"{name}.png") if masks else None
         examples.append(Example(name, sources[name], targets.get(name, target / sources[name].name), mask))
     return DataSet(examples, f"{root}, {target.name}", notes)
@@ -110,33 +113,40 @@ def find_examples(folder: Path, split: str | None = None, expert: str | None = N
 
 @torch.inference_mode()
 def measure(
-    example: Example, enhancer: Enhancer, sizes: Sequence[str], pristine: metrics.Pristine | None = None
+    example: Example,
+    enhancer: Enhancer,
+    sizes: Sequence[str],
+    pristine: metrics.Pristine | None = None,
+    **conditions: Any,
 ) -> list[Row]:
-    """Measure a photo, before and after, at each of the sizes.
+    """Measure a photo, before and after the model, at each of the sizes.
 
-    At 360p source, target and mask are scaled so that their short side is 360 pixels, by a triangle filter as wide as
-    the reduction (antialiased bilinear), and the model runs at that size; smaller photos stay as they are. Sources keep
-    their depth; outputs, targets and the unretouched input are rounded to 8 bits before they are compared. People are
-    where a mask reaches half its range. NIQE is measured where its pristine parameters are given, and all else where
-    there is a target.
+    At 360p, source, target and mask are reduced to a short side of 360 pixels with a triangle filter as wide as the
+    reduction (antialiased bilinear), and the model runs at that size; smaller photos are not changed. Sources keep
+    their depth. Outputs, targets and the input are rounded to 8 bits before they are compared. A pixel shows a person
+    if the mask is at least half its range there. NIQE is measured if its pristine parameters are given, everything else
+    if there is a target. If the model enlarges by s, targets are s times as large as sources, and the input is enlarged
+    bilinearly before it is measured. `conditions` are those of the model.
 
-    Raises what `read_pixels` raises, and ValueError where sizes differ.
+    Raises what `read_pixels` raises, and ValueError if sizes differ.
     """
     source = _tensor(example.source, enhancer.device)
+    scale = enhancer.engine.scale
     target = human = None
     if example.target is not None:
         target = _tensor(example.target, enhancer.device)
-        _same_size(example.target, target, source)
+        _check_size(example.target, target, source, scale)
     if example.mask is not None:
         human = _tensor(example.mask, enhancer.device)[:, :1]
-        _same_size(example.mask, human, source)
+        _check_size(example.mask, human, source)
 
     rows = []
     for size in sizes:
-        before = _scaled(source, SIZES[size])
-        expert = None if target is None else _rounded(_scaled(target, SIZES[size]))
-        people = None if human is None else _scaled(human, SIZES[size]) >= 0.5
-        for image, retouched in (("input", before), ("output", enhancer(before))):
+        height, width = _reduced_size(source, SIZES[size])
+        before, full = _resized(source, height, width), (scale * height, scale * width)
+        expert = None if target is None else _rounded(_resized(target, *full))
+        people = None if human is None else _resized(enlarge(human, scale), *full) >= 0.5
+        for image, retouched in (("input", enlarge(before, scale)), ("output", enhancer(before, **conditions))):
             measures = _measures(_rounded(retouched), expert, people, pristine)
             rows.append(Row(size, image, example, measures))
     return rows
@@ -159,7 +169,8 @@ def _measures(
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """How many photos each group has, means over them, and `glc` where there are two; rows of one size and image."""
+    """By group: its count of photos, the means over them, and `glc` if there are at least two. For rows of one size and
+    image."""
     rows = list(rows)
     consistency = {}
     if all("mean_a" in row.measures for row in rows):
@@ -175,7 +186,7 @@ def by_group(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
 
 
 def summaries(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, float]]:
-    """The table: for each size and image the means over photos, and `glc`, that over groups, where there is one."""
+    """The table: for each size and image the means over photos, and `glc`, the mean over groups, if any has one."""
     table = {}
     for key, chosen in _by_size_and_image(rows).items():
         consistencies = [means["glc"] for means in by_group(chosen).values() if "glc" in means]
@@ -184,7 +195,7 @@ def summaries(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def groups_of_one(rows: Iterable[Row]) -> list[str]:
-    """The groups that M_GLC leaves out."""
+    """The groups of one photo, which M_GLC omits."""
     photos: dict[str, set[str]] = {}
     for row in rows:
         if "mean_a" in row.measures:
@@ -193,44 +204,47 @@ def groups_of_one(rows: Iterable[Row]) -> list[str]:
 
 
 class Recognition:
-    """What a segmentation network recognises in photos made darker, before and after they are enhanced: mean IoU.
+    """How well a segmentation network recognises darkened photos, before and after they are enhanced: mean IoU.
 
-    A photo becomes photo^γ for each γ of GAMMAS, rounded to 8 bits, then the model's output of that, rounded as well.
-    IoU = true positives / (true + false positives + false negatives) of a class, over all pixels of all photos but
-    those of no class; the mean is over the classes that photos or predictions have.
+    The network gets photo^γ for each γ of GAMMAS, rounded to 8 bits, and then the model's output for it, also rounded.
+    IoU = true positives / (true + false positives + false negatives) of a class, over the pixels of all photos except
+    those without a class. The mean is over the classes that occur in labels or predictions.
 
     Args:
         network: (B, 3, H, W) in [0, 1] → scores (B, S, H, W), on the enhancer's device.
     """
 
-    def __init__(self, enhancer: Enhancer, network: nn.Module) -> None:
-        self.enhancer, self.network = enhancer, network
+    def __init__(self, enhancer: Enhancer, network: nn.Module, **conditions: Any) -> None:
+        if enhancer.engine.scale != 1:
+            raise ValueError(f"expected a model that keeps the photo's size, got one of scale {enhancer.engine.scale}")
+        self.enhancer, self.network, self.conditions = enhancer, network, conditions
         self.counts: dict[tuple[int, str], Tensor] = {}
 
     @torch.inference_mode()
-    def add(self, scene: Scene) -> None:
-        """Raises what `read_pixels` raises, and ValueError for labels of another size, or of classes beyond S."""
+    def add(self, scene: LabelledPhoto) -> None:
+        """Counts the pixels of one photo. Raises what `read_pixels` raises, and ValueError for labels of another size
+        or of a class beyond S."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
         if scene.labels is None:
             raise ValueError(f"{scene.image}: expected a map of its labels, as Cityscapes' gtFine, got none")
         source = _tensor(scene.image, self.enhancer.device)
         labels = read_labels(scene.labels).to(source.device).long()[None]
-        _same_size(scene.labels, labels, source)
+        _check_size(scene.labels, labels, source)
         counts = {}
         for gamma in GAMMAS:
-            before = darkened(source, gamma)
-            for image, seen in (("input", before), ("output", self.enhancer(before))):
+            before = apply_gamma(source, gamma)
+            for image, seen in (("input", before), ("output", self.enhancer(before, **self.conditions))):
                 scores = self.network(_rounded(seen))
                 classes = scores.shape[1]
                 if unknown := labels[(labels != IGNORE) & (labels >= classes)].unique().tolist():
                     raise ValueError(f"{scene.labels}: expected labels below {classes} or {IGNORE}, got {unknown[:4]}")
                 chosen = scores.argmax(1)
                 counts[gamma, image] = multiclass_confusion_matrix(chosen, labels, classes, ignore_index=IGNORE)
-        self.counts = {key: count + self.counts.get(key, 0) for key, count in counts.items()}  # of whole photos alone
+        self.counts = {key: count + self.counts.get(key, 0) for key, count in counts.items()}  # once all succeeded
 
     def ious(self) -> dict[tuple[int, str], Tensor]:
-        """(S,) for each γ and image, NaN of classes that neither photos nor predictions have."""
+        """(S,) for each γ and image; NaN for classes that occur neither in labels nor in predictions."""
         result = {}
         for key, count in self.counts.items():
             right = count.diagonal().double()
@@ -239,7 +253,7 @@ class Recognition:
 
 
 def write_ious(ious: dict[tuple[int, str], Tensor], path: Path, overwrite: bool = False) -> None:
-    """Write `path`, a line for each γ and image: mean IoU, and that of each class."""
+    """Write `path`, a line for each γ and image: the mean IoU, and the IoU of each class."""
     with replacing(path, overwrite) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for n, ((gamma, image), values) in enumerate(ious.items()):
@@ -249,7 +263,7 @@ def write_ious(ious: dict[tuple[int, str], Tensor], path: Path, overwrite: bool 
 
 
 def write_csv(rows: Sequence[Row], path: Path, overwrite: bool = False) -> None:
-    """Write `path`, a line per photo, and beside it `groups_csv(path)`, a line per group; each whole or not at all."""
+    """Write `path`, a line per photo, and beside it `groups_csv(path)`, a line per group; each atomically."""
     photos = [
         {"size": row.size, "image": row.image, "photo": row.example.name, "group": row.example.group}
         | _figures(row.measures)
@@ -292,7 +306,7 @@ def _holds_photos(folder: Path) -> bool:
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts 9_1 before 10_0."""
+    """A sort key that puts 9_1 before 10_0."""
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.split("_"))
 
 
@@ -306,19 +320,24 @@ def _tensor(path: Path, device: torch.device) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / FULL_SCALE[pixels.dtype]
 
 
-def _same_size(path: Path, image: Tensor, source: Tensor) -> None:
-    if image.shape[-2:] != source.shape[-2:]:
-        (height, width), (got_height, got_width) = source.shape[-2:], image.shape[-2:]
-        raise ValueError(f"{path}: expected the source's size, {width}×{height}, got {got_width}×{got_height}")
+def _check_size(path: Path, image: Tensor, source: Tensor, scale: int = 1) -> None:
+    height, width = (scale * length for length in source.shape[-2:])
+    if image.shape[-2:] != (height, width):
+        got_height, got_width = image.shape[-2:]
+        times = f"{scale} times " if scale > 1 else ""
+        raise ValueError(f"{path}: expected {times}the source's size, {width}×{height}, got {got_width}×{got_height}")
 
 
-def _scaled(image: Tensor, short_side: int | None) -> Tensor:
+def _reduced_size(image: Tensor, short_side: int | None) -> tuple[int, int]:
     height, width = image.shape[-2:]
-    if short_side is None or min(height, width) <= short_side:
+    factor = 1 if short_side is None else min(1, short_side / min(height, width))
+    return round(height * factor), round(width * factor)
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
         return image
-    factor = short_side / min(height, width)
-    size = (round(height * factor), round(width * factor))
-    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _rounded(image: Tensor) -> Tensor:

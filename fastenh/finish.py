@@ -1,7 +1,7 @@
-"""What takes back the side effects of a lift: noise that came up with the dark, highlights that ran into white.
+"""Remedies for the side effects of brightening: amplified noise, and highlights clipped to white.
 
-Both look at a photo before and after whatever model, (B, 3, H, W) floats in [0, 1], on any device, and return what the
-photo after is to be. `finish` applies them to photos of any dtype, in bands of rows, so that they take little memory.
+Both compare a photo before and after any model, (B, 3, H, W) floats in [0, 1], on any device, and return the corrected
+photo. `finish` applies them to photos of any dtype, in bands of rows, so that they need little memory.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 from fastenh.ops.op import from_float, to_float
 
 RADIUS = 4  # of the guided filter's windows, in pixels
-NOISE = 0.015  # standard deviation, in the photo before, of what is taken for noise
-KNEE, WHITE = 0.8, 254 / 255  # where highlights begin to be held back, and what they never reach
-HALO = 2 * RADIUS  # how far a denoised pixel looks: windows of windows
-BAND = 2**20  # pixels that are worked on at once
+NOISE = 0.015  # standard deviation of noise in the photo before
+KNEE, WHITE = 0.8, 254 / 255  # where the shoulder of highlights starts, and the value it approaches
+HALO = 2 * RADIUS  # the reach of a denoised pixel: windows of windows
+BAND = 2**20  # pixels processed at once
 
 
 def finish(before: Tensor, after: Tensor, *, noise: bool, highlights: bool) -> Tensor:
-    """`denoise` where noise is to be taken back, then `protect_highlights` where these are; shape and dtype of `after`.
+    """`denoise` if `noise`, then `protect_highlights` if `highlights`; returns the shape and dtype of `after`.
 
     float16, bfloat16, float32, float64 in [0, 1], or uint8 and uint16 at full scale.
     """
@@ -38,10 +38,10 @@ def finish(before: Tensor, after: Tensor, *, noise: bool, highlights: bool) -> T
 
 
 def protect_highlights(before: Tensor, after: Tensor) -> Tensor:
-    """min(after, max(before, shoulder(after))): what was not white does not become white, in each channel.
+    """min(after, max(before, shoulder(after))) in each channel: no value that was not white becomes white.
 
-    The shoulder leaves values up to 0.8 as they are and bends those above towards 254/255, which none reaches. What was
-    already lighter than that stays, and nothing becomes darker than it was.
+    The shoulder keeps values up to 0.8 and compresses those above towards 254/255, which they approach. Values that
+    were already lighter are kept, and nothing becomes darker than it was.
     """
     room = WHITE - KNEE
     over = (after - KNEE).clamp_min(0) / room
@@ -49,12 +49,12 @@ def protect_highlights(before: Tensor, after: Tensor) -> Tensor:
 
 
 def denoise(before: Tensor, after: Tensor) -> Tensor:
-    """A guided filter of the photo after, with its own colours as guide, in so far as the dark was lifted.
+    """A guided filter of the photo after, with its own colours as guide, in proportion to the gain.
 
     He, Sun, Tang: "Guided Image Filtering", TPAMI 2013. A window of 9×9 pixels becomes a · after + (1 − a) · mean, with
-    a = v / (v + ε), v the variance of all channels and ε that of noise of 0.015 before, lifted as the window is: by
-    g = mean(after) / mean(before). Each pixel takes the mean of the windows it lies in, with weight 1 − 1/g: half of it
-    where twice as light, nothing where the photo is as dark as before or darker.
+    a = v / (v + ε), v the variance over all channels and ε the variance of noise of 0.015 before, amplified by the
+    window's gain g = mean(after) / mean(before). Each pixel is blended with the mean over the windows that contain it,
+    with weight 1 − 1/g: one half where the photo is twice as light, 0 where it is not lighter than before.
     """
     mean, mean_before = box(after), box(before).mean(1, keepdim=True)
     variance = (box(after.square().mean(1, keepdim=True)) - mean.square().mean(1, keepdim=True)).clamp_min(0)
@@ -65,7 +65,7 @@ def denoise(before: Tensor, after: Tensor) -> Tensor:
 
 
 def box(x: Tensor) -> Tensor:
-    """The mean over the window around each pixel, of those that lie in the photo."""
+    """The mean over the window around each pixel, of the pixels inside the photo."""
     for size in ((1, 2 * RADIUS + 1), (2 * RADIUS + 1, 1)):
         x = F.avg_pool2d(x, size, 1, (size[0] // 2, size[1] // 2), count_include_pad=False)
     return x

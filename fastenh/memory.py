@@ -1,19 +1,19 @@
-"""Telling that memory ran out, which libraries say in many ways, from a file that is damaged."""
+"""Recognising that memory ran out, which libraries report in many ways, as opposed to a damaged file."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-SAYINGS = re.compile(
+OUT_OF_MEMORY = re.compile(
     "out of memory|bad_alloc|memory allocation|allocate memory|unable to allocate|[iu]nsufficient memory", re.IGNORECASE
 )
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Of an error, or of what a library says. ValueErrors are not looked into: they name files."""
+    """For an error or a library's message. The texts of ValueErrors are not searched: they contain file names."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno:
         return error.errno == errno.ENOMEM
-    return not isinstance(error, ValueError) and SAYINGS.search(str(error)) is not None
+    return not isinstance(error, ValueError) and OUT_OF_MEMORY.search(str(error)) is not None

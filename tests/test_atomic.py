@@ -20,11 +20,11 @@ from PIL import Image
 
 from fastenh import atomic
 from fastenh.atomic import check_free, make_folder, replacing
-from fastenh.compare import write_comparison
 from fastenh.evaluate import write_ious
 from fastenh.io import Header, LutFile, Photo, read_photo, write_lut, write_photo
 from fastenh.models import ImageAdaptiveLUT, save
 from fastenh.models.lut3d import identity_lut
+from fastenh.pipelines.compare import write_comparison
 
 
 @pytest.fixture

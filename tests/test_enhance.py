@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fastenh.engine import Options
 from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, save
+from fastenh.models.system import Picture
 
 RNG = np.random.default_rng(3)
 PHOTO = RNG.integers(0, 256, (24, 36, 3), np.uint8)
@@ -97,7 +99,7 @@ def test_local_context_takes_integers_without_a_frame_of_floats(dtype):
     with torch.no_grad():
         model.luts[1] = torch.rand(3, 5, 5, 5)
     seen, render = [], model.render
-    model.render = lambda image, look, out=None: (seen.append(image.dtype), render(image, look, out))[1]
+    model.render = lambda image, *rest: (seen.append(image.dtype), render(image, *rest))[1]
     full = 255 if dtype == torch.uint8 else 65535
     image = (torch.rand(3, 24, 36) * full).to(dtype)
     result = Enhancer(model, "cpu")(image)
@@ -219,7 +221,7 @@ def test_strength_out_of_range(strength):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there(device):
-    with pytest.raises(ValueError, match=rf"device: expected auto or what torch sees here \(cpu.*\), got {device}"):
+    with pytest.raises(ValueError, match=rf"device: expected auto or a torch device here \(cpu.*\), got {device}"):
         Enhancer(Curve(), device)
 
 
@@ -239,11 +241,12 @@ def test_half_precision_is_of_networks_and_wide_floats(lut_model, dtype, parts):
     expected = enhancer(image)
     seen = []
     hook = lut_model.classifier.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
-    enhancer.dtype = torch.bfloat16
+    enhancer.engine.dtype = torch.bfloat16
     result = enhancer(image)
     hook.remove()
-    assert seen == [torch.bfloat16] and len(enhancer._look(image[None])) == parts and result.dtype == dtype
-    assert all(t.dtype == torch.float32 for t in enhancer._look(image[None]))
+    params = enhancer.engine.predict(Picture(image[None]), Options())
+    assert seen == [torch.bfloat16] and len(params) == parts and result.dtype == dtype
+    assert all(t.dtype == torch.float32 for t in params)
     bound = 5 if dtype == torch.uint8 else 2e-2
     assert 0 < (result.double() - expected.double()).abs().max() <= bound
     assert torch.equal(enhancer(image, 0), image)

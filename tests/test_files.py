@@ -23,14 +23,17 @@ import torch
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from torch import nn
 
-from fastenh import files
 from fastenh.enhance import Enhancer
-from fastenh.files import Done, Job, Options, plan, retouch_file, retouch_files, retouch_photo
 from fastenh.io import Header, Photo, read_photo, write_photo
 from fastenh.io.colour import decode, encode
+from fastenh.io.encoding import from_float
+from fastenh.io.formats.registry import FORMATS
 from fastenh.io.metadata import Metadata
-from fastenh.io.photos import from_float
 from fastenh.models import ImageAdaptiveLUT
+from fastenh.pipelines import batch, large
+from fastenh.pipelines import photo as one_photo
+from fastenh.pipelines.batch import Job, Outcome, enhance_files, plan
+from fastenh.pipelines.photo import FileOptions, enhance_file, enhance_photo
 
 RNG = np.random.default_rng(5)
 P3 = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
@@ -104,7 +107,7 @@ def test_colours_survive_the_way_to_the_model_and_back(tmp_path, space, name):
     """All of the space's colours, those too that sRGB has not."""
     photo = photo_of(numbers(61, 83, 3, "uint8" if name == "a.jpg" else "uint16"), PROFILES[space])
     photo = written(tmp_path / name, photo)
-    result = retouch_photo(Enhancer(Same(), "cpu"), photo, Options())
+    result = enhance_photo(Enhancer(Same(), "cpu").engine, photo, FileOptions())[0]
     assert result.header.metadata.icc == PROFILES[space] and result.pixels.dtype == photo.pixels.dtype
     full = np.iinfo(photo.pixels.dtype).max
     assert np.abs(result.pixels.astype(int) - photo.pixels.astype(int)).max() / full <= 12 / 65535
@@ -115,7 +118,7 @@ def test_the_model_sees_srgb_and_its_work_comes_back_in_the_files_colours():
     light = encode(decode(torch.from_numpy(numbers(20, 30, 3, "float32"))) * 0.8 + 0.02).numpy()
     srgb = (light * 65535).round().astype(np.uint16)
     model = Enhancer(Curve(), "cpu")
-    expected = retouch_photo(model, photo_of(srgb), Options()).pixels
+    expected = enhance_photo(model.engine, photo_of(srgb), FileOptions())[0].pixels
     assert np.abs(expected / 65535 - (srgb / 65535) ** 0.7).max() < 2e-5
     plain = imagecodecs.cms_profile("srgb")
 
@@ -127,7 +130,7 @@ def test_the_model_sees_srgb_and_its_work_comes_back_in_the_files_colours():
     for space in ("Adobe RGB", "ProPhoto", "Display P3"):
         icc = PROFILES[space]
         stored = through_lcms2(srgb, plain, icc)
-        result = retouch_photo(model, photo_of(stored, icc), Options()).pixels
+        result = enhance_photo(model.engine, photo_of(stored, icc), FileOptions())[0].pixels
         assert (
             np.abs(through_lcms2(result, icc, plain).astype(int) - expected.astype(int)).max() < 16
         )  # a level of 12 bits
@@ -138,16 +141,18 @@ def test_colours_outside_srgb_stay_apart():
     """Reds that sRGB would all clip to one, through a model that darkens."""
     pixels = np.full((1, 200, 3), 0, np.uint16)
     pixels[..., 0] = np.linspace(62_000, 65_535, 200)
-    result = retouch_photo(Enhancer(nn.Sequential(Curve()), "cpu"), photo_of(pixels, PROFILES["Display P3"]), Options())
+    result = enhance_photo(
+        Enhancer(nn.Sequential(Curve()), "cpu").engine, photo_of(pixels, PROFILES["Display P3"]), FileOptions()
+    )[0]
     assert (np.diff(result.pixels[0, :, 0].astype(int)) >= 0).all() and len(np.unique(result.pixels[0, :, 0])) > 190
 
 
 def test_light_above_white_and_what_is_no_number():
     light = np.array([[-0.1, 0.0, 0.18, 0.9, 1.0, 7.5, 900.0, np.inf, np.nan]], np.float32)
     photo = photo_of(np.repeat(light[..., None], 3, 2), linear=True)
-    same = retouch_photo(Enhancer(Same(), "cpu"), photo, Options()).pixels
+    same = enhance_photo(Enhancer(Same(), "cpu").engine, photo, FileOptions())[0].pixels
     assert np.allclose(same, photo.pixels, rtol=1e-4, atol=1e-6, equal_nan=True)
-    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels[0, :, 0]
+    result = enhance_photo(Enhancer(Curve(), "cpu").engine, photo, FileOptions())[0].pixels[0, :, 0]
     assert result[2] > 0.25 and result[4] == pytest.approx(1, abs=1e-5) and result[5] == pytest.approx(7.5, rel=1e-4)
     middle = encode(torch.tensor(0.18)).item() ** 0.7
     assert result[2] == pytest.approx(decode(torch.tensor(middle)).item(), rel=1e-4)
@@ -158,15 +163,17 @@ def test_alpha_and_further_channels_stay(tmp_path):
     pixels = numbers(20, 30, 4, "uint16")
     pixels[:, :10, 3] = 0
     photo = written(tmp_path / "a.tif", photo_of(pixels))
-    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
-    expected = retouch_photo(Enhancer(Curve(), "cpu"), photo_of(pixels[..., :3].copy()), Options()).pixels
+    result = enhance_photo(Enhancer(Curve(), "cpu").engine, photo, FileOptions())[0].pixels
+    expected = enhance_photo(Enhancer(Curve(), "cpu").engine, photo_of(pixels[..., :3].copy()), FileOptions())[0].pixels
     assert np.array_equal(result[..., 3], pixels[..., 3]) and np.array_equal(result[..., :3], expected)
 
     straight = numbers(20, 30, 4, "float32")
     multiplied = straight * np.concatenate([straight[..., 3:]] * 3 + [np.ones_like(straight[..., 3:])], -1)
     photo = photo_of(multiplied.astype(np.float32), linear=True, premultiplied=True)
-    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
-    plain = retouch_photo(Enhancer(Curve(), "cpu"), photo_of(straight[..., :3].copy(), linear=True), Options()).pixels
+    result = enhance_photo(Enhancer(Curve(), "cpu").engine, photo, FileOptions())[0].pixels
+    plain = enhance_photo(
+        Enhancer(Curve(), "cpu").engine, photo_of(straight[..., :3].copy(), linear=True), FileOptions()
+    )[0].pixels
     assert np.allclose(result[..., :3], plain * straight[..., 3:], atol=1e-4)
 
 
@@ -182,7 +189,7 @@ def test_depth_beside_gray_is_no_colour(tmp_path):
 
 def test_gray_stays_gray(tmp_path):
     photo = written(tmp_path / "a.tif", photo_of(numbers(20, 30, 1, "uint16")))
-    result = retouch_photo(Enhancer(Curve(), "cpu"), photo, Options()).pixels
+    result = enhance_photo(Enhancer(Curve(), "cpu").engine, photo, FileOptions())[0].pixels
     assert result.shape == (20, 30, 1)
     assert np.abs(result / 65535 - (photo.pixels / 65535) ** 0.7).max() < 3e-4  # by luminance, and back
 
@@ -209,8 +216,9 @@ def test_dither_of_a_retouched_photo():
     photo = photo_of(pixels)
     for dither in (False, True):
         for strength in (0, 1):
-            options = Options(strength=strength, dither=dither)
-            result = retouch_photo(Enhancer(Same(), "cpu"), photo, options, photo.header.stored_as("JPEG")).pixels
+            options = FileOptions(strength=strength, dither=dither)
+            header = photo.header.stored_as(FORMATS["JPEG"])
+            result = enhance_photo(Enhancer(Same(), "cpu").engine, photo, options, header)[0].pixels
             assert result.dtype == np.uint8 and np.abs(result * 257.0 - pixels).max() < 257 * (1 if dither else 0.51)
             assert (len(np.unique(result[:, 300, 0])) > 1) == dither
 
@@ -233,7 +241,13 @@ def lut_model() -> ImageAdaptiveLUT:
     [("a.png", "uint8"), ("a.tif", "uint16"), ("tiled.tif", "uint16"), ("planes.tif", "uint8"), ("a.exr", "float32")],
 )
 @pytest.mark.parametrize(
-    "options", [Options(), Options(denoise=True, protect_highlights=True), Options(strength=0), Options(dither=True)]
+    "options",
+    [
+        FileOptions(),
+        FileOptions(denoise=True, protect_highlights=True),
+        FileOptions(strength=0),
+        FileOptions(dither=True),
+    ],
 )
 def test_by_strips_as_at_once(tmp_path, monkeypatch, name, dtype, options):
     pixels = numbers(75, 53, 3, dtype)
@@ -251,10 +265,10 @@ def test_by_strips_as_at_once(tmp_path, monkeypatch, name, dtype, options):
     else:
         write_photo(photo_of(pixels, **linear), tmp_path / name)
     enhancer = Enhancer(lut_model(), "cpu")
-    retouch_file(enhancer, tmp_path / name, tmp_path / f"whole_{name}", options)
-    monkeypatch.setattr(files, "LARGE", 100)
-    monkeypatch.setattr(files, "STRIP", 53 * 7)
-    retouch_file(enhancer, tmp_path / name, tmp_path / f"strips_{name}", options)
+    enhance_file(enhancer.engine, tmp_path / name, tmp_path / f"whole_{name}", options)
+    monkeypatch.setattr(one_photo, "LARGE", 100)
+    monkeypatch.setattr(large, "STRIP", 53 * 7)
+    enhance_file(enhancer.engine, tmp_path / name, tmp_path / f"strips_{name}", options)
     whole, strips = (read_photo(tmp_path / f"{how}_{name}") for how in ("whole", "strips"))
     near = 1e-5 if dtype == "float32" else 1 / np.iinfo(dtype).max
     scale = 1 if dtype == "float32" else np.iinfo(dtype).max
@@ -273,15 +287,16 @@ def test_strips_of_a_photo_on_its_side(tmp_path, monkeypatch):
     Image.fromarray(dark).save(tmp_path / "a.png", exif=exif)
     enhancer = Enhancer(lut_model(), "cpu")
     whole = enhancer.enhance(tmp_path / "a.png")
-    monkeypatch.setattr(files, "LARGE", 100)
+    monkeypatch.setattr(one_photo, "LARGE", 100)
     seen = []
-    monkeypatch.setattr(enhancer, "_look", lambda image: seen.append(image) or type(enhancer)._look(enhancer, image))
-    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.png", Options())
+    predict = enhancer.model.predict
+    monkeypatch.setattr(enhancer.model, "predict", lambda picture: seen.append(picture.overview) or predict(picture))
+    enhance_file(enhancer.engine, tmp_path / "a.png", tmp_path / "b.png", FileOptions())
     upright = read_photo(tmp_path / "a.png").pixels
     assert np.array_equal((seen[0][0] * 255).round().permute(1, 2, 0).numpy(), upright)
     assert Image.open(tmp_path / "b.png").size == (60, 40) and Image.open(tmp_path / "b.png").getexif()[0x0112] == 6
     assert np.abs(read_photo(tmp_path / "b.png").pixels.astype(int) - whole.pixels).max() <= 1
-    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.tif", Options())  # another format: turned
+    enhance_file(enhancer.engine, tmp_path / "a.png", tmp_path / "b.tif", FileOptions())  # another format: turned
     assert Image.open(tmp_path / "b.tif").size == (40, 60)
     assert np.array_equal(read_photo(tmp_path / "b.tif").pixels, whole.pixels)
 
@@ -290,13 +305,14 @@ def test_a_large_picture_is_seen_from_afar(tmp_path, monkeypatch):
     """Every second pixel decides, where more are too many."""
     pixels = np.repeat(np.repeat(numbers(30, 40, 3, "uint8"), 2, 0), 2, 1)
     write_photo(photo_of(pixels), tmp_path / "a.png")
-    monkeypatch.setattr(files, "LARGE", 100)
-    monkeypatch.setattr(files, "SEEN", 40)
-    monkeypatch.setattr(files, "STRIP", 80 * 7)
+    monkeypatch.setattr(one_photo, "LARGE", 100)
+    monkeypatch.setattr(large, "OVERVIEW", 40)
+    monkeypatch.setattr(large, "STRIP", 80 * 7)
     seen = []
     enhancer = Enhancer(lut_model(), "cpu")
-    monkeypatch.setattr(enhancer, "_look", lambda image: seen.append(image) or type(enhancer)._look(enhancer, image))
-    retouch_file(enhancer, tmp_path / "a.png", tmp_path / "b.png", Options())
+    predict = enhancer.model.predict
+    monkeypatch.setattr(enhancer.model, "predict", lambda picture: seen.append(picture.overview) or predict(picture))
+    enhance_file(enhancer.engine, tmp_path / "a.png", tmp_path / "b.png", FileOptions())
     assert np.array_equal((seen[0][0] * 255).round().permute(1, 2, 0).numpy(), pixels[::2, ::2])
 
 
@@ -388,7 +404,7 @@ def test_heic(tmp_path):
         assert photo.pixels.dtype == dtype and photo.header.metadata.icc == PROFILES["Display P3"]
         assert photo.header.metadata.xmp == b"<x/>"
         assert np.abs(photo.pixels.astype(float) - pixels).max() / np.iinfo(dtype).max < off
-    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "uint16.heic", tmp_path / "out.heic", Options())
+    enhance_file(Enhancer(Curve(), "cpu").engine, tmp_path / "uint16.heic", tmp_path / "out.heic", FileOptions())
     assert read_photo(tmp_path / "out.heic").pixels.mean() > pixels.mean() + 3000
 
 
@@ -409,7 +425,7 @@ def test_raw(tmp_path):
     assert photo.pixels.dtype == np.uint16 and photo.pixels.shape == (128, 192, 3)
     green = photo.pixels[40:80, 60:120, 1].mean() / 65535
     assert abs(green - 0.7) < 0.08  # 0.5 of white, in sRGB's curve or one near it
-    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "a.dng", tmp_path / "b.tif", Options())
+    enhance_file(Enhancer(Curve(), "cpu").engine, tmp_path / "a.dng", tmp_path / "b.tif", FileOptions())
     assert read_photo(tmp_path / "b.tif").pixels.mean() > photo.pixels.mean()
     with pytest.raises(ValueError, match="expected a name that ends in"):
         write_photo(photo, tmp_path / "c.dng")
@@ -450,12 +466,12 @@ def test_many_files_in_order_and_each_tried(tmp_path, workers):
     for n, job in enumerate(jobs):
         if n != 4:
             Image.fromarray(numbers(9, 11, 3, "uint8")).save(job.photo)
-    done = list(retouch_files(Enhancer(Curve(), "cpu"), jobs, Options(), workers=workers))
+    done = list(enhance_files(Enhancer(Curve(), "cpu").engine, jobs, FileOptions(), workers=workers))
     assert [one.job for one in done] == jobs and [n for n, one in enumerate(done) if one.error] == [4]
     for job in jobs[:4] + jobs[5:]:
         assert np.array_equal(read_photo(job.target).pixels, Enhancer(Curve(), "cpu").enhance(job.photo).pixels)
     (tmp_path / "out" / "2.png").unlink()
-    done = list(retouch_files(Enhancer(Curve(), "cpu"), jobs, Options(), workers=workers))
+    done = list(enhance_files(Enhancer(Curve(), "cpu").engine, jobs, FileOptions(), workers=workers))
     assert [n for n, one in enumerate(done) if one.skipped] == [0, 1, 3, 5, 6] and not done[2].error
 
 
@@ -498,7 +514,7 @@ def test_watch_takes_a_file_once_it_is_whole(tmp_path, monkeypatch, capsys):
     command = importlib.import_module("fastenh.cli.enhance")
     monkeypatch.setattr(command.time, "sleep", second)
     enhancer = Enhancer(Curve(), "cpu")
-    command._watch(tmp_path, lambda: plan([tmp_path]), lambda jobs: retouch_files(enhancer, jobs, Options()))
+    command._watch(tmp_path, lambda: plan([tmp_path]), lambda jobs: enhance_files(enhancer.engine, jobs, FileOptions()))
     assert seconds[0] == [] and seconds[1] == ["a.png"] and "b.png" not in seconds[3] and "b.png" in seconds[5]
     output = capsys.readouterr()
     assert output.out.splitlines() == [
@@ -538,7 +554,7 @@ def test_watch_goes_on_after_names_links_and_folders_that_fail(tmp_path, monkeyp
     command._watch(
         folder,
         lambda: plan([folder], str(out), "_retouched", recursive=True),
-        lambda jobs: retouch_files(enhancer, jobs, Options()),
+        lambda jobs: enhance_files(enhancer.engine, jobs, FileOptions()),
     )
     output = capsys.readouterr()
     assert output.out.splitlines()[1:] == [f"Wrote {out / 'z_retouched.png'}", "Ended"]
@@ -570,7 +586,9 @@ def test_watch_waits_where_two_photos_would_have_one_result_and_ends_with_its_fo
     monkeypatch.setattr(command.time, "sleep", second)
     enhancer = Enhancer(Curve(), "cpu")
     with pytest.raises(ValueError, match="expected the folder that is watched, got none there any more"):
-        command._watch(watched, lambda: plan([watched]), lambda jobs: retouch_files(enhancer, jobs, Options()))
+        command._watch(
+            watched, lambda: plan([watched]), lambda jobs: enhance_files(enhancer.engine, jobs, FileOptions())
+        )
     assert seconds == [False, False, False, False, True, True]
     assert capsys.readouterr().err.count("Waiting: ") == 1
 
@@ -578,7 +596,7 @@ def test_watch_waits_where_two_photos_would_have_one_result_and_ends_with_its_fo
 def test_an_overwritten_file_keeps_its_permissions(tmp_path):
     Image.fromarray(numbers(9, 11, 3, "uint8")).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0o600)
-    retouch_file(Enhancer(Curve(), "cpu"), tmp_path / "a.png", tmp_path / "a.png", Options(), overwrite=True)
+    enhance_file(Enhancer(Curve(), "cpu").engine, tmp_path / "a.png", tmp_path / "a.png", FileOptions(), overwrite=True)
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o600
 
 
@@ -589,7 +607,7 @@ def test_a_new_file_is_as_private_as_its_photo(tmp_path, name, mode):
     Image.fromarray(numbers(9, 11, 3, "uint8")).save(photo)
     photo.chmod(mode)
     job = Job(photo, target, target.with_name("a_compare.jpg"))
-    (done,) = retouch_files(Enhancer(Curve(), "cpu"), [job], Options())
+    (done,) = enhance_files(Enhancer(Curve(), "cpu").engine, [job], FileOptions())
     assert not done.error and [stat.S_IMODE(path.stat().st_mode) for path in job.outputs] == [mode, mode]
 
 
@@ -608,17 +626,17 @@ def saved(folder: Path, *names: str) -> list[Path]:
 def test_outputs_that_a_power_cut_left_are_done_again(tmp_path, left):
     photos = saved(tmp_path / "in", "a.jpg", "b.png", "c.tif", "d.webp", "e.exr")
     enhancer, jobs = Enhancer(Curve(), "cpu"), plan(photos, f"{tmp_path}/out/", compare=True)
-    assert not any(done.error or done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    assert not any(done.error or done.skipped for done in enhance_files(enhancer.engine, jobs, FileOptions()))
     outputs = {path: path.read_bytes() for job in jobs for path in job.outputs}
     for path, data in outputs.items():
         path.write_bytes(bytes(len(data)) if left == "zeros" else data[: round(left * len(data))])
-    assert not any(done.error or done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    assert not any(done.error or done.skipped for done in enhance_files(enhancer.engine, jobs, FileOptions()))
     assert {path: path.read_bytes() for path in outputs} == outputs
-    assert all(done.skipped for done in retouch_files(enhancer, jobs, Options()))
+    assert all(done.skipped for done in enhance_files(enhancer.engine, jobs, FileOptions()))
     (only,) = plan(photos[:1], str(tmp_path / "only.jpg"))  # as is the one file that is named
     only.target.write_bytes(outputs[jobs[0].target][:100])
     assert plan(photos[:1], str(only.target)) == [only]
-    assert not next(retouch_files(enhancer, [only], Options())).error and read_photo(only.target)
+    assert not next(enhance_files(enhancer.engine, [only], FileOptions())).error and read_photo(only.target)
 
 
 def test_a_damaged_photo_is_not_taken_for_a_result_that_was_cut_short(tmp_path):
@@ -627,7 +645,7 @@ def test_a_damaged_photo_is_not_taken_for_a_result_that_was_cut_short(tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
     (tmp_path / "b.jpg").symlink_to("a.jpg")
     for photo, output in (("a.jpg", "a.jpg"), ("a.jpg", "b.jpg"), ("b.jpg", "a.jpg")):
-        with pytest.raises(FileExistsError, match="already there"):
+        with pytest.raises(FileExistsError, match="exists, and"):
             plan([tmp_path / photo], str(tmp_path / output))
         assert len(plan([tmp_path / photo], str(tmp_path / output), overwrite=True)) == 1
 
@@ -643,8 +661,8 @@ def test_two_runs_share_the_work(tmp_path):
             barrier.wait()  # both have found that nothing is there
             return super().forward(image)
 
-    def run(_) -> list[Done]:
-        return list(retouch_files(Enhancer(Slow(), "cpu"), jobs, Options()))
+    def run(_) -> list[Outcome]:
+        return list(enhance_files(Enhancer(Slow(), "cpu").engine, jobs, FileOptions()))
 
     with ThreadPoolExecutor(2) as pool:
         done = [one for run in pool.map(run, range(2)) for one in run]
@@ -659,10 +677,10 @@ def test_a_comparison_that_another_run_wrote_meanwhile_stays(tmp_path, monkeypat
 
     def retouch(*arguments):
         smooth.save(job.comparison)  # as the other run
-        retouch_file(*arguments)
+        return enhance_file(*arguments)
 
-    monkeypatch.setattr(files, "retouch_file", retouch)
-    (done,) = retouch_files(Enhancer(Same(), "cpu"), [job], Options())
+    monkeypatch.setattr(batch, "enhance_file", retouch)
+    (done,) = enhance_files(Enhancer(Same(), "cpu").engine, [job], FileOptions())
     assert done.error is None and Image.open(job.comparison).size == (30, 20)
 
 
@@ -681,13 +699,13 @@ def test_failed_photos_keep_neither_pixels_nor_files_open(tmp_path, monkeypatch)
 
     seen = []
 
-    def retouch(enhancer, photo, *arguments, real=files.retouch_photo):
+    def retouch(enhancer, photo, *arguments, real=one_photo.enhance_photo):
         seen.append(weakref.ref(photo))
         return real(enhancer, photo, *arguments)
 
-    monkeypatch.setattr(files, "retouch_photo", retouch)
+    monkeypatch.setattr(one_photo, "enhance_photo", retouch)
     before = len(os.listdir("/proc/self/fd"))
-    done = list(retouch_files(Enhancer(Refusing(), "cpu"), plan(photos, f"{tmp_path}/out/"), Options()))
+    done = list(enhance_files(Enhancer(Refusing(), "cpu").engine, plan(photos, f"{tmp_path}/out/"), FileOptions()))
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(seen) >= 15 and [reference() for reference in seen] == [None] * len(seen)
     assert all(
@@ -726,10 +744,10 @@ def test_a_link_to_itself_is_one_failure(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").symlink_to("a.png")
     enhancer = Enhancer(Curve(), "cpu")
-    done = list(retouch_files(enhancer, plan([tmp_path]), Options()))
+    done = list(enhance_files(enhancer.engine, plan([tmp_path]), FileOptions()))
     assert [getattr(one.error, "errno", 0) for one in done] == [0, errno.ELOOP]
     for overwrite in (False, True):
-        (done,) = retouch_files(enhancer, plan([good], f"{tmp_path}/out"), Options(), overwrite=overwrite)
+        (done,) = enhance_files(enhancer.engine, plan([good], f"{tmp_path}/out"), FileOptions(), overwrite=overwrite)
         assert done.error.errno == errno.ELOOP and (tmp_path / "out" / "a.png").is_symlink()
 
 

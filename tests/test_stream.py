@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fastenh import Enhancer
+from fastenh.engine import Decision, Options
 from fastenh.models import LocalContextLUT, ZeroDCE
-from fastenh.stream import CUT, CudaLane, Follower
+from fastenh.models.system import Picture, System
+from fastenh.pipelines.buffers import CudaFrameRing
+from fastenh.pipelines.scene import CUT, Scene
 
 SIZE = 256
 CHINA, FLOWER = sklearn.datasets.load_sample_images().images
@@ -47,20 +50,20 @@ def pan(photo: np.ndarray, count: int, step: int = 3, size: int = SIZE) -> list[
     return [crop(photo, step * k, size=size) for k in range(count)]
 
 
-class Mean(nn.Module):
+class Mean(System):
     """Decides the mean of an image, and makes all of it that colour."""
 
     def __init__(self) -> None:
         super().__init__()
         self.decided = 0
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
         self.decided += 1
-        return (image.float().mean((1, 2, 3)),)
+        return (picture.overview.float().mean((1, 2, 3)),)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+    def render(self, image: Tensor, params: Any, local: Any, place: Any, out: Tensor | None = None) -> Tensor:
         out = torch.empty_like(image) if out is None else out
-        return out.copy_(look[0][:, None, None, None].expand_as(out))
+        return out.copy_(params[0][:, None, None, None].expand_as(out))
 
     forward = None  # nobody calls it
 
@@ -217,12 +220,13 @@ def colours_of(enhancer: Enhancer, frames: list[np.ndarray], renew: int, smoothi
     """What becomes of 64 colours, in levels, in the look that each frame gets."""
     levels = torch.linspace(0.1, 0.9, 4)
     card = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(1, 3, 8, 8)
-    follower, result = Follower(enhancer, renew, smoothing, 1.0), []
+    scene, result = Scene(enhancer.engine, Options(), renew, smoothing), []
     with torch.inference_mode():
         for frame in frames:
             image = torch.from_numpy(frame).permute(2, 0, 1)[None]
-            follower.retouch(image, bool(follower.begins_scene(image)))
-            result.append(255 * enhancer._retouch(card, 1.0, follower.look).numpy().ravel())
+            scene.enhance(image, bool(scene.begins_scene(image)))
+            decision = Decision(scene.params)
+            result.append(255 * enhancer.engine.render(card, Options(), decision).numpy().ravel())
     return np.array(result)
 
 
@@ -273,9 +277,9 @@ def test_a_cut_is_followed_at_once(before: str, after: str) -> None:
 
 
 def cuts(frames: list[np.ndarray]) -> int:
-    follower = Follower(Enhancer("auto", "cpu"), 8, 12, 1.0)
+    scene = Scene(Enhancer("auto", "cpu").engine, Options(), 8, 12)
     images = (torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames)
-    return sum(bool(follower.begins_scene(image)) for image in images) - 1
+    return sum(bool(scene.begins_scene(image)) for image in images) - 1
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -434,28 +438,28 @@ class NoStream:
 
 
 @pytest.fixture
-def gpu_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA lane on the CPU: what order things are done in, not that they are done beside each other."""
+def gpu_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA ring on the CPU: what order things are done in, not that they are done beside each other."""
     for name in ("Stream", "Event", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, NoStream)
     for name in ("empty", "empty_like"):
         real = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *args, real=real, pin_memory=False, **kw: real(*args, **kw))
-    monkeypatch.setattr("fastenh.stream.Lane", CudaLane)
+    monkeypatch.setattr("fastenh.pipelines.video.FrameRing", CudaFrameRing)
 
 
-@pytest.mark.parametrize("at_home", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_the_lane_of_a_gpu_gives_what_the_lane_of_a_cpu_gives(
-    at_home: bool, count: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+def test_the_ring_of_a_gpu_gives_what_the_ring_of_a_cpu_gives(
+    on_device: bool, count: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     frames: list[Any] = [*pan(COFFEE, count // 2, size=64), *pan(CHINA, count - count // 2, size=64)]
-    if at_home:
+    if on_device:
         frames = [torch.from_numpy(frame).permute(2, 0, 1) for frame in frames]
     enhancer = Enhancer("auto", "cpu")
     expected = [torch.as_tensor(frame).clone().numpy() for frame in enhancer.stream(frames, renew=4)]
-    request.getfixturevalue("gpu_lane")
-    taken, reused = 0, frames[0].clone() if at_home else frames[0].copy()
+    request.getfixturevalue("gpu_ring")
+    taken, reused = 0, frames[0].clone() if on_device else frames[0].copy()
 
     def source() -> Iterator[Any]:  # its own buffer is used again, too
         nonlocal taken
@@ -477,10 +481,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @needs_gpu
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("at_home", [False, True])
-def test_on_a_gpu(model: str, at_home: bool) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_on_a_gpu(model: str, on_device: bool) -> None:
     frames: list[Any] = [*pan(COFFEE, 9), *pan(CHINA, 9)]
-    if at_home:
+    if on_device:
         frames = [torch.from_numpy(frame).permute(2, 0, 1).cuda() for frame in frames]
     enhancer = Enhancer(MODELS[model](), "cuda")
     expected = [enhancer(frame) for frame in frames]

@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastenh import losses, metrics
-from fastenh.data import Contrasts, Scenes, cityscapes, darkened, find_references, read_labels, read_tensor
+from fastenh.data import Contrasts, Crops, apply_gamma, cityscapes, find_references, read_labels, read_tensor
 from fastenh.enhance import Enhancer
 from fastenh.evaluate import GAMMAS, Recognition
 from fastenh.losses.semantic import IGNORE
@@ -151,7 +151,7 @@ def task_of(config: SemanticConfig, data: Path, segmentation: nn.Module) -> Clai
     """Weights of VGG-16 are random in the same way for all trainings: seeds change the curve network and the data."""
     torch.manual_seed(0)
     vgg = losses.VGGFeatures(config.vgg)
-    scenes = Scenes(cityscapes(data, "train"), config.side, config.seed, config.darken, labels=True)
+    scenes = Crops(cityscapes(data, "train"), config.side, config.seed, config.darken, labels=True)
     return Claim(config, Contrasts(scenes, find_references(data), config.negatives), vgg, segmentation)
 
 
@@ -186,7 +186,7 @@ def measured(data: Path, model: Enhancer, segmentation: nn.Module, pristine: met
     for scene in cityscapes(data, "val"):
         recognition.add(scene)
         normal = read_tensor(scene.image)[None]
-        before = darkened(normal, DARK)
+        before = apply_gamma(normal, DARK)
         for image, seen in (("input", before), ("output", model(before))):
             seen = (seen * 255).round() / 255
             note(image, "error", abs(seen.mean().item() - normal.mean().item()))
@@ -194,7 +194,7 @@ def measured(data: Path, model: Enhancer, segmentation: nn.Module, pristine: met
             note(image, "psnr", metrics.psnr(seen, normal).item())
     photographs = list(streets.photographs(640).values())[:4] if pristine else []
     for photograph in photographs:
-        before = darkened(torch.from_numpy(photograph).permute(2, 0, 1)[None].float(), DARK)
+        before = apply_gamma(torch.from_numpy(photograph).permute(2, 0, 1)[None].float(), DARK)
         for image, seen in (("input", before), ("output", model(before))):
             assert pristine
             note(image, "niqe", metrics.niqe((seen * 255).round() / 255, pristine).item())
@@ -209,7 +209,7 @@ def picture(data: Path, model: Enhancer, segmentation: nn.Module) -> Image.Image
     normal = read_tensor(cityscapes(data, "val")[0].image)[None]
     rows: list[list[Tensor]] = [[], [], [], []]
     for gamma in GAMMAS:
-        before = darkened(normal, gamma)
+        before = apply_gamma(normal, gamma)
         for n, seen in enumerate((before, model(before))):
             rows[2 * n].append((seen[0] * 255).round().byte().permute(1, 2, 0))
             rows[2 * n + 1].append(COLOURS[segmentation(seen).argmax(1)[0]])

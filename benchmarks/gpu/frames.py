@@ -22,10 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import Enhancer
-from fastenh.models import ZeroDCE, ZeroDCEPlusPlus, zero_dce
+from fastenh.models import Picture, ZeroDCE, ZeroDCEPlusPlus, zero_dce
+from fastenh.tiles import Place
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import inputs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZES = {"8K": (4320, 7680), "4K": (2160, 3840), "1080p": (1080, 1920)}
 CALLS, REPEATS = 10, 9
@@ -73,8 +76,13 @@ def low_light(system: type[ZeroDCE], map_scale: int, size: str, dtype: torch.dty
         nn.init.normal_(parameter, std=1.2 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.1)
     model = model.eval().to("cuda", dtype)
     image = photo(SIZES[size]).cuda()
-    out, seen = torch.empty_like(image), model.reduced(image)
-    calls = [lambda: model.render(image, out=out), lambda: model.network(seen), lambda: model.reduced(image)]
+    picture, place = Picture(image), Place(0, 0, *image.shape[2:])
+    out, reduced = torch.empty_like(image), model.reduced(picture)
+
+    def frame() -> None:
+        model.render(image, (), model.prepare(picture, ()).local, place, out)
+
+    calls = [frame, lambda: model.network(reduced), lambda: model.reduced(picture)]
     graphs = [captured(call) for call in calls]
     with mock.patch.object(zero_dce, "convolve", step_by_step):
         graphs.append(captured(calls[0]))

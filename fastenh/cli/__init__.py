@@ -1,8 +1,8 @@
 """The command line: `fastenh enhance`, `fastenh train`, `fastenh evaluate`, `fastenh convert`, `fastenh lut`,
 `fastenh info`.
 
-Trouble is one line on stderr (what, expected, got) and an exit code: 1 where a photo failed and the rest were done,
-2 where nothing was begun. What is slow to import is imported by the commands that need it.
+An error is one line on stderr (what, expected, got) and an exit code: 1 where some photos failed and the rest were
+processed, 2 where no work was started. Slow imports are left to the commands that need them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def info() -> None:
-    """Say what is installed and what would run here: paste this into bug reports."""
+    """Print what is installed and which code runs on this machine. Paste this into bug reports."""
     from rich.console import Console
     from rich.table import Table
 

@@ -2,99 +2,102 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastenh.cli.options import (
-    Compare,
-    Debug,
-    Device,
-    Dither,
-    Jobs,
-    Model,
-    Output,
-    Overwrite,
-    Quality,
-    Recursive,
-    Suffix,
-    Watch,
-    message,
-    one_line,
-    say,
-)
+from fastenh.cli.options import ModelOptions, RunOptions, Strength, expand_options, message, one_line, say
+from fastenh.io.formats.registry import KNOWN, SUFFIXES
 
 if TYPE_CHECKING:
-    from fastenh.files import Done, Job
+    from torch import nn
+
+    from fastenh.pipelines.batch import Job, Outcome
 
 
+@expand_options
 def enhance(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT", help="Photos (JPEG, PNG, TIFF, WebP, EXR, HEIC, RAW), or one folder of them."),
+        typer.Argument(metavar="INPUT", help=f"Photos ({KNOWN}), or one folder of them."),
     ],
-    output: Output = None,
-    model: Model = "auto",
-    strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")] = 1.0,
+    model: ModelOptions,
+    run: RunOptions,
+    strength: Strength = 1.0,
     denoise: Annotated[
-        bool, typer.Option("--denoise", help="Smooth what becomes lighter, more where more, and keep edges.")
+        bool,
+        typer.Option(
+            "--denoise",
+            help="Reduce noise where the model brightens the photo, in proportion to the gain; edges are kept.",
+        ),
     ] = False,
     protect_highlights: Annotated[
-        bool, typer.Option("--protect-highlights", help="Let nothing become white that was not.")
+        bool, typer.Option("--protect-highlights", help="Keep highlights from clipping to white.")
     ] = False,
-    dither: Dither = False,
-    quality: Quality = None,
-    suffix: Suffix = None,
-    recursive: Recursive = False,
-    watch: Watch = False,
-    jobs: Jobs = 2,
-    device: Device = "auto",
-    compare: Compare = False,
-    overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> None:
     """Retouch photos.
 
-    Every photo is tried; those that fail are named at the end. Run again, it goes on where it was ended.
+    A failed photo does not stop the run; failures are listed at the end. Run the command again to resume: photos whose
+    output exists are skipped.
 
-    Depth, colours with their ICC profile, EXIF, XMP, IPTC, resolution and alpha stay as they are; orientation is
-    applied. A JPEG keeps its quality, unless --quality is given. RAW becomes a 16-bit TIFF.
+    Depth, colours with their ICC profile, EXIF, XMP, IPTC, resolution and alpha are kept where the output format can
+    store them. Photos are turned upright. A JPEG is written with the quality it had. RAW becomes a 16-bit TIFF.
     """
-    with one_line(debug):
-        from fastenh import backends, files
-        from fastenh.atomic import make_folder
-        from fastenh.enhance import Enhancer
-        from fastenh.io import SUFFIXES
+    finishing = {"denoise": denoise, "protect_highlights": protect_highlights}
+    retouch(inputs, model.load, run, strength, **finishing)
 
-        options = files.Options(strength, denoise, protect_highlights, dither, quality)
+
+def retouch(
+    inputs: list[Path],
+    load: Callable[[], tuple[nn.Module, dict[str, Any]]],
+    run: RunOptions,
+    strength: float,
+    *,
+    denoise: bool = False,
+    protect_highlights: bool = False,
+) -> None:
+    """Photos through the model that `load` gives, with its conditions."""
+    with one_line(run.debug):
+        from fastenh import backends
+        from fastenh.atomic import make_folder
+        from fastenh.engine import Engine
+        from fastenh.pipelines import batch
+        from fastenh.pipelines.photo import FileOptions
+
+        FileOptions(strength, quality=run.quality)  # refuses what is wrong before the model is loaded
         folder = inputs[0] if len(inputs) == 1 and os.path.isdir(inputs[0]) else None
-        if (watch or recursive) and not folder:
-            raise ValueError(f"{'--watch' if watch else '--recursive'}: expected one folder, got {inputs[0]}")
-        planned = files.plan(inputs, output, suffix, recursive, compare, overwrite)
-        if folder and not watch:
+        if (run.watch or run.recursive) and not folder:
+            raise ValueError(f"{'--watch' if run.watch else '--recursive'}: expected one folder, got {inputs[0]}")
+        planned = batch.plan(inputs, run.output, run.suffix, run.recursive, run.compare, run.overwrite)
+        if folder and not run.watch:
             if not planned:
                 known = ", ".join(SUFFIXES)
-                raise ValueError(f"{folder}: expected a folder with photos ({known}, RAW), got none to do in it")
+                raise ValueError(f"{folder}: expected a folder with photos ({known}, RAW), got none")
             _say_passed_over(folder)
         backends.check_chosen()
-        enhancer = Enhancer(model, device)
+        model, conditions = load()
+        engine = Engine(model, run.device, "float32")
+        conditions = engine.system.check_conditions(conditions)
+        options = FileOptions(strength, denoise, protect_highlights, conditions, run.dither, run.quality)
         places = [job.target.parent for job in planned if not job.error]
-        if places and (output or folder):  # report an output folder that cannot be made before any work starts
+        if places and (run.output or folder):  # report an output folder that cannot be made before any work starts
             make_folder(Path(os.path.commonpath(places)))
 
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters raises
 
-    def do(some: list[Job]) -> Iterator[Done]:
-        return files.retouch_files(enhancer, some, options, workers=jobs, overwrite=overwrite)
+    def do(some: list[Job]) -> Iterator[Outcome]:
+        return batch.enhance_files(engine, some, options, workers=run.jobs, overwrite=run.overwrite)
 
-    if watch and folder:
-        with one_line(debug):
-            _watch(folder, lambda: files.plan(inputs, output, suffix, recursive, compare), do, debug)
+    if run.watch and folder:
+        with one_line(run.debug):
+            plan = functools.partial(batch.plan, inputs, run.output, run.suffix, run.recursive, run.compare)
+            _watch(folder, plan, do, run.debug)
         return
 
     from rich.console import Console
@@ -102,26 +105,28 @@ def enhance(
 
     console = Console(stderr=True)
     hidden = not console.is_terminal
-    done = list(track(do(planned), "Retouching", len(planned), console=console, transient=True, disable=hidden))
-    failures = [one for one in done if one.error]
-    skipped = sum(one.skipped for one in done)
-    written = len(done) - len(failures) - skipped
-    folders = {one.job.target.parent for one in done if not one.job.error}
-    if len(done) == written == 1:
-        say(f"Wrote {done[0].job.target}")
+    outcomes = list(track(do(planned), "Retouching", len(planned), console=console, transient=True, disable=hidden))
+    failures = [outcome for outcome in outcomes if outcome.error]
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    written = len(outcomes) - len(failures) - skipped
+    folders = {outcome.job.target.parent for outcome in outcomes if not outcome.job.error}
+    for outcome in outcomes:
+        _say_notes(outcome)
+    if len(outcomes) == written == 1:
+        say(f"Wrote {outcomes[0].job.target}")
     elif written:
-        where = folders.pop() if len(folders) == 1 else output
-        say(f"Wrote {written} of {len(done)} photos" + (f" to {where}" if where else ""))
+        where = folders.pop() if len(folders) == 1 else run.output
+        say(f"Wrote {written} of {len(outcomes)} photos" + (f" to {where}" if where else ""))
     if skipped:
-        say(f"Passed over {skipped} of {len(done)} photos that were done already; --overwrite does them again")
-    for one in failures:
-        _say_failed(one, debug)
+        say(f"Skipped {skipped} of {len(outcomes)} photos whose results exist; --overwrite replaces them")
+    for outcome in failures:
+        _say_failed(outcome, run.debug)
     if failures:
         raise typer.Exit(1)
 
 
 def _watch(
-    folder: Path, plan: Callable[[], list[Job]], do: Callable[[list[Job]], Iterator[Done]], debug: bool = False
+    folder: Path, plan: Callable[[], list[Job]], do: Callable[[list[Job]], Iterator[Outcome]], debug: bool = False
 ) -> None:
     """Photos that are there and those that come, until Ctrl-C. A file is taken once it stays as it is for a second."""
     say(f"Watching {folder}; Ctrl-C ends it")
@@ -151,11 +156,12 @@ def _watch(
                 if before.get(job.photo) == now[job.photo] != tried.get(job.photo):
                     ready.append(job)
             tried |= {job.photo: now[job.photo] for job in ready}
-            for one in do(ready):
-                if one.error:
-                    _say_failed(one, debug)
-                elif not one.skipped:
-                    say(f"Wrote {one.job.target}")
+            for outcome in do(ready):
+                _say_notes(outcome)
+                if outcome.error:
+                    _say_failed(outcome, debug)
+                elif not outcome.skipped:
+                    say(f"Wrote {outcome.job.target}")
             before = now
             time.sleep(1)
     except KeyboardInterrupt:
@@ -163,15 +169,20 @@ def _watch(
 
 
 def _say_passed_over(folder: Path) -> None:
-    from fastenh.files import is_photo
+    from fastenh.pipelines.batch import is_photo
 
     files = [path for path in folder.iterdir() if os.path.isfile(path) and not path.name.startswith(".")]
     if others := sum(not is_photo(path) for path in files):
-        say(f"Passing over {others} of {len(files)} files in {folder}, by their names no photos", err=True)
+        say(f"Skipping {others} of {len(files)} files in {folder}, by their names no photos", err=True)
 
 
-def _say_failed(done: Done, debug: bool) -> None:
-    assert done.error
+def _say_notes(outcome: Outcome) -> None:
+    for note in outcome.notes:
+        say(f"{outcome.job.photo}: {note}", err=True)
+
+
+def _say_failed(outcome: Outcome, debug: bool) -> None:
+    assert outcome.error
     if debug:
-        typer.echo(done.traceback, err=True, nl=False)
-    say(f"Failed: {done.job.photo}: {message(done.error).removeprefix(f'{done.job.photo}: ')}", err=True)
+        typer.echo(outcome.traceback, err=True, nl=False)
+    say(f"Failed: {outcome.job.photo}: {message(outcome.error).removeprefix(f'{outcome.job.photo}: ')}", err=True)

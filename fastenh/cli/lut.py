@@ -1,4 +1,4 @@
-"""`fastenh lut`: LUT files looked at, applied to photos, baked from models, converted."""
+"""`fastenh lut`: inspect LUT files, apply them to photos, bake them from models, convert them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastenh.cli.enhance import enhance
-from fastenh.cli.options import (
-    Compare,
-    Debug,
-    Device,
-    Dither,
-    Jobs,
-    Model,
-    Output,
-    Overwrite,
-    Quality,
-    Recursive,
-    Suffix,
-    Watch,
-    one_line,
-    say,
-)
+from fastenh.cli.enhance import retouch
+from fastenh.cli.options import Debug, ModelOptions, Overwrite, RunOptions, Strength, expand_options, one_line, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastenh.io import LutFile
+    from fastenh.models import LutFile
 
-app = typer.Typer(help="Look at LUT files, apply them, bake them from models, convert them.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, apply, bake and convert LUT files.", no_args_is_help=True)
 
 File = Annotated[
     Path, typer.Argument(metavar="LUT", help=".cube, Hald CLUT (.png), or .3dl, .clf, .csp, .spi1d, .spi3d.")
@@ -47,15 +32,15 @@ HALD_SIZE = 64  # level 8, which most programs take
 
 @app.command("info")
 def lut_info(lut: File, debug: Debug = False) -> None:
-    """Say what a LUT file holds, and what it does to a few colours."""
+    """Print what a LUT file contains and what it does to a few colours."""
     with one_line(debug):
         import torch
 
-        from fastenh.io.luts import domain_in_words
         from fastenh.models.lut3d import identity_lut
+        from fastenh.models.lut_file import domain_in_words
 
         look = _read(lut)
-        # Where it has entries, so that nothing hides between them.
+        # At the LUT's own entries, so that no extreme is missed.
         inputs = []
         low, high = (torch.tensor(end)[:, None, None] for end in look.domain)
         if look.shaper is not None:
@@ -82,46 +67,38 @@ def lut_info(lut: File, debug: Debug = False) -> None:
 
 
 @app.command("apply")
+@expand_options
 def lut_apply(
     lut: File,
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos, or one folder of them.")],
-    output: Output = None,
+    run: RunOptions,
     interpolation: Annotated[
         Literal["tetrahedral", "trilinear"],
-        typer.Option(help="Tetrahedral as ffmpeg has it by default, trilinear as Resolve has and as models compute."),
+        typer.Option(help="Tetrahedral as in ffmpeg; trilinear as in Resolve and in models."),
     ] = "tetrahedral",
-    strength: Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole LUT.")] = 1.0,
-    dither: Dither = False,
-    quality: Quality = None,
-    suffix: Suffix = None,
-    recursive: Recursive = False,
-    watch: Watch = False,
-    jobs: Jobs = 2,
-    device: Device = "auto",
-    compare: Compare = False,
-    overwrite: Overwrite = False,
-    debug: Debug = False,
+    strength: Strength = 1.0,
 ) -> None:
     """Apply a LUT file to photos.
 
-    What is read and written, kept and refused is as with `fastenh enhance`.
+    Accepts and writes the same files as `fastenh enhance`.
     """
-    with one_line(debug):
-        look: Any = _read(lut)  # stands where the name of a model would: to Enhancer, a module is as good
+
+    def load() -> tuple[LutFile, dict[str, Any]]:
+        look = _read(lut)
         look.interpolation = interpolation
-    enhance(
-        photos, output, look, strength, dither=dither, quality=quality, suffix=suffix, recursive=recursive, watch=watch,
-        jobs=jobs, device=device, compare=compare, overwrite=overwrite, debug=debug,
-    )  # fmt: skip
+        return look, {}
+
+    retouch(photos, load, run, strength)
 
 
 @app.command("bake")
+@expand_options
 def lut_bake(
     output: Written,
-    model: Model = "auto",
-    photo: Annotated[Path | None, typer.Option(help="The photo whose look it is to be.")] = None,
+    model: ModelOptions,
+    photo: Annotated[Path | None, typer.Option(help="Bake the model's retouch of this photo.")] = None,
     basis: Annotated[
-        bool, typer.Option("--basis", help="The LUTs that the model blends: OUT_1.cube, OUT_2.cube …")
+        bool, typer.Option("--basis", help="Write the LUTs that the model blends: OUT_1.cube, OUT_2.cube …")
     ] = False,
     size: Annotated[
         int | None,
@@ -130,33 +107,34 @@ def lut_bake(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Write what a model makes of a photo as a LUT file, for other programs.
+    """Write a model's retouch of a photo as a LUT file for other programs.
 
-    Only models that treat equal colours alike, wherever they are in the photo, can become a LUT: `auto` is one.
+    Give --photo or --basis. Only models that give a colour the same result wherever it is in the photo can become a
+    LUT: `auto` is one.
     """
     with one_line(debug):
         if basis == (photo is not None):
             raise ValueError(f"expected --photo PHOTO or --basis, got {'both' if basis else 'neither'}")
-        from fastenh import models
         from fastenh.atomic import check_free
-        from fastenh.io import LutFile
-        from fastenh.io.luts import bake, sample
+        from fastenh.models import ImageAdaptiveLUT
+        from fastenh.models.lut_file import LutFile, bake, sample
 
-        module: Any = models.load(model)
+        system, conditions = model.load()
+        name = Path(model.model).stem
         if size is None and _is_hald(output):
             size = HALD_SIZE
         if photo is not None:
-            looks = {output: bake(module, _seen(photo), size)}
-            looks[output].title = f"{Path(model).stem}, {photo.stem}"
+            looks = {output: bake(system, _model_input(photo), size, **conditions)}
+            looks[output].title = f"{name}, {photo.stem}"
         else:
-            if not hasattr(module, "fused_lut"):
-                raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(module).__name__}")
+            if not isinstance(system, ImageAdaptiveLUT):
+                raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(system).__name__}")
             looks = {}
-            for n, table in enumerate(module.luts, 1):
+            for n, table in enumerate(system.luts, 1):
                 look = LutFile(table, interpolation="trilinear")
                 look = look if size is None else sample(look, size)
-                look.title = f"{Path(model).stem}, LUT {n} of {len(module.luts)}"
-                number = str(n).zfill(len(str(len(module.luts))))  # so that their names are in order
+                look.title = f"{name}, LUT {n} of {len(system.luts)}"
+                number = str(n).zfill(len(str(len(system.luts))))  # so that their names are in order
                 looks[output.with_stem(f"{output.stem}_{number}")] = look
         for path in looks:
             check_free(path, overwrite)
@@ -170,18 +148,18 @@ def lut_convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .cube to write, or .png for a Hald CLUT.")],
     size: Annotated[
         int | None,
-        typer.Option(help="Make it one 3D LUT of as many vertices along each side.", show_default="as it is"),
+        typer.Option(help="Resample to one 3D LUT with this many vertices along each side.", show_default="as it is"),
     ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Write a LUT file in another format, as exactly as that can hold it, or in another size.
+    """Write a LUT file in another format, as exactly as that format allows, or in another size.
 
-    A Hald CLUT becomes one of level 8 (64 vertices) where the LUT is not of a size that it can have.
+    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8).
     """
     with one_line(debug):
         from fastenh.atomic import check_free
-        from fastenh.io.luts import UNIT, domain_in_words, sample
+        from fastenh.models.lut_file import UNIT, domain_in_words, sample
 
         check_free(output, overwrite)
         look = _read(lut)
@@ -224,21 +202,13 @@ def _is_hald(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _seen(photo: Path) -> Tensor:
-    """(1, 3, H, W): what a model sees of a photo, whatever is done to a file's pixels on the way."""
-    from torch import nn
+def _model_input(photo: Path) -> Tensor:
+    """(1, 3, H, W)"""
+    from fastenh.io import read_photo
+    from fastenh.io.encoding import model_input
 
-    from fastenh import Enhancer
-
-    seen = []
-
-    class Witness(nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            seen.append(image.clone())
-            return image
-
-    Enhancer(Witness(), "cpu")(photo)
-    return seen[0]
+    content = read_photo(photo)
+    return model_input(content.pixels, content.header)[None]
 
 
 def _falls(look: LutFile) -> list[str]:

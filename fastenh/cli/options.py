@@ -1,44 +1,139 @@
-"""What the commands share: options, and errors as one line on stderr."""
+"""What the commands share: options, each declared once, and errors as one line on stderr.
+
+A command whose parameter is annotated with one of the dataclasses below, under `@expand_options`, takes all of its
+fields as options, and gets them as one object.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from fastenh.memory import is_out_of_memory
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "--weights", metavar="W", help="Name of a model that comes with fastenh, or a .safetensors file."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        help="File or folder to write to.",
-        show_default="photo_enhanced.jpg beside photo.jpg; of a folder, enhanced/ in it",
-    ),
-]
-Dither = Annotated[bool, typer.Option("--dither", help="Round by a pattern, so that gradients show no bands.")]
-Quality = Annotated[
-    int | None, typer.Option(metavar="1-100", help="Of JPEG, WebP and HEIC.", show_default="a JPEG's own; else 95")
-]
-Suffix = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Add it to names.", show_default="_enhanced, beside the photo only")
-]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Take the folders in the folder, too.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder.")]
-Jobs = Annotated[int, typer.Option(metavar="N", help="Photos at a time.", min=1)]
-Compare = Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Strength = Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")]
+
+
+@dataclass
+class ModelOptions:
+    """Which model runs, and with which conditions."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "--weights",
+            metavar="MODEL",
+            help="A model that comes with fastenh, by name, or a .safetensors file.",
+        ),
+    ] = "auto"
+    conditions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a condition of the model, such as a style; may be repeated."
+        ),
+    ] = None
+
+    def load(self) -> tuple[Any, dict[str, Any]]:
+        """The model, and the values of its conditions, which are valid. ValueError for a wrong name or value."""
+        from fastenh.models import load
+
+        model = load(self.model)
+        values = {}
+        for text in self.conditions or []:
+            name, equals, value = text.partition("=")
+            if name in values:
+                raise ValueError(f"--set {name}: expected one value, got another")
+            if not equals or name not in model.conditions:
+                known = ", ".join(model.conditions) or "it has none"
+                raise ValueError(f"--set: expected NAME=VALUE for a condition of {self.model} ({known}), got {text!r}")
+            try:
+                values[name] = model.conditions[name].parse(value)
+            except (ValueError, TypeError, LookupError) as error:
+                raise ValueError(f"--set {name}: {error}") from None
+        model.check_conditions(values)
+        return model, values
+
+
+@dataclass
+class RunOptions:
+    """Where photos go, how they are written, and how many run at once."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File or folder to write to.",
+            show_default="photo_enhanced.jpg beside photo.jpg; for a folder, its subfolder enhanced/",
+        ),
+    ] = None
+    dither: Annotated[bool, typer.Option("--dither", help="Dither when rounding, so that gradients show no bands.")] = (
+        False
+    )
+    quality: Annotated[
+        int | None,
+        typer.Option(metavar="1-100", help="Quality of lossy formats.", show_default="a JPEG keeps its own; else 95"),
+    ] = None
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text appended to output file names.",
+            show_default="_enhanced if written beside the photo, else none",
+        ),
+    ] = None
+    recursive: Annotated[bool, typer.Option("--recursive", help="Include subfolders.")] = False
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep running, and process photos that are added to the folder.")
+    ] = False
+    jobs: Annotated[int, typer.Option(metavar="N", help="Photos processed at the same time.", min=1)] = 2
+    device: Device = "auto"
+    compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False
+    overwrite: Overwrite = False
+    debug: Debug = False
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with each parameter that is a dataclass replaced by the dataclass's fields, as typer reads them."""
+    hints = get_type_hints(command, include_extras=True)
+    required: list[Any] = []
+    optional: list[Any] = []
+    kinds: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if is_dataclass(kind):
+            kinds[name] = kind
+            types = get_type_hints(kind, include_extras=True)
+            for f in fields(kind):
+                option = f.name, types[f.name], parameter.empty if f.default is MISSING else f.default
+                (required if f.default is MISSING else optional).append(option)
+        elif parameter.default is parameter.empty:
+            required.append((name, kind, parameter.empty))
+        else:
+            optional.append((name, kind, parameter.default))
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        objects = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in kinds.items()}
+        command(**values, **objects)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in required + optional
+    ]
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {name: kind for name, kind, _ in required + optional}
+    return expanded
 
 
 @contextlib.contextmanager

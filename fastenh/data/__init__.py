@@ -1,34 +1,34 @@
-"""Data sets: their layouts, and the samples that training and measuring take from them."""
+"""Data sets: their layouts, and the samples that training and evaluation take from them."""
 
+from fastenh.data.degrade import apply_gamma
 from fastenh.data.lowlight import (
     Contrasts,
+    Crops,
+    LabelledPhoto,
     References,
-    Scene,
-    Scenes,
     cityscapes,
-    darkened,
+    find_labelled_photos,
     find_references,
-    find_scenes,
     read_labels,
 )
-from fastenh.data.pairs import Pairs, Photo, Unpaired, find_pairs, paired_folders, ppr10k
+from fastenh.data.pairs import Pair, Pairs, Unpaired, find_pairs, paired_folders, ppr10k
 from fastenh.data.photos import UnreadablePhoto, find_photos, group_of, read_size, read_tensor
 
 __all__ = [
     "Contrasts",
+    "Crops",
+    "LabelledPhoto",
+    "Pair",
     "Pairs",
-    "Photo",
     "References",
-    "Scene",
-    "Scenes",
     "Unpaired",
     "UnreadablePhoto",
+    "apply_gamma",
     "cityscapes",
-    "darkened",
+    "find_labelled_photos",
     "find_pairs",
     "find_photos",
     "find_references",
-    "find_scenes",
     "group_of",
     "paired_folders",
     "ppr10k",

@@ -1,10 +1,10 @@
-"""A small data set in PPR10K's layout, made by code: to try training with no data, and for tests.
+"""A small data set in PPR10K's layout, made by code: for trying training without data, and for tests.
 
-    python -m fastenh.data.example portraits       # 24 photos to train with, 8 to measure with
+    python -m fastenh.data.example portraits       # 24 photos for training, 8 for validation
 
-A photo is a figure before a background. Photos of a group share both, under light that shifts from shot to shot. The
-expert brings the light back to the group's own, then makes the figure lighter and warmer and the background darker and
-cooler, though the two share colours: only their texture, fine on the figure and coarse behind it, tells them apart.
+Each photo is a `synthetic.portrait`. Photos of a group share the colours of figure and background, in light that
+differs from shot to shot. The expert restores the group's light, then makes the figure lighter and warmer and the
+background darker and cooler.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import OpenImageIO as oiio
+
+from fastenh.data.synthetic import portrait
 
 
 def make_portraits(
@@ -27,54 +29,47 @@ def make_portraits(
 ) -> None:
     """Writes `split/{source, source_aug, target_a, target_b, target_c, masks}` under `root`.
 
-    Sources are 16-bit TIFFs, targets 8-bit TIFFs, masks 8-bit PNGs, all (height, width) = `size`. FileExistsError where
-    `split` is there: PPR10K's own photos have the same names.
+    Sources are 16-bit TIFFs, targets 8-bit TIFFs, masks 8-bit PNGs, all (height, width) = `size`. Raises
+    FileExistsError if `split` exists: the photos of PPR10K itself have the same names.
     """
     folder = root / split
     if folder.exists():
-        raise FileExistsError(f"{folder}: expected nothing there, got what may be photos of yours")
+        raise FileExistsError(f"{folder}: expected a folder that does not exist yet, got one that may hold your photos")
     for name in ("source", "target_a", "target_b", "target_c", "masks", *["source_aug"] * (augmentations > 0)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[0 : size[0], 0 : size[1]] / min(size)
-    middle = size[1] / min(size) / 2
-
-    def noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-        """(H, W) in [−1, 1], a random grid of cells, each of one value."""
-        grid = rng.uniform(-1, 1, (cells, cells))
-        return grid[np.ix_(np.arange(size[0]) * cells // size[0], np.arange(size[1]) * cells // size[1])]
 
     for group in range(groups):
         rng = np.random.default_rng([seed, group])
         colours = rng.uniform(0.15, 0.6, (2, 3))
         for index in range(photos):
-            centre = middle + rng.uniform(-0.2, 0.2)
-            head = np.hypot(x - centre, (y - 0.35) / 1.2) < 0.16
-            body = (np.hypot((x - centre) / 1.3, (y - 1.05) / 1.6) < 0.28) & (y > 0.4)
-            figure = head | body
-            blend = noise(rng, 6)[..., None] / 2 + 0.5  # figure and background take the same colours
-            light = colours[0] * blend + colours[1] * (1 - blend)
-            fine, coarse = noise(rng, max(size) // 2), noise(rng, 8)
-            light = light * np.exp(np.where(figure, 0.35 * fine, 0.15 * coarse))[..., None]
-
-            def source(stops: float, tint: np.ndarray, light: np.ndarray = light) -> np.ndarray:
-                return np.clip(light * 2**stops * np.exp(tint), 0, 1) ** (1 / 2.2)
-
-            def expert(warmth: float, light: np.ndarray = light, figure: np.ndarray = figure) -> np.ndarray:
-                tone = np.where(figure[..., None], 1.3 * np.exp([warmth, 0, -warmth]), 0.75 * np.exp([-0.1, 0, 0.1]))
-                return np.clip(light * tone, 0, 1) ** (1 / 2.2)
-
             name = f"{group}_{index}"
-            write(folder / "source" / f"{name}.tif", source(rng.normal(-0.5, 0.3), rng.normal(0, 0.08, 3)), 65535)
+            light, figure = portrait(colours, size, rng)
+            write(folder / "source" / f"{name}.tif", shot(light, rng.normal(-0.5, 0.3), rng.normal(0, 0.08, 3)), 65535)
             for n in range(augmentations):
-                augmented = source(rng.normal(-0.5, 0.6), rng.normal(0, 0.15, 3))
+                augmented = shot(light, rng.normal(-0.5, 0.6), rng.normal(0, 0.15, 3))
                 write(folder / "source_aug" / f"{name}_{n}.tif", augmented, 65535)
             for letter, warmth in zip("abc", (0.1, 0.0, 0.2), strict=True):
-                write(folder / f"target_{letter}" / f"{name}.tif", expert(warmth), 255)
+                write(folder / f"target_{letter}" / f"{name}.tif", retouch(light, figure, warmth), 255)
             write(folder / "masks" / f"{name}.png", figure[..., None].astype(float), 255)
 
 
+def shot(light: np.ndarray, stops: float, tint: np.ndarray) -> np.ndarray:
+    """What the camera makes of linear light (H, W, 3) at an exposure, the tint being the logarithm of R, G, B gains."""
+    return encode(light * 2**stops * np.exp(tint))
+
+
+def retouch(light: np.ndarray, figure: np.ndarray, warmth: float) -> np.ndarray:
+    """What the expert makes of it, whatever the exposure."""
+    tone = np.where(figure[..., None], 1.3 * np.exp([warmth, 0, -warmth]), 0.75 * np.exp([-0.1, 0, 0.1]))
+    return encode(light * tone)
+
+
+def encode(light: np.ndarray) -> np.ndarray:
+    return np.clip(light, 0, 1) ** (1 / 2.2)
+
+
 def write(path: Path, image: np.ndarray, scale: int) -> None:
-    """An (H, W, C) image in [0, 1] in integers up to `scale`, 255 or 65535."""
+    """Writes an (H, W, C) image in [0, 1] as integers at full scale, 255 or 65535."""
     kind = "uint8" if scale == 255 else "uint16"
     file = oiio.ImageOutput.create(str(path))
     height, width, channels = image.shape

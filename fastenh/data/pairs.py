@@ -1,4 +1,4 @@
-"""Photos with what experts made of them: the layouts they come in, and the crops that training sees."""
+"""Photos and experts' retouches of them: data set layouts, and the crops that training takes from them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fastenh.metrics import mean_ab
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photo, what it should become, and where its people are."""
+class Pair:
+    """A photo, its target, and the mask of its people."""
 
     name: str
     sources: tuple[Path, ...]  # the photo, then its augmentations, such as other exposures of one raw file
@@ -32,11 +32,11 @@ class Photo:
         return group_of(self.name)
 
 
-def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
+def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Pair]:
     """PPR10K: `split/{source, source_aug, target_a|b|c, masks}`, names group_index, augmented group_index_aug.
 
-    Sources have 16 bits, targets 8; masks are light on people. `source_aug` and `masks` may be missing. ValueError, in
-    one line, where a photo lacks its target or the folders are not these.
+    Sources have 16 bits, targets 8; masks are bright on people. `source_aug` and `masks` may be missing. Raises
+    ValueError, in one line, if a photo has no target or the folders are others.
     """
     folder = root / split
     sources = find_photos(folder / "source")
@@ -50,69 +50,70 @@ def ppr10k(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
     for name, path in sources.items():
         if name.count("_") < 1:
             raise ValueError(f"{path}: expected a name group_index, got {name}")
-    return _pair(versions, folder / f"target_{expert}", folder / "masks")
+    return _match(versions, folder / f"target_{expert}", folder / "masks")
 
 
-def paired_folders(root: Path, split: str = "train") -> list[Photo]:
-    """FiveK and its like: `split/{input, target, masks}`, equal names; `masks` may be missing. Errors as `ppr10k`."""
+def paired_folders(root: Path, split: str = "train") -> list[Pair]:
+    """FiveK and similar: `split/{input, target, masks}`, equal names; `masks` may be missing. Raises as `ppr10k`."""
     folder = root / split
     inputs = find_photos(folder / "input")
-    return _pair({name: [path] for name, path in inputs.items()}, folder / "target", folder / "masks")
+    return _match({name: [path] for name, path in inputs.items()}, folder / "target", folder / "masks")
 
 
-def find_pairs(root: Path, split: str = "train", expert: str = "a") -> list[Photo]:
-    """Whichever of the two layouts is there. ValueError, in one line, if neither is, or none of that expert."""
+def find_pairs(root: Path, split: str = "train", expert: str = "a") -> list[Pair]:
+    """The pairs in either layout. ValueError, in one line, if `root` has neither or none of that expert."""
     if (root / split / "source").is_dir():
         return ppr10k(root, split, expert)
     if (root / split / "input").is_dir():
         if expert != "a":
             raise ValueError(
                 f"{root}: expected {split}/source and {split}/target_{expert} for expert {expert}, got {split}/input, "
-                "whose targets are of one expert"
+                "which has the targets of one expert"
             )
         return paired_folders(root, split)
     raise ValueError(
-        f"{root}: expected {split}/source and {split}/target_{expert} (as PPR10K) or {split}/input and {split}/target, "
+        f"{root}: expected {split}/source and {split}/target_{expert} (PPR10K) or {split}/input and {split}/target, "
         f"got {'neither' if root.is_dir() else 'no such folder'}"
     )
 
 
-def _pair(versions: dict[str, list[Path]], target_folder: Path, mask_folder: Path) -> list[Photo]:
+def _match(versions: dict[str, list[Path]], target_folder: Path, mask_folder: Path) -> list[Pair]:
     targets = find_photos(target_folder)
     masks = find_photos(mask_folder) if any(mask_folder.glob("*")) else {}
     for name in versions:
         if name not in targets:
             raise ValueError(f"{target_folder}: expected a target for each photo, got none for {name}")
-    return [Photo(name, tuple(paths), targets[name], masks.get(name)) for name, paths in versions.items()]
+    return [Pair(name, tuple(paths), targets[name], masks.get(name)) for name, paths in versions.items()]
 
 
-class Pairs(Samples[Photo]):
+class Pairs(Samples[Pair]):
     """Random crops of photos and targets, for training.
 
-    A crop takes 0.6 to 1 of the photo's height and, independently, of its width, is resized to side×side, and half of
-    them are flipped. The source is the photo or one of its augmentations, at random. With `windows=2` come two windows
-    of 3/4 of the crop's sides, each from a source of its own, for group-level consistency.
+    A crop spans 0.6 to 1 of the photo's height and, independently, of its width, and is resized to side×side. Half of
+    the crops are flipped. The source is the photo or one of its augmentations, at random. With `windows=2` a sample has
+    two windows of 3/4 of the crop's sides, for group-level consistency; their sources differ if the photo has
+    augmentations.
 
-    A sample is input and target (K, 3, S, S) in [0, 1], K windows; corners (K, 2), top and left of each in the crop.
-    With masks also mask (K, 1, S, S), 0 or 1; with groups count (), mean (2,) and spread (2,), as they go into
-    `group_style`.
+    A sample holds input and target (K, 3, S, S) in [0, 1], for K windows, and corners (K, 2), the top and left of each
+    window in the crop. With `masks` also mask (K, 1, S, S), 0 or 1; with `groups` also count (), mean (2,) and
+    spread (2,), the arguments of `group_style`.
 
-    A photo that cannot be read is passed over, see `Samples`. ValueError, at once and in one line, for a photo without
-    mask where `masks` are asked for, a target or mask of another size than its photo, and with `groups` for a group of
-    one.
+    Unreadable photos are skipped, see `Samples`. The constructor raises ValueError, in one line, for a photo without a
+    mask if `masks` are wanted, for a target or mask that differs from its photo in size, and with `groups` for a group
+    of one photo.
 
     Args:
         photos: from `find_pairs`.
         side: of the crops, in pixels.
         seed: of order and crops.
-        masks: whether to read them.
-        groups: whether samples say which colours the other targets of their group have.
+        masks: whether to read masks.
+        groups: whether samples state the colours of the other targets in their group.
         windows: 1 or 2.
     """
 
     def __init__(
         self,
-        photos: Sequence[Photo],
+        photos: Sequence[Pair],
         side: int = 448,
         seed: int = 0,
         masks: bool = False,
@@ -133,7 +134,7 @@ class Pairs(Samples[Photo]):
             self._check_sizes(photo)
         self.others = self._colours_of_others() if groups else None
 
-    def _crop(self, photo: Photo, rng: np.random.Generator) -> dict[str, Tensor]:
+    def crop(self, photo: Pair, rng: np.random.Generator) -> dict[str, Tensor]:
         chosen = rng.choice(len(photo.sources), self.windows, replace=len(photo.sources) < self.windows)
         layers = [read_tensor(photo.sources[index]) for index in chosen] + [read_tensor(photo.target)]
         if self.masks and photo.mask:
@@ -162,7 +163,7 @@ class Pairs(Samples[Photo]):
             sample |= self.others[photo.name]
         return sample
 
-    def _check_sizes(self, photo: Photo) -> None:
+    def _check_sizes(self, photo: Pair) -> None:
         try:
             height, width = read_size(photo.sources[0])
             for path in (*photo.sources[1:], photo.target, photo.mask if self.masks else None):
@@ -170,18 +171,18 @@ class Pairs(Samples[Photo]):
                     got = "×".join(map(str, reversed(read_size(path))))
                     raise ValueError(f"{path}: expected the size of {photo.sources[0]}, {width}×{height}, got {got}")
         except UnreadablePhoto as error:
-            self._pass_over(photo, error)
+            self.skip(photo, error)
 
     def _colours_of_others(self) -> dict[str, dict[str, Tensor]]:
-        """Of each photo: count, mean and spread of the mean a*, b* of the other targets of its group."""
+        """For each photo: count, mean and spread of the mean a*, b* of the other targets in its group."""
 
-        def colour(photo: Photo) -> Tensor | None:
+        def colour(photo: Pair) -> Tensor | None:
             if photo.name in self.unreadable:
                 return None
             try:
-                return mean_ab(read_tensor(photo.target)[None])[0]  # in bands: a photo of full size would take GBs
+                return mean_ab(read_tensor(photo.target)[None])[0]  # in bands: a full-size photo would take GBs
             except UnreadablePhoto as error:
-                self._pass_over(photo, error)
+                self.skip(photo, error)
                 return None
 
         groups: dict[str, dict[str, Tensor]] = {}
@@ -202,17 +203,17 @@ class Pairs(Samples[Photo]):
 
 
 class Unpaired:
-    """Random crops of photos and, independently, of photos as they should look: `split/{input, target}`, any names.
+    """Random crops of photos and, independently, of photos with the wanted look: `split/{input, target}`, any names.
 
-    Crops, order and unreadable photos as with `Pairs`; a sample is input and target, (3, S, S) each.
+    Crops, order and unreadable photos are as in `Pairs`; a sample is input and target, (3, S, S) each.
     """
 
     def __init__(self, root: Path, split: str = "train", side: int = 448, seed: int = 0) -> None:
-        def alone(kind: str, seed: int) -> Pairs:
+        def crops(kind: str, seed: int) -> Pairs:
             photos = find_photos(root / split / kind).items()
-            return Pairs([Photo(name, (path,), path) for name, path in photos], side, seed)
+            return Pairs([Pair(name, (path,), path) for name, path in photos], side, seed)
 
-        self.inputs, self.targets = alone("input", seed), alone("target", seed + 1)
+        self.inputs, self.targets = crops("input", seed), crops("target", seed + 1)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -13,13 +13,13 @@ from fastenh.io import PIXEL_SUFFIXES
 
 
 class UnreadablePhoto(ValueError):
-    """A file that holds no whole photo."""
+    """The file is missing, damaged or not a photo."""
 
 
 def read_tensor(path: Path) -> Tensor:
-    """(3, H, W) float32 in [0, 1], colours as they are stored, from what `fastenh.io.read_pixels` reads.
+    """(3, H, W) float32 in [0, 1] with the stored colours, from any file that `fastenh.io.read_pixels` reads.
 
-    UnreadablePhoto, in one line, where the file is missing, damaged or no photo.
+    Raises UnreadablePhoto, in one line, if the file is missing, damaged or not a photo.
     """
     try:
         pixels = io.read_pixels(path)
@@ -29,7 +29,7 @@ def read_tensor(path: Path) -> Tensor:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) by the file's header. Raises as `read_tensor` does, if that is damaged."""
+    """(height, width) from the file's header. Raises as `read_tensor` does if the header is damaged."""
     try:
         return io.read_size(path)
     except (OSError, ValueError) as error:
@@ -38,14 +38,15 @@ def read_size(path: Path) -> tuple[int, int]:
 
 def _unreadable(path: Path, error: Exception) -> UnreadablePhoto:
     if isinstance(error, OSError):
-        return UnreadablePhoto(f"{path}: expected a photo, got none that can be read ({error.strerror})")
+        return UnreadablePhoto(f"{path}: expected a photo, got a file that cannot be read ({error.strerror})")
     return UnreadablePhoto(str(error))
 
 
 def find_photos(folder: Path) -> dict[str, Path]:
-    """The photos in a folder by their names without suffix. ValueError, in one line, if none or two of a name."""
+    """The photos in a folder, by name without suffix. ValueError, in one line, for no photo or two of one name."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of photos, got {'a file' if folder.exists() else 'none there'}")
+        got = "a file" if folder.exists() else "no such folder"
+        raise ValueError(f"{folder}: expected a folder of photos, got {got}")
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in PIXEL_SUFFIXES and not file.name.startswith("."):
@@ -53,10 +54,10 @@ def find_photos(folder: Path) -> dict[str, Path]:
                 raise ValueError(f"{folder}: expected one file for each photo, got {other.name} and {file.name}")
             found[file.stem] = file
     if not found:
-        raise ValueError(f"{folder}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none in it")
+        raise ValueError(f"{folder}: expected photos ({', '.join(PIXEL_SUFFIXES)}), got none")
     return found
 
 
 def group_of(name: str) -> str:
-    """Which photos were taken together, by their names group_index: `12` of `12_3`; one named otherwise is alone."""
+    """The group of a photo named group_index: `12` for `12_3`. A photo named otherwise is a group of its own."""
     return name.rpartition("_")[0] or name

@@ -1,7 +1,7 @@
 """Random crops of a data set's photos, for training.
 
-Which crop a position in training gets follows from the seed and the position alone, so that ranks and resumed runs
-agree: every epoch goes once through all photos in an order of its own.
+The crop at a position in training depends on the seed and the position alone, so ranks and resumed runs agree. Every
+epoch takes each photo once, in an order of its own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-Photo = TypeVar("Photo", bound=Named)
+Entry = TypeVar("Entry", bound=Named)
 
 
-class Samples(Generic[Photo]):
-    """Crops of photos that are known by their names; a kind of data set says in `_crop` what it takes of one.
+class Samples(Generic[Entry]):
+    """Crops of photos that are identified by their names; subclasses implement `crop`.
 
-    A photo that cannot be read is named once on stderr, and the next in the epoch's order takes its place; more than
-    1 % of them raise ValueError.
+    A photo that cannot be read is reported once on stderr, and the next one in the epoch's order takes its place. If
+    more than 1 % of the photos cannot be read, ValueError is raised.
     """
 
-    def __init__(self, photos: Sequence[Photo], side: int, seed: int) -> None:
+    def __init__(self, photos: Sequence[Entry], side: int, seed: int) -> None:
         self.photos, self.side, self.seed = list(photos), side, seed
         self.unreadable: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -43,10 +43,11 @@ class Samples(Generic[Photo]):
         return len(self.photos)
 
     def batch(self, positions: Iterable[int]) -> dict[str, Tensor]:
-        """Samples stacked."""
+        """The samples at these positions, stacked."""
         return default_collate([self.sample(position) for position in positions])
 
     def sample(self, position: int) -> dict[str, Tensor]:
+        """The sample at a position, which counts through all epochs."""
         epoch, place = divmod(position, len(self.photos))
         order = epoch_order(self.seed, epoch, len(self.photos))
         for attempt in range(len(order)):
@@ -54,20 +55,22 @@ class Samples(Generic[Photo]):
             if photo.name in self.unreadable:
                 continue
             try:
-                return self._crop(photo, np.random.default_rng([self.seed, 1, position, attempt]))
+                return self.crop(photo, np.random.default_rng([self.seed, 1, position, attempt]))
             except UnreadablePhoto as error:
-                self._pass_over(photo, error)
+                self.skip(photo, error)
         raise AssertionError("more than 1 % unreadable")
 
-    def _crop(self, photo: Any, rng: np.random.Generator) -> dict[str, Tensor]:
+    def crop(self, photo: Any, rng: np.random.Generator) -> dict[str, Tensor]:
+        """One sample of a photo."""
         raise NotImplementedError
 
-    def _pass_over(self, photo: Photo, error: UnreadablePhoto) -> None:
+    def skip(self, photo: Entry, error: UnreadablePhoto) -> None:
+        """Leaves a photo out from now on, and reports it the first time."""
         with self.lock:
             if photo.name in self.unreadable:
                 return
             self.unreadable[photo.name] = str(error)
-            print(f"Passing over {error}", file=sys.stderr, flush=True)
+            print(f"Skipping {error}", file=sys.stderr, flush=True)
             if len(self.unreadable) > len(self.photos) / 100:
                 raise ValueError(
                     f"expected at most 1 % of the photos to be unreadable, got {len(self.unreadable)} of "

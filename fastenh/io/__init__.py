@@ -1,11 +1,12 @@
 """Photos and files, in and out; every write is atomic.
 
-`header` says what formats there are, `photos` reads and writes them, through OpenImageIO by rows (`rows`) or through
-Pillow and others as a whole (`whole`); `metadata` carries EXIF, XMP, IPTC and resolution as bytes, `colour` goes
-between a file's colours and sRGB. Data sets are read as bare pixels; LUT files become modules (`luts`).
+`photos` is the door for photos; `formats` has one file for each format, and `formats.registry` lists them. `metadata`
+carries EXIF, XMP, IPTC and resolution as bytes. `colour` converts between a file's colours and sRGB, `encoding` between
+stored pixels and what a model sees. `pixels` reads data sets as bare pixels; `luts` reads LUT files as modules.
 """
 
-from fastenh.io.header import RAW_SUFFIXES, SUFFIXES, Header
+from fastenh.io.formats.base import Header
+from fastenh.io.formats.registry import RAW_SUFFIXES, SUFFIXES
 from fastenh.io.luts import LutFile, read_lut, write_lut
 from fastenh.io.photos import Photo, read_photo, write_photo
 from fastenh.io.pixels import PIXEL_SUFFIXES, read_pixels, read_size

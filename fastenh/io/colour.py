@@ -1,8 +1,8 @@
-"""From a file's colours to sRGB, in which the models work, and back: `ColourSpace`.
+"""Conversion between a file's colours and sRGB, in which models work: `ColourSpace`.
 
-lcms2 (through imagecodecs) is what reads ICC profiles. It transforms some 2 megapixels a second, so a profile of curves
-and a matrix, as nearly all photos have, is sampled through lcms2 once and then applied by the compiled core, or by
-PyTorch where that is missing. Any other profile goes through lcms2 itself.
+ICC profiles are read by lcms2 (through imagecodecs), which transforms some 2 megapixels per second. So a profile of
+curves and a matrix, as nearly all photos have, is sampled through lcms2 once and then applied by the compiled core, or
+by PyTorch where the core is missing. Other profiles are applied by lcms2 itself.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fastenh.memory import is_out_of_memory
 from fastenh.ops import op
 
 LEVELS = 65536  # a curve has an entry for each value of 16 bits
-OCTAVES, CELLS = 40, 512  # a table by light goes from 2^-OCTAVES to 1, with CELLS entries to an octave, evenly apart
-DARKEST, STEP = 127 - OCTAVES << 23, 2**23 // CELLS  # in a float's bits, which so number the entries
-BAND = 2**16  # pixels that PyTorch converts at once: they stay in the cache
-SAME = 2e-3  # a profile that differs less from sRGB is sRGB: half a level of 8 bits; that of 1998 differs by 0.0018
-EXACT = 1e-4  # how well curves and a matrix must reproduce, in linear light, what lcms2 says of a profile
+OCTAVES, CELLS = 40, 512  # a table indexed by light spans 2^-OCTAVES to 1, with CELLS equidistant entries per octave
+DARKEST, STEP = 127 - OCTAVES << 23, 2**23 // CELLS  # in the bits of a float, which thus index the entries
+BAND = 2**16  # pixels that PyTorch converts at once, so that they stay in the cache
+SAME = 2e-3  # a profile closer than this to sRGB counts as sRGB: half a level of 8 bits; HP's of 1998 differs by 0.0018
+EXACT = 1e-4  # how closely, in linear light, curves and a matrix must reproduce lcms2's result for a profile
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB
-RELATIVE = 1  # lcms2's number for the colorimetric intent: white stays white, nothing is compressed
+RELATIVE = 1  # lcms2's relative colorimetric intent: white stays white, nothing is compressed
 PRIMARIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # of sRGB, x and y of red, green, blue; white is WHITE
 WHITE = (0.3127, 0.3290)
 
 
 @dataclass(frozen=True)
 class ColourSpace:
-    """What the numbers of a photo mean, and how they become sRGB and come back.
+    """The meaning of a photo's numbers, and the conversion to sRGB and back.
 
-    The numbers x are those of the file divided by full scale, `colours` of them a pixel: 3, or 1 where it is gray.
+    The numbers x are those of the file divided by full scale, `colours` per pixel: 3, or 1 for gray.
 
         light = curve(x)      linear sRGB = matrix · light      sRGB = encode(linear sRGB)
 
-    in floats without bounds: what lies outside sRGB is below 0 or above 1, and nothing is clipped. The way back inverts
-    each step; gray takes the luminance. A missing `curves` is sRGB's own, or none where the numbers are `linear` light;
-    a missing `matrix` is that of sRGB's primaries. Where a `profile` is given it does all of this, through lcms2.
+    in unbounded floats: colours outside sRGB are below 0 or above 1, and nothing is clipped. The conversion back
+    inverts each step; gray takes the luminance. Without `curves` the curve is sRGB's, or the identity where numbers are
+    `linear` light; without `matrix` the primaries are sRGB's. A `profile` replaces all of this by lcms2.
     """
 
     colours: int = 3
@@ -52,7 +52,7 @@ class ColourSpace:
     matrix: Tensor | None = None  # (3, colours)
     profile: bytes = b""
 
-    @property
+    @functools.cached_property
     def is_srgb(self) -> bool:
         return self.colours == 3 and not self.linear and self.curves is None and not self.profile
 
@@ -63,23 +63,24 @@ class ColourSpace:
             return torch.tensor([LUMINANCE])
         return None if self.matrix is None else torch.linalg.inv(self.matrix)
 
-    def seen(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """What a model sees of (colours, H, W) of any dtype, integers at full scale: `to_srgb` within [0, 1], float32;
-        0 for what is no number."""
+    def model_input(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """A model's input for (colours, H, W) of any dtype, integers at full scale: `to_srgb` clamped to [0, 1],
+        float32; 0 for NaN."""
         out = torch.empty(3, *x.shape[1:], device=x.device) if out is None else out
         kernels = None if self.profile or self.is_srgb else backends.kernels("colour_seen", x.device)
         if kernels:
             kernels["colour_seen"](out[None], x[None], *_laid_out(self.curves, self.matrix), int(self.linear))
             return out
         for band in bands(x):
-            out[:, band] = within(self.to_srgb(op.to_float(x[:, band])))
+            out[:, band] = clamp(self.to_srgb(op.to_float(x[:, band])))
         return out
 
-    def back(self, x: Tensor, retouched: Tensor, out: Tensor | None = None) -> Tensor:
-        """x with what a model changed, (3, H, W), of `seen(x)`; into `out`, of any dtype, or as float32.
+    def apply_change(self, x: Tensor, retouched: Tensor, out: Tensor | None = None) -> Tensor:
+        """x with a model's change: `retouched`, (3, H, W), is its result for `model_input(x)`. Into `out`, of any
+        dtype, or as float32.
 
-        With s = to_srgb(x) and B for from_srgb, x + B(s + retouched − seen(x)) − B(s): where the model changes nothing,
-        neither does the way there and back. What is infinite or no number stays.
+        With s = to_srgb(x) and B for from_srgb, x + B(s + retouched − model_input(x)) − B(s): where the model changes
+        nothing, x is returned exactly. Infinite values and NaN are kept.
         """
         out = torch.empty(x.shape, device=x.device) if out is None else out
         kernels = None if self.profile or self.is_srgb else backends.kernels("colour_back", x.device)
@@ -90,13 +91,13 @@ class ColourSpace:
         for band in bands(x):
             numbers = op.to_float(x[:, band])
             encoded = self.to_srgb(numbers)
-            wanted = encoded + (retouched[:, band] - within(encoded))
+            wanted = encoded + (retouched[:, band] - clamp(encoded))
             change = self.from_srgb(wanted) - self.from_srgb(encoded)
             out[:, band] = op.from_float(torch.where(change.isfinite(), numbers + change, numbers), out.dtype)
         return out
 
     def to_srgb(self, x: Tensor) -> Tensor:
-        """(colours, H, W) float32 → (3, H, W), encoded. Curves say nothing beyond 0 and 1: there x clamps."""
+        """(colours, H, W) float32 → (3, H, W), encoded. Curves are defined from 0 to 1; x is clamped to that."""
         if self.profile:
             return _lcms(x, self.profile, profile_of(), self.colours, 3)
         if not self.linear and self.curves is None:
@@ -119,19 +120,19 @@ class ColourSpace:
 
 
 def bands(x: Tensor) -> Iterator[slice]:
-    """The rows of (C, H, W), so many at a time that they stay in the cache."""
+    """The rows of (C, H, W) in bands that fit into the cache."""
     rows = max(1, BAND // x.shape[2])
     for top in range(0, x.shape[1], rows):
         yield slice(top, min(top + rows, x.shape[1]))
 
 
-def within(encoded: Tensor) -> Tensor:
-    """What a model sees of sRGB without bounds."""
+def clamp(encoded: Tensor) -> Tensor:
+    """Unbounded sRGB clamped to a model's range; 0 for NaN."""
     return encoded.nan_to_num(0.0).clamp(0, 1)
 
 
 def encode(light: Tensor) -> Tensor:
-    """sRGB's curve (IEC 61966-2-1), odd, and going on above 1."""
+    """sRGB's curve (IEC 61966-2-1), extended to negative numbers as an odd function, and beyond 1."""
     size = light.abs()
     return torch.where(size <= 0.0031308, 12.92 * light, (1.055 * size.pow(1 / 2.4) - 0.055).copysign(light))
 
@@ -144,8 +145,8 @@ def decode(encoded: Tensor) -> Tensor:
 
 @functools.lru_cache(8)
 def from_profile(icc: bytes, colours: int) -> ColourSpace:
-    """Of a photo with this ICC profile, b"" for none. A photo without one is sRGB, and so is one whose profile lcms2
-    cannot read or that is for other than `colours` channels."""
+    """The colour space of a photo with this ICC profile, b"" for none. It is sRGB without a profile, and also where
+    lcms2 cannot read the profile or it is for another number of channels."""
     if not icc:
         return ColourSpace(colours)
     try:
@@ -160,7 +161,7 @@ def from_profile(icc: bytes, colours: int) -> ColourSpace:
             return ColourSpace(colours)
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # imagecodecs has one kind of error of its own for each way in which a profile is wrong
+    except Exception as error:  # imagecodecs raises errors of many kinds for bad profiles
         if is_out_of_memory(error):
             raise
         return ColourSpace(colours)
@@ -170,13 +171,13 @@ def from_profile(icc: bytes, colours: int) -> ColourSpace:
     if (_mix(matrix, _look_up(curves, grid)) - truth).abs().max() > EXACT:
         return ColourSpace(colours, profile=icc)
     light = (torch.arange(OCTAVES * CELLS + 1, dtype=torch.int32) * STEP + DARKEST).view(torch.float32)
-    light[0] = 0  # as all that is darker
+    light[0] = 0  # the entry for all darker light
     numbers = [np.interp(light, curve, steps) for curve in curves.cummax(1).values.numpy()]
     return ColourSpace(colours, curves=curves, numbers=torch.from_numpy(np.stack(numbers)).float(), matrix=matrix)
 
 
 def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[float, ...] = WHITE) -> ColourSpace:
-    """Numbers proportional to light, of sRGB's primaries unless others are given, as in OpenEXR."""
+    """Numbers proportional to light, as in OpenEXR; sRGB's primaries unless others are given."""
     if colours == 1 or not primaries or np.allclose([*primaries, *white], [*PRIMARIES, *WHITE], atol=1e-3):
         return ColourSpace(colours, linear=True)
     light = _lcms(torch.eye(3)[:, None], profile_of(1.0, primaries, white), profile_of(1.0), 3, 3)
@@ -198,8 +199,15 @@ def profile_of(
     return undated(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, transferfunction=curve))
 
 
+def adobe_rgb() -> bytes:
+    """The ICC profile of Adobe RGB (1998)."""
+    import imagecodecs
+
+    return undated(imagecodecs.cms_profile("adobergb"))
+
+
 def undated(icc: bytes) -> bytes:
-    """A profile that lcms2 made, of the same bytes whenever that was."""
+    """A profile made by lcms2 with a fixed date, so that it always has the same bytes."""
     return icc[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + icc[36:]
 
 
@@ -220,14 +228,14 @@ def _mix(matrix: Tensor, light: Tensor) -> Tensor:
 
 
 def _look_up(curves: Tensor, x: Tensor) -> Tensor:
-    """(C, LEVELS) curves at x within [0, 1], (C, H, W); NaN is as 0."""
-    places = within(x) * (LEVELS - 1)
+    """(C, LEVELS) curves at x, (C, H, W), clamped to [0, 1]; NaN counts as 0."""
+    places = clamp(x) * (LEVELS - 1)
     cells = places.int().clamp_(max=LEVELS - 2)
     return _between(curves, cells, places - cells)
 
 
 def _look_up_light(curves: Tensor, light: Tensor) -> Tensor:
-    """The same for curves by light."""
+    """The same for curves indexed by light."""
     places = light.nan_to_num(0.0).clamp(2.0**-OCTAVES, 1).view(torch.int32) - DARKEST
     cells = (places // STEP).clamp_(max=OCTAVES * CELLS - 1)
     return _between(curves, cells, (places - cells * STEP) / STEP)

@@ -1,11 +1,10 @@
-"""LUT files: .cube (Adobe's and Resolve's dialect) and Hald CLUT PNGs by ourselves, others through OpenColorIO.
+"""LUT files: parsers of .cube (Adobe's and Resolve's dialects) and Hald CLUT PNGs; other formats through OpenColorIO.
 
-Whatever a file holds becomes a `LutFile`, which is a module as models are: `Enhancer(read_lut("look.cube"))("a.jpg")`.
+The content of a file becomes a `fastenh.models.LutFile`, which is a system: `Enhancer(read_lut("warm.cube"))("a.jpg")`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import stat
@@ -16,153 +15,46 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastenh import ops
 from fastenh.atomic import replacing
-from fastenh.io.header import PNG
-from fastenh.io.header import Header as PhotoHeader
+from fastenh.io.formats.base import Header as PhotoHeader
 from fastenh.io.photos import Photo, write_photo
 from fastenh.io.pixels import read_pixels, read_size
-from fastenh.models.lut3d import identity_lut
-from fastenh.ops.op import check_image, from_float, to_float
+from fastenh.models.lut_file import (
+    SHAPER_SIZES,
+    TABLE_SIZES,
+    UNIT,
+    Domain,
+    LutFile,
+    check_domain,
+    domain_in_words,
+    sample,
+)
+from fastenh.ops.op import from_float
 
 OPENCOLORIO_SUFFIXES = (".3dl", ".clf", ".csp", ".spi1d", ".spi3d")
 LUT_SUFFIXES = (".cube", ".png", *OPENCOLORIO_SUFFIXES)
 
-Domain = tuple[tuple[float, float, float], tuple[float, float, float]]  # the lowest R, G, B, and the highest
-UNIT: Domain = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-SHAPER_SIZES = (2, 65536)
-TABLE_SIZES = (2, 256)
-
-BAND = 2**20  # pixels that are worked on at once
-BLOCK = 2**24  # characters of a .cube that are read at once
+BLOCK = 2**24  # characters of a .cube read at once
 MAX_LINE = 2**16  # characters
 
 
-class LutFile(nn.Module):
-    """What a LUT file holds: out = table(shaper(image)), (B, 3, H, W) → the same shape and dtype.
-
-    Args:
-        table: a 3D LUT, (3, D, D, D), axes (C, B, G, R), 2 <= D <= 256; or None.
-        shaper: a 1D LUT for each of R, G, B, (3, S), 2 <= S <= 65536; or None. A 1D LUT file is a shaper alone.
-        table_domain, shaper_domain: the input colours of the first and the last entry, ((R, G, B), (R, G, B)).
-        title: what the file calls itself.
-        interpolation: of the table, "tetrahedral" or "trilinear". A shaper's is linear.
-
-    A value x stands at the place (x − lowest) / (highest − lowest) of its domain, clamped to [0, 1]: outside the domain
-    the border's colour holds. Entries are float32 of any value; float images come out unclamped, uint8 and uint16,
-    which are full scale, clamped and rounded to nearest.
-
-    Raises ValueError, in one line, for tensors of other sizes, for NaN or infinity, and for an empty domain.
-    """
-
-    pointwise = True  # colours are mapped alike all over a photo
-
-    table: Tensor | None
-    shaper: Tensor | None
-
-    def __init__(
-        self,
-        table: Tensor | None = None,
-        shaper: Tensor | None = None,
-        *,
-        table_domain: Domain = UNIT,
-        shaper_domain: Domain = UNIT,
-        title: str = "",
-        interpolation: str = "tetrahedral",
-    ) -> None:
-        super().__init__()
-        if table is None and shaper is None:
-            raise ValueError("expected a 3D LUT, a 1D LUT or both, got neither")
-        if table is not None:
-            if table.ndim != 4 or table.shape != (3, *[table.shape[3]] * 3):
-                raise ValueError(f"expected a 3D LUT of shape (3, D, D, D), got {tuple(table.shape)}")
-            _check_size("D", table.shape[3], TABLE_SIZES)
-        if shaper is not None:
-            if shaper.ndim != 2 or shaper.shape[0] != 3:
-                raise ValueError(f"expected a 1D LUT of shape (3, S), got {tuple(shaper.shape)}")
-            _check_size("S", shaper.shape[1], SHAPER_SIZES)
-        for name, entries, domain in (("table", table, table_domain), ("shaper", shaper, shaper_domain)):
-            if entries is not None:
-                entries = entries.detach().float().contiguous()
-                if not entries.isfinite().all():
-                    raise ValueError(f"expected finite numbers in the {name}, got NaN or infinity")
-            _check_domain(domain)
-            self.register_buffer(name, entries)
-        self.table_domain, self.shaper_domain = table_domain, shaper_domain
-        self.title = title
-        self.interpolation = interpolation
-        self.format = ""  # of the file it was read from, in words
-
-    @property
-    def domain(self) -> Domain:
-        """Of the colours that go in."""
-        return self.table_domain if self.shaper is None else self.shaper_domain
-
-    @property
-    def contents(self) -> str:
-        """In words, such as "1D LUT of 1024 entries, then 3D LUT of 33×33×33"."""
-        parts = []
-        for kind, entries, domain in (("1D", self.shaper, self.shaper_domain), ("3D", self.table, self.table_domain)):
-            if entries is not None:
-                size = "×".join(map(str, entries.shape[1:])) + (" entries" if kind == "1D" else "")
-                over = "" if domain == UNIT else f" over {domain_in_words(domain)}"
-                parts.append(f"{kind} LUT of {size}{over}")
-        return ", then ".join(parts)
-
-    def extra_repr(self) -> str:
-        return f"{self.title!r}, {self.contents}" if self.title else self.contents
-
-    @property
-    def hald_level(self) -> int | None:
-        """L where it is a 3D LUT of L² vertices over [0, 1] and nothing else, which a Hald CLUT can hold, else None."""
-        if self.table is None or self.shaper is not None or self.table_domain != UNIT:
-            return None
-        level = math.isqrt(self.table.shape[1])
-        return level if level > 1 and level**2 == self.table.shape[1] else None
-
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Nothing: it is one for all photos."""
-        return ()
-
-    def render(self, image: Tensor, look: tuple[Tensor, ...] = (), out: Tensor | None = None) -> Tensor:
-        """`forward`, into `out` if given, which may be `image` itself."""
-        check_image("LutFile", image)
-        if self.table is not None and self.shaper is None and self.table_domain == UNIT:
-            return ops.lut_transform(image, self.table[None], interpolation=self.interpolation, out=out)
-        out, rows = torch.empty_like(image) if out is None else out, max(1, BAND // image.shape[3])
-        for b in range(len(image)):
-            for top in range(0, image.shape[2], rows):
-                x = to_float(image[b : b + 1, :, top : top + rows])
-                if self.shaper is not None:
-                    x = _look_up(_placed(x, self.shaper_domain), self.shaper.to(x.dtype))
-                if self.table is not None:
-                    x = _placed(x, self.table_domain)
-                    x = ops.lut_transform(x, self.table[None], interpolation=self.interpolation)
-                out[b : b + 1, :, top : top + rows] = from_float(x, image.dtype)
-        return out
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.render(image)
-
-
 def read_lut(path: str | os.PathLike[str]) -> LutFile:
-    """Read a LUT file, by its suffix.
+    """Read a LUT file. Its suffix chooses the format.
 
     - .cube: 1D or 3D, Adobe's (Iridas') dialect with DOMAIN_MIN and DOMAIN_MAX for each channel, or Resolve's with
-      LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D one first. Keywords come before the
-      numbers and in any case, comments and blank lines anywhere, lines end in LF, CR LF or CR.
+      LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D table first. Keywords may be in upper
+      or lower case and come before the numbers. Comments and blank lines may be anywhere. Lines end in LF, CR LF or CR.
     - .png: a Hald CLUT of level L, 2 to 16, 8 or 16 bits: L³×L³ pixels are a 3D LUT of D = L², R fastest.
-    - .3dl, .clf, .csp, .spi1d, .spi3d through OpenColorIO (`fastenh[luts]`), for colours from 0 to 1. Its steps up to
-      the first that mixes channels become the shaper: a lone 1D LUT as it is, anything else sampled at 65536 places.
-      The rest becomes the table: sampled at the vertices of its first 3D LUT, or at 65 for each channel where it has
-      none (a matrix, which that is exact for). So 1D, 3D and 1D before 3D are exact, and what follows a 3D LUT, or a
-      curve after a matrix, is so at the vertices and interpolated between.
+    - .3dl, .clf, .csp, .spi1d, .spi3d: through OpenColorIO (`fastenh[luts]`), for colours from 0 to 1. The steps before
+      the first one that mixes channels become the shaper: a single 1D LUT as it is, anything else sampled at 65536
+      positions. The other steps become the table: sampled at the vertices of the first 3D LUT, or at 65 vertices a side
+      if there is none (which is exact for a matrix). So 1D, 3D and 1D before 3D are exact. Steps after a 3D LUT, and
+      curves after a matrix, are exact at the vertices and interpolated between them.
 
-    Raises OSError where the file cannot be read, ModuleNotFoundError without OpenColorIO, and ValueError, in one line
-    with the number of the line at fault, for everything else. Sizes are checked before memory is taken for them.
+    Raises OSError if the file cannot be read, ModuleNotFoundError without OpenColorIO, and otherwise ValueError, in one
+    line with the number of the faulty line. Sizes are checked before memory is allocated for them.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -170,7 +62,7 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
         raise ValueError(
             f"{path}: expected a LUT whose name ends in {', '.join(LUT_SUFFIXES)}, got {suffix or 'none'!r}"
         )
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before open(): a pipe would wait for a writer for ever
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before open(), which would wait for ever for the writer of a pipe
         raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
     if suffix == ".cube":
         return _read_cube(path)
@@ -178,14 +70,14 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
 
 
 def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Write a .cube, from which the same numbers are read again, or a Hald CLUT of 16 bits (.png), whole or not at all.
+    """Write a .cube, which keeps every float32 exactly, or a 16-bit Hald CLUT (.png), atomically.
 
-    A .cube is in Adobe's dialect; in Resolve's where it holds both tables, whose domains then must not vary by channel.
-    A Hald CLUT takes a 3D LUT alone, of D = L² for a level L from 2 to 16, over colours from 0 to 1. Its values are
-    clipped to [0, 1] and rounded to 1/65535.
+    A .cube is written in Adobe's dialect, or in Resolve's if it has both tables; the domains of the two must not differ
+    between channels. A Hald CLUT holds a single 3D LUT, of D = L² for a level L from 2 to 16, over colours from 0 to 1.
+    Its values are clipped to [0, 1] and rounded to 1/65535.
 
-    Raises ValueError where the format cannot hold the LUT, FileExistsError where the file is there and `overwrite` is
-    false, OSError where it cannot be written.
+    Raises ValueError if the format cannot hold the LUT, FileExistsError if the file exists and `overwrite` is false,
+    OSError if it cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -194,7 +86,7 @@ def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = Fals
     if suffix == ".png":
         pixels = _hald(lut, path)
         side = len(pixels)
-        write_photo(Photo(PhotoHeader(PNG, side, side, 3, pixels.dtype, 3), pixels), path, overwrite=overwrite)
+        write_photo(Photo(PhotoHeader("PNG", side, side, 3, pixels.dtype, 3), pixels), path, overwrite=overwrite)
         return
     header = _cube_header(lut, path)
     with replacing(path, overwrite) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
@@ -202,81 +94,13 @@ def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = Fals
         for rows in (lut.shaper, lut.table):
             if rows is not None:
                 for block in rows.detach().cpu().flatten(1).T.split(2**16):
-                    # 9 digits tell every float32 from its neighbours.
+                    # 9 digits identify every float32.
                     file.write("%.9g %.9g %.9g\n" * len(block) % tuple(block.flatten().tolist()))
-
-
-@torch.no_grad()
-def sample(look: Callable[[Tensor], Tensor], size: int, domain: Domain = UNIT, title: str = "") -> LutFile:
-    """The 3D LUT that agrees with `look`, any map of colours (B, 3, H, W) → the same shape, at `size`³ vertices."""
-    _check_size("size", size, TABLE_SIZES)
-    low, high = (torch.tensor(end)[:, None, None, None] for end in domain)
-    vertices = low + (high - low) * identity_lut(size)
-    table = look(vertices.reshape(1, 3, size, size * size)).reshape(vertices.shape)
-    return LutFile(table, table_domain=domain, title=title)
-
-
-@torch.no_grad()
-def bake(model: nn.Module, image: Tensor, size: int | None = None) -> LutFile:
-    """The look of a model for one image, (1, 3, H, W), as a 3D LUT of `size`, unclamped.
-
-    A model that is a LUT itself (`fused_lut`) gives that, exactly, if `size` is its own, which is the default, and
-    interpolation trilinear. Another that is `pointwise` is sampled at the vertices, 33³ by default.
-
-    Raises ValueError for other models: where a pixel lies changes its colour, so no LUT can stand for them.
-    """
-    if not getattr(model, "pointwise", False):
-        raise ValueError(
-            "expected a model that is one map of colours for the whole photo, "
-            f"got {type(model).__name__}, which treats a colour by what lies around it"
-        )
-    system: Any = model
-    look = system.look(image)
-    if hasattr(system, "fused_lut") and size in (None, look[0].shape[-1]):
-        return LutFile(look[0][0], interpolation="trilinear")
-    render: Callable[[Tensor], Tensor] = lambda colours: system.render(colours.to(image.device), look)  # noqa: E731
-    return sample(render, 33 if size is None else size)
-
-
-def _check_size(name: str, size: int, bounds: tuple[int, int]) -> None:
-    if not bounds[0] <= size <= bounds[1]:
-        raise ValueError(f"expected {name} from {bounds[0]} to {bounds[1]}, got {size}")
-
-
-def _check_domain(domain: Domain) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        low, high = np.array(domain, np.float32)
-        if not (np.isfinite(low).all() and ((high - low) > 0).all() and np.isfinite(high - low).all()):
-            raise ValueError(f"expected a domain from lower to higher numbers, got {domain_in_words(domain)}")
-
-
-def domain_in_words(domain: Domain) -> str:
-    """One range, or one for each channel."""
-    ranges = [f"{low:g} to {high:g}" for low, high in zip(*domain, strict=True)]
-    return ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
-
-
-def _placed(x: Tensor, domain: Domain) -> Tensor:
-    """Where in its domain each value lies, 0 to 1."""
-    if domain == UNIT:
-        return x
-    low, high = (x.new_tensor(end)[:, None, None] for end in domain)
-    return (x - low) / (high - low)
-
-
-def _look_up(x: Tensor, curves: Tensor) -> Tensor:
-    """Each channel through its row of `curves`, linear between entries. NaN stays NaN."""
-    size = curves.shape[1]
-    position = x.clamp(0, 1) * (size - 1)
-    cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
-    index = (cell.int() + size * torch.arange(3, dtype=torch.int32, device=x.device)[:, None, None]).flatten()
-    low, high = (curves.flatten().index_select(0, index + step).view_as(x) for step in (0, 1))
-    return low.lerp(high, position - cell)
 
 
 # ---- .cube
 
-COUNTS = {  # keywords, and how many numbers follow
+COUNTS = {  # keywords, and the count of numbers that follow
     "LUT_1D_SIZE": 1, "LUT_3D_SIZE": 1, "DOMAIN_MIN": 3, "DOMAIN_MAX": 3,
     "LUT_1D_INPUT_RANGE": 2, "LUT_3D_INPUT_RANGE": 2,
 }  # fmt: skip
@@ -286,7 +110,7 @@ Header = dict[str, tuple[float, ...]]
 
 
 def _read_cube(path: Path) -> LutFile:
-    """By Adobe's "Cube LUT Specification 1.0" (2013), and by what DaVinci Resolve says of its own dialect."""
+    """Follows Adobe's "Cube LUT Specification 1.0" (2013) and DaVinci Resolve's documentation of its dialect."""
     title, header, blocks = _read_header(path)
     sizes = {key: int(header[key][0]) for key in ("LUT_1D_SIZE", "LUT_3D_SIZE") if key in header}
     if not sizes:
@@ -307,12 +131,12 @@ def _read_cube(path: Path) -> LutFile:
             _refuse_row(path, number, lines)
         if got + len(block) > expected:
             extra = [n for n, line in enumerate(lines, number) if not _is_blank(line)][expected - got]
-            raise ValueError(f"{path}: line {extra}: expected no more than {expected} rows of numbers, got another")
+            raise ValueError(f"{path}: line {extra}: expected at most {expected} rows of numbers, got another")
         got += len(block)
         rows.append(block)
     if got < expected:
-        said = " and ".join(f"{key} {size}" for key, size in sizes.items())
-        raise ValueError(f"{path}: expected {expected} rows of numbers, as {said} says, got {got}")
+        declared = " and ".join(f"{key} {size}" for key, size in sizes.items())
+        raise ValueError(f"{path}: expected {expected} rows of numbers for {declared}, got {got}")
 
     entries = torch.from_numpy(np.concatenate(rows))
     lut = LutFile(
@@ -325,13 +149,13 @@ def _read_cube(path: Path) -> LutFile:
     resolve = len(sizes) == 2 or any(key.endswith("RANGE") for key in header)
     adobe = any(key.startswith("DOMAIN") for key in header)
     lut.format = ".cube, " + (
-        "Resolve's dialect" if resolve else "Adobe's dialect" if adobe else "in both dialects alike"
+        "Resolve's dialect" if resolve else "Adobe's dialect" if adobe else "the same in both dialects"
     )
     return lut
 
 
 def _read_header(path: Path) -> tuple[str, Header, Iterator[tuple[int, list[str]]]]:
-    """Title, numbers by keyword, and the lines from the first row of numbers on."""
+    """Title, numbers by keyword, and the lines that start with the first row of numbers."""
     title, header, blocks = "", Header(), _lines(path)
     for start, lines in blocks:
         for number, line in enumerate(lines, start):
@@ -360,7 +184,7 @@ def _read_header(path: Path) -> tuple[str, Header, Iterator[tuple[int, list[str]
 
 
 def _read_domain(path: Path, header: Header, kind: str) -> Domain:
-    """Of the 1D or the 3D table, by either dialect's keywords."""
+    """The domain of the 1D or the 3D table, from the keywords of either dialect."""
     name = f"LUT_{kind}_INPUT_RANGE"
     resolve: Domain | None = None
     if name in header:
@@ -384,14 +208,15 @@ def _read_domain(path: Path, header: Header, kind: str) -> Domain:
             )
     domain = resolve or adobe or UNIT
     try:
-        _check_domain(domain)
+        check_domain(domain)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return domain
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a text, however they end, many at a time, with the number of the first; never more than a BLOCK."""
+    """The lines of a text file with any line ends, in lists, each with the number of its first line. At most a BLOCK is
+    in memory at a time."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         number, rest = 1, ""
         while chunk := file.read(BLOCK):
@@ -444,7 +269,7 @@ def _cube_header(lut: LutFile, path: Path) -> list[str]:
         return header
     header += [f"LUT_1D_SIZE {lut.shaper.shape[1]}"] if lut.shaper is not None else []
     header += [f"LUT_3D_SIZE {lut.table.shape[1]}"] if lut.table is not None else []
-    if lut.domain != UNIT:  # not every program knows these
+    if lut.domain != UNIT:  # not every program reads these keywords
         header += [f"DOMAIN_MIN {numbers(lut.domain[0])}", f"DOMAIN_MAX {numbers(lut.domain[1])}"]
     return header
 
@@ -453,7 +278,7 @@ def _cube_header(lut: LutFile, path: Path) -> list[str]:
 
 
 def _read_hald(path: Path) -> LutFile:
-    """Eskil Steenberg's layout: the pixels, row after row, are the vertices, R fastest."""
+    """Eskil Steenberg's layout: the pixels, row by row, are the vertices, R fastest."""
     height, width = read_size(path)
     level = round(width ** (1 / 3))
     if height != width or level**3 != width or not 2 <= level <= 16:
@@ -477,7 +302,7 @@ def _hald(lut: LutFile, path: Path) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(level**3, level**3, 3).numpy())
 
 
-# ---- what OpenColorIO reads
+# ---- formats that OpenColorIO reads
 
 
 def _read_through_opencolorio(path: Path) -> LutFile:
@@ -485,7 +310,7 @@ def _read_through_opencolorio(path: Path) -> LutFile:
 
     config = ocio.Config.CreateRaw()
 
-    def look(steps: list[Any]) -> Callable[[Tensor], Tensor]:
+    def colour_map(steps: list[Any]) -> Callable[[Tensor], Tensor]:
         processor = config.getProcessor(ocio.GroupTransform(steps))
         run = processor.getOptimizedCPUProcessor(ocio.OPTIMIZATION_LOSSLESS)
 
@@ -496,10 +321,10 @@ def _read_through_opencolorio(path: Path) -> LutFile:
 
         return map_colours
 
-    open(path, "rb").close()  # so that a file that may not be read says so itself
+    open(path, "rb").close()  # so that an unreadable file raises its own OSError
     try:
-        ocio.ClearAllCaches()  # of a file that was at this path before
-        transform, bare = ocio.FileTransform(os.path.abspath(path)), ocio.Context()  # to which a $ in a name is a $
+        ocio.ClearAllCaches()  # they may hold an earlier file of this path
+        transform, bare = ocio.FileTransform(os.path.abspath(path)), ocio.Context()  # no variables: $ is a plain $
         processor = config.getProcessor(bare, transform, ocio.TRANSFORM_DIR_FORWARD)
         steps = list(processor.createGroupTransform())
         mixing = (i for i, step in enumerate(steps) if config.getProcessor(step).hasChannelCrosstalk())
@@ -512,14 +337,14 @@ def _read_through_opencolorio(path: Path) -> LutFile:
                 len(before) == 1 and isinstance(before[0], ocio.Lut1DTransform) and not before[0].getInputHalfDomain()
             )
             size = min(before[0].getLength() if alone else SHAPER_SIZES[1], SHAPER_SIZES[1])
-            shaper = look(before)(torch.linspace(0, 1, size).expand(1, 3, 1, size))[0, :, 0]
+            shaper = colour_map(before)(torch.linspace(0, 1, size).expand(1, 3, 1, size))[0, :, 0]
         if after:
             if shaper is not None and not isinstance(after[0], ocio.Lut3DTransform):  # which clamps to [0, 1] itself
                 low, high = shaper.min().item(), shaper.max().item()
                 high = high if high > low else low + 1
                 domain = (low, low, low), (high, high, high)
             size = next((step.getGridSize() for step in after if isinstance(step, ocio.Lut3DTransform)), 65)
-            table = sample(look(after), size, domain).table
+            table = sample(colour_map(after), size, domain).table
         lut = LutFile(table, shaper, table_domain=domain)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

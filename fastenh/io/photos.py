@@ -1,10 +1,10 @@
-"""Photos in and out, as their files have them: `read_photo`, `write_photo`; `row_writer` where they come by rows.
+"""Photos in and out, as their files have them: `read_photo` and `write_photo`, and `row_writer` for rows.
 
-Depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. Kept are the pixels' own colour space with its
-ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
+The depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. What is kept: the pixels' own colour space
+with its ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
 quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP is lossless. What changes: a
-photo stored on its side is turned upright once, and its orientation tags then say so; small pictures of the photo as
-it was, gain maps and layers are let go. A TIFF's byte order and strips may change, and where EXIF lies in it.
+photo stored on its side is turned upright once, and its orientation tags then say so; thumbnails, gain maps and layers,
+which show the photo as it was, are dropped. A TIFF's byte order and strips may change, and where in it EXIF lies.
 """
 
 from __future__ import annotations
@@ -13,38 +13,17 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastenh.atomic import replacing
-from fastenh.io import whole
-from fastenh.io.header import (
-    HEIC,
-    JPEG,
-    JPEG_EXIF,
-    MAX_PIXELS,
-    PNG,
-    RAW,
-    SUFFIXES,
-    TIFF,
-    WEBP,
-    Header,
-    check_name,
-    format_of,
-)
+from fastenh.io.encoding import apply_orientation, convert
+from fastenh.io.formats.base import MAX_PIXELS, Format, Header, Rows, RowWriter, Unsupported, WriteError, first_line
+from fastenh.io.formats.registry import FORMATS, format_for, format_of
+from fastenh.io.metadata import check_exif
 from fastenh.memory import is_out_of_memory
-from fastenh.ops import op
-
-if TYPE_CHECKING:
-    from fastenh.io.deflate import PngWriter, ZipTiffWriter
-    from fastenh.io.rows import Rows, RowWriter
-
-BY_WHOLE = (JPEG, WEBP, HEIC, RAW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,28 +42,33 @@ class Photo:
 
 
 def read_photo(path: str | os.PathLike[str]) -> Photo:
-    """Read a photo, upright: JPEG, PNG, TIFF, WebP, OpenEXR, and where their packages are installed HEIC and RAW.
+    """Read a photo, upright, in any format of `fastenh.io.formats.registry`; some need a package to be installed.
 
     Raises OSError where the file cannot be read, and ValueError, in one line and before any pixel is decoded, for what
     is no photo of one picture in RGB or gray of at most 2²⁸ pixels; ValueError too where the pixels are damaged.
     """
-    path = Path(path)
-    format = format_of(path)
-    if format not in BY_WHOLE:
-        from fastenh.io.rows import Rows  # with OpenImageIO, which is not on every machine that runs the ops
+    photo = open_photo(Path(path))
+    return photo if isinstance(photo, Photo) else all_rows(photo)
 
-        return all_rows(Rows(path, format))
-    header, pixels = whole.read(path, format)
-    return Photo(header.upright(), turned(pixels, header.orientation))
+
+def open_photo(path: Path) -> Photo | Rows:
+    """The photo; or, in a format that is read by rows, the open file, whose pixels are yet to be read."""
+    format = format_of(path)
+    if format.by_rows:
+        return format.open(path)
+    header, pixels = _decoded(path, format)
+    if header.orientation != 1:
+        pixels = apply_orientation(pixels, header.orientation)
+    return Photo(header.upright(), pixels)
 
 
 def all_rows(rows: Rows) -> Photo:
-    """The photo that a file by rows holds, as `read_photo` gives it."""
+    """The photo in a file that was opened for reading by rows, as `read_photo` returns it."""
     header = rows.header
     if header.height * header.width > MAX_PIXELS:
         size = f"{header.width}×{header.height}"
         raise ValueError(f"{rows.path}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size}")
-    return Photo(header.upright(), turned(rows.read(0, header.height), header.orientation))
+    return Photo(header.upright(), apply_orientation(rows.read(0, header.height), header.orientation))
 
 
 def write_photo(
@@ -94,63 +78,61 @@ def write_photo(
     overwrite: bool = False,
     like: Path | None = None,
 ) -> None:
-    """Write a photo in the format that the suffix of `path` names, whole or not at all.
+    """Write a photo in the format that the suffix of `path` names; the file is there complete or not at all.
 
-    `quality`, 1 to 100, is that of JPEG, WebP and HEIC; without it a JPEG keeps its own tables, and what was none has
-    95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and sRGB's curve
-    where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
+    `quality`, 1 to 100, is that of lossy formats. Without it, a JPEG keeps its own tables, and a photo from another
+    format gets 95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and
+    sRGB's curve where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
-    Raises ValueError where the format is another or cannot hold the photo, FileExistsError where the file is there and
-    `overwrite` is false, OSError where it cannot be written.
+    Raises ValueError where no format has this suffix or it cannot hold the photo, FileExistsError where the file exists
+    and `overwrite` is false, OSError where it cannot be written.
     """
     path = Path(path)
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     header = stored_as(photo.header, path)
-    pixels = photo.pixels if header.format == photo.header.format else restored(photo.pixels, photo.header, header)
-    if header.format in BY_WHOLE:
-        try:
-            encoded = whole.encode(header, pixels, quality)  # in memory: then only the write itself wants for space
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        with replacing(path, overwrite, like) as part:
-            part.write_bytes(encoded)
-    else:
-        with row_writer(path, header, overwrite, like) as writer:
-            writer.write(pixels)
+    pixels = photo.pixels if header.format == photo.header.format else convert(photo.pixels, photo.header, header)
+    write_stored(Photo(header, pixels), path, quality, overwrite, like)
+
+
+def write_stored(photo: Photo, path: Path, quality: int | None, overwrite: bool, like: Path | None) -> None:
+    """`write_photo` for a photo that is already as the file stores it, with a header from `stored_as`."""
+    format = FORMATS[photo.header.format]
+    if format.by_rows:
+        with row_writer(path, photo.header, overwrite, like) as writer:
+            writer.write(photo.pixels)
+        return
+    try:  # in memory, so that only the write itself can run out of disk space
+        encoded = format.encode(photo.header, photo.pixels, quality)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path}: {_missing(error, 'write', format)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with replacing(path, overwrite, like) as part:
+        part.write_bytes(encoded)
 
 
 def stored_as(header: Header, path: Path) -> Header:
-    """The header of the photo as a file of this name; ValueError where that cannot be, a warning where the format has
-    not room for all of its EXIF."""
-    format = SUFFIXES.get(path.suffix.lower())
-    if format is None:
-        raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'none'!r}")
-    check_name(path, format)
+    """The header of the photo as a file of this name. ValueError where no format has its suffix or it cannot hold the
+    photo; a warning where the format does not hold all of its EXIF."""
+    format = format_for(path)
     try:
         stored = header.stored_as(format)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if len(stored.metadata.exif) < (size := len(header.metadata.exif)):
-        room = f"expected {JPEG_EXIF} bytes of EXIF, which is what {format} holds, got {size}"
+        room = f"expected {format.max_exif} bytes of EXIF, which is what {format.name} holds, got {size}"
         warnings.warn(f"{path}: {room}; the largest tags, as maker notes are, were left out", stacklevel=1)
     return stored
 
 
 @contextlib.contextmanager
-def row_writer(
-    path: Path, header: Header, overwrite: bool = False, like: Path | None = None
-) -> Iterator[PngWriter | ZipTiffWriter | RowWriter]:
-    """A writer of rows, whose file is there, whole, once the block has ended without an error, with the permissions of
-    `like` where it is new."""
-    from fastenh.io.deflate import PngWriter, ZipTiffWriter
-    from fastenh.io.rows import RowWriter, WriteError
-
-    zipped = header.format == TIFF and header.dtype.kind == "u" and header.storage.get("compression", "zip") == "zip"
-    kind = PngWriter if header.format == PNG else ZipTiffWriter if zipped else RowWriter
+def row_writer(path: Path, header: Header, overwrite: bool = False, like: Path | None = None) -> Iterator[RowWriter]:
+    """A writer of rows. Its file is there, complete, once the block has ended without an error; a new file has the
+    permissions of `like`."""
     with replacing(path, overwrite, like) as part:
         try:
-            writer = kind(part, header)
+            writer = FORMATS[header.format].writer(part, header)
             yield writer
             writer.close()
         except (OSError, WriteError) as error:
@@ -161,66 +143,31 @@ def row_writer(
             raise OSError(f"{path}: could not be written ({str(error).replace(str(part), path.name)})") from None
 
 
-def restored(pixels: np.ndarray, old: Header, new: Header, dither: bool = False, top: int = 0) -> np.ndarray:
-    """Rows of a photo, from `top` on, as another header has them: depth, linear or not, alpha multiplied in or not."""
-    if (old.dtype, old.linear, old.premultiplied) == (new.dtype, new.linear, new.premultiplied) and not dither:
-        return pixels
-    numbers = straight(to_float(pixels), old)
-    colours = numbers[: old.colours]
-    if old.linear != new.linear:
-        colours = new.colour_space.from_srgb(old.colour_space.to_srgb(colours))
-        numbers = torch.cat([colours, numbers[old.colours :]])
-    return from_float(multiplied(numbers, new), new.dtype, dither, top)
+def _decoded(path: Path, format: Format) -> tuple[Header, np.ndarray]:
+    """Header and pixels as they are stored. ValueError where the file is damaged or not accepted, MemoryError where
+    there is too little memory for it."""
+    try:
+        header, pixels = format.decode(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path}: {_missing(error, 'read', format)}") from None
+    except Unsupported as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # decoders report a damaged file by a dozen kinds of exception
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory") from error
+        reason = error.args[0] if error.args else ""
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)  # LibRaw's are bytes
+        got = f"a damaged one ({first_line(text)})"
+        raise ValueError(f"{path}: expected a whole {format.name}, got {got}") from error
+    if header.metadata.exif:
+        try:
+            check_exif(header.metadata.exif)
+        except ValueError as error:
+            warnings.warn(f"{path}: left out EXIF: {error}", stacklevel=2)
+            header = replace(header, metadata=replace(header.metadata, exif=b""))
+    return header, pixels
 
 
-# ---- numbers: (channels, rows, width) float32, 1 for full scale
-
-
-def to_float(pixels: np.ndarray) -> Tensor:
-    return op.to_float(planes(np.ascontiguousarray(pixels)))
-
-
-def planes(pixels: np.ndarray) -> Tensor:
-    """The same memory, (channels, rows, width)."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def from_float(numbers: Tensor, dtype: np.dtype, dither: bool = False, top: int = 0) -> np.ndarray:
-    """Rounded to nearest; with `dither` up or down by chance, so that the mean of an area is right and gradients show
-    no steps: x + t, rounded down, with t in [0, 1) by interleaved gradient noise (Jimenez, SIGGRAPH 2014), which is
-    even at each scale and the same at each place of the photo, wherever rows begin."""
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    if dither and kind in op.FULL_SCALE:
-        channels, height, width = numbers.shape
-        y = torch.arange(top, top + height, dtype=torch.float64)[:, None]
-        x = torch.arange(width, dtype=torch.float64)
-        apart = 61.0 * torch.arange(channels, dtype=torch.float64)[:, None, None]  # else all channels rise at once
-        noise = (52.9829189 * ((0.06711056 * (x + apart) + 0.00583715 * y) % 1)) % 1
-        numbers = (numbers * op.FULL_SCALE[kind] + noise.float()).floor() / op.FULL_SCALE[kind]
-    return np.ascontiguousarray(op.from_float(numbers, kind).permute(1, 2, 0).numpy())
-
-
-def straight(numbers: Tensor, header: Header) -> Tensor:
-    """Colours not multiplied by alpha; where that is 0 they are as they were."""
-    if not header.premultiplied or header.alpha is None:
-        return numbers
-    alpha = numbers[header.alpha]
-    return torch.cat([numbers[: header.colours] / torch.where(alpha > 0, alpha, 1), numbers[header.colours :]])
-
-
-def multiplied(numbers: Tensor, header: Header) -> Tensor:
-    if not header.premultiplied or header.alpha is None:
-        return numbers
-    alpha = numbers[header.alpha]
-    return torch.cat([numbers[: header.colours] * torch.where(alpha > 0, alpha, 1), numbers[header.colours :]])
-
-
-def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rows and columns as they are seen, from how they lie, which EXIF counts from 1 to 8."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+def _missing(error: ModuleNotFoundError, verb: str, format: Format) -> str:
+    package = format.package or error.name
+    return f"expected the package {error.name} to {verb} {format.name}, got none: pip install {package}"

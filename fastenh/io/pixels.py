@@ -1,12 +1,12 @@
-"""Reading the bare pixels of a data set's photo: 8 or 16 bits. Profiles and metadata are let go."""
+"""The bare pixels of a data set's photo: 8 or 16 bits, without profile and metadata."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from fastenh.io.header import format_of
-from fastenh.io.photos import BY_WHOLE, read_photo
+from fastenh.io.formats.registry import format_of
+from fastenh.io.photos import read_photo
 
 PIXEL_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -14,7 +14,7 @@ PIXEL_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a photo, upright, as an array (H, W, 3) of its own depth, uint8 or uint16 at full scale.
 
-    Gray becomes R = G = B; alpha is let go. Values stay in the file's own encoding, which for retouching data is sRGB.
+    Gray becomes R = G = B; alpha is dropped. Values stay in the file's own encoding, which for retouching data is sRGB.
 
     Raises what `read_photo` raises, and ValueError for floats.
     """
@@ -26,18 +26,5 @@ def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of what `read_pixels` would give, by the file's header. ValueError where it has none."""
-    import OpenImageIO as oiio
-
-    format = format_of(Path(path))
-    if format not in BY_WHOLE:
-        from fastenh.io.rows import Rows  # OpenImageIO on its own may read metadata that exhaust memory
-
-        header = Rows(Path(path), format).header.upright()
-        return header.height, header.width
-    file = oiio.ImageInput.open(str(path))
-    if file is None:
-        reason = (oiio.geterror().splitlines() or ["unknown"])[0]
-        raise ValueError(f"{path}: expected a whole {format}, got a damaged one ({reason})")
-    spec = file.spec()
-    return (spec.width, spec.height) if spec.get_int_attribute("Orientation", 1) >= 5 else (spec.height, spec.width)
+    """(height, width) of what `read_pixels` would return, by the file's header. ValueError where it has none."""
+    return format_of(Path(path)).size(Path(path))

@@ -1,4 +1,4 @@
-"""Terms of losses that systems share, each once."""
+"""Loss terms that systems share, each defined once."""
 
 from fastenh.losses.adversarial import gradient_penalty
 from fastenh.losses.curve import (

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """mean over photos of (‖∇ critic(x)‖₂ − 1)², x between real and fake at a share drawn anew for each photo.
+    """mean over photos of (‖∇ critic(x)‖₂ − 1)², x a random point between real and fake for each photo.
 
-    real and fake (B, 3, H, W); critic gives one number or several for each photo. In float32, with torch's generator.
+    real and fake are (B, 3, H, W); critic returns one or more numbers for each photo. Computed in float32; random
+    numbers come from torch's generator.
     """
     with torch.autocast(real.device.type, enabled=False):
         share = torch.rand(len(real), 1, 1, 1, device=real.device)

@@ -1,33 +1,33 @@
-"""What teaches curves to brighten photos without a target: the four terms of Zero-DCE.
+"""The four terms of Zero-DCE, which train curves to brighten photos without targets.
 
 Guo, Li, Guo, Loy, Hou, Kwong, Cong: "Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement", CVPR 2020;
 the authors train Zero-DCE on spatial + 10 · exposure + 5 · colour + 200 · smoothness, Zero-DCE++ with 1600 for 200.
-Where their paper and their code differ, these are the code's, which their weights come from.
+Where paper and code differ, these terms follow the code, which produced the published weights.
 
-Images are (B, 3, H, W) sRGB floats in [0, 1]; their brightness is the mean of R, G and B. All are means over the photos
-of a batch, in float32 at least, so that the mean over the parts of a batch is that of the whole.
+Images are (B, 3, H, W) sRGB floats in [0, 1]; brightness is the mean of R, G and B. Every term is a mean over the
+photos of a batch, in float32 or wider, so the mean over equal parts of a batch equals that of the batch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REGION = 4  # pixels on each side of the regions whose contrast is kept
-PATCH = 16  # of the patches that are to be well exposed
+REGION = 4  # side of the regions in `spatial_consistency`, in pixels
+PATCH = 16  # side of the patches in `exposure_control`, in pixels
 
 
 def brightness(image: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, 1, H, W), the mean of the channels, float32 at least."""
+    """(B, 3, H, W) → (B, 1, H, W), the mean of the channels, in float32 or wider."""
     return image.to(torch.promote_types(image.dtype, torch.float32)).mean(1, keepdim=True)
 
 
 def spatial_consistency(output: Tensor, image: Tensor) -> Tensor:
-    """Contrast of regions to their neighbours stays: mean over regions i of Σ_j ((Yᵢ − Yⱼ) − (Iᵢ − Iⱼ))².
+    """Keeps the contrast between neighbouring regions: mean over regions i of Σ_j ((Yᵢ − Yⱼ) − (Iᵢ − Iⱼ))².
 
-    Y and I are mean brightnesses of output and image in regions of 4×4 pixels, j the four neighbours of i; what lies
-    outside the frame has brightness 0. Rows and columns that fill no region are left out.
+    Y and I are the mean brightness of output and image in regions of 4×4 pixels; j runs over the four neighbours of i.
+    Outside the frame brightness is 0. Incomplete regions at the right and lower edge are left out.
 
-    output and image (B, 3, H, W) → a scalar. ValueError for less than 4 pixels on a side.
+    output and image (B, 3, H, W) → a scalar. ValueError if a side has fewer than 4 pixels.
     """
     change = _patches(brightness(output) - brightness(image), REGION)
     around = F.pad(change, [1] * 4)
@@ -37,20 +37,21 @@ def spatial_consistency(output: Tensor, image: Tensor) -> Tensor:
 
 
 def exposure_control(output: Tensor, level: float = 0.6) -> Tensor:
-    """Every place is well exposed: mean over patches of 16×16 pixels of (Y − level)², Y their mean brightness.
+    """Brings every patch to the same exposure: mean over patches of 16×16 pixels of (Y − level)².
 
-    Rows and columns that fill no patch are left out. (The paper writes |Y − level|.)
+    Y is the mean brightness of a patch. Incomplete patches at the right and lower edge are left out. (The paper has
+    |Y − level|.)
 
-    output (B, 3, H, W) → a scalar. ValueError for less than 16 pixels on a side.
+    output (B, 3, H, W) → a scalar. ValueError if a side has fewer than 16 pixels.
     """
     return (_patches(brightness(output), PATCH) - level).square().mean()
 
 
 def colour_constancy(output: Tensor, order: int = 2) -> Tensor:
-    """Photos are grey on average: mean over photos of the norm ‖(J^R − J^G)², (J^R − J^B)², (J^G − J^B)²‖.
+    """Makes photos grey on average: mean over photos of the norm ‖(J^R − J^G)², (J^R − J^B)², (J^G − J^B)²‖.
 
     J^c is the mean of channel c over the photo. The norm is Euclidean, as in Zero-DCE's code; with order=1 it is the
-    sum, as Zero-DCE's paper and SCL-LLE's (Eq. 9) write it. A grey photo's gradient is 0.
+    sum, as in the papers of Zero-DCE and SCL-LLE (Eq. 9). The gradient of a grey photo is 0.
 
     output (B, 3, H, W) → a scalar.
     """
@@ -60,19 +61,19 @@ def colour_constancy(output: Tensor, order: int = 2) -> Tensor:
 
 
 def illumination_smoothness(curves: Tensor) -> Tensor:
-    """Curves change little from pixel to pixel: mean over photos of 2 Σ_c (mean((∇x A_c)²) + mean((∇y A_c)²)).
+    """Keeps curve maps smooth: mean over photos of 2 Σ_c (mean((∇x A_c)²) + mean((∇y A_c)²)).
 
-    A_c are the maps of `curve_iterate`, all channels of all iterations, ∇x and ∇y the differences of neighbours.
+    A_c are the maps of `curve_iterate`, all channels of all iterations; ∇x and ∇y are differences of neighbours.
     (The paper divides by the number of iterations and squares |∇x A| + |∇y A|.)
 
-    curves (B, C, H, W) → a scalar. ValueError for less than 2 pixels on a side.
+    curves (B, C, H, W) → a scalar. ValueError if a side has fewer than 2 pixels.
     """
     across, down = gradients(curves)
     return 2 * (across.square().mean((0, 2, 3)).sum() + down.square().mean((0, 2, 3)).sum())
 
 
 def gradients(curves: Tensor) -> tuple[Tensor, Tensor]:
-    """∇x and ∇y, (B, C, H, W − 1) and (B, C, H − 1, W): the differences of neighbours, float32 at least."""
+    """∇x and ∇y, (B, C, H, W − 1) and (B, C, H − 1, W): the differences of neighbours, in float32 or wider."""
     if curves.ndim != 4 or min(curves.shape[-2:]) < 2:
         raise ValueError(f"curves: expected shape (B, C, H, W), H and W at least 2, got {tuple(curves.shape)}")
     curves = curves.to(torch.promote_types(curves.dtype, torch.float32))

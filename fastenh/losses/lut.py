@@ -1,4 +1,4 @@
-"""What keeps learned LUTs smooth and monotonic (Zeng et al., TPAMI 2020)."""
+"""Regularisers that keep learned LUTs smooth and monotonic (Zeng et al., TPAMI 2020)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 def total_variation(luts: Tensor) -> Tensor:
     """Smoothness of each LUT: (N, 3, D, D, D) → (N,), Σ over the axes R, G, B of mean(wt · d²).
 
-    d is the difference of neighbours along the axis; wt is 2 on the axis' first and last interval, else 1.
+    d is the difference of neighbours along the axis; wt is 2 in the first and last interval of the axis, else 1.
     """
     total = luts.new_zeros(len(luts))
     for axis in (2, 3, 4):
@@ -19,5 +19,5 @@ def total_variation(luts: Tensor) -> Tensor:
 
 
 def monotonicity(luts: Tensor) -> Tensor:
-    """How much each LUT falls where its input rises: (N, 3, D, D, D) → (N,), Σ over the axes of mean(relu(−d))."""
+    """How much each LUT decreases along its axes: (N, 3, D, D, D) → (N,), Σ over the axes of mean(relu(−d))."""
     return torch.stack([F.relu(-luts.diff(dim=axis)).mean((1, 2, 3, 4)) for axis in (2, 3, 4)]).sum(0)

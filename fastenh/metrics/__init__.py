@@ -1,8 +1,7 @@
-"""Measures of a retouch, each by its published formula; `fastenh evaluate` prints them.
+"""Image quality metrics, by their published formulas; `fastenh evaluate` prints them.
 
-What compares with an expert's retouch stands in `fidelity.py`, what compares the photos of a group in `consistency.py`,
-what needs no other photo in `niqe.py`.
-Frames are measured in bands of rows, so that an 8K frame needs little more memory than its own.
+`fidelity.py` compares with an expert's retouch, `consistency.py` compares the photos of a group, `niqe.py` needs no
+other photo. Most are computed in bands of rows, so an 8K frame needs little memory beyond its own.
 """
 
 from fastenh.metrics.consistency import group_level_consistency, mean_ab

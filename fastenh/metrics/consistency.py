@@ -1,4 +1,4 @@
-"""How alike the photos of one group come out: M_GLC (Liang et al., "PPR10K", 2021)."""
+"""Group-level consistency, M_GLC: how similar the photos of a group look (Liang et al., "PPR10K", 2021)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastenh.metrics.bands import bands
 
 
 def mean_ab(image: Tensor) -> Tensor:
-    """The mean colour of each photo, (B, 3, H, W) sRGB in [0, 1] → (B, 2), a* and b* of CIE L*a*b*."""
+    """The mean colour of each photo: (B, 3, H, W) sRGB in [0, 1] → (B, 2), mean a* and mean b* of CIE L*a*b*."""
     total = torch.zeros(len(image), 2, device=image.device)
     for rows in bands(image):
         total += rgb_to_lab(image[..., rows, :].float())[:, 1:].sum((2, 3))
@@ -20,9 +20,9 @@ def mean_ab(image: Tensor) -> Tensor:
 
 
 def group_level_consistency(colours: Tensor, groups: Sequence[str]) -> dict[str, float]:
-    """For each group of two photos or more, (Var(mean a*) + Var(mean b*)) / 2, variances unbiased; M_GLC is their mean.
+    """(Var(mean a*) + Var(mean b*)) / 2 of each group, with unbiased variances; M_GLC is the mean over groups.
 
-    `colours` is (P, 2), `mean_ab` of P photos, and `groups` names the group of each. A group of one photo has no
+    `colours` is (P, 2), the `mean_ab` of P photos; `groups` names the group of each. A group of one photo has no
     variance and is left out. Raises ValueError for another shape.
     """
     if colours.shape != (len(groups), 2):

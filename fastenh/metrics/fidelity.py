@@ -1,9 +1,9 @@
-"""How near a retouch comes to the expert's: PSNR, SSIM, ΔE_ab, and their human-centred forms.
+"""How close a retouch is to the expert's: PSNR, SSIM, ΔE_ab, and the human-centred PSNR and ΔE.
 
-Human-centred measures (Liang et al., "PPR10K", 2021) let a pixel count w = 1 on people and w = 0.5 elsewhere. Images
-are (B, 3, H, W) floats, sRGB in [0, 1]; `human` is (B, 1, H, W), bool, True on people. All return (B,) float32.
+Human-centred metrics (Liang et al., "PPR10K", 2021) weight pixels by w = 1 on people and w = 0.5 elsewhere. Images are
+(B, 3, H, W) floats, sRGB in [0, 1]; `human` is (B, 1, H, W), bool, True on people. All return (B,) float32.
 
-Papers measure outputs rounded to 8 bits: round before you call.
+Papers measure outputs rounded to 8 bits: round them first.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 from fastenh.losses.lab import rgb_to_lab
 from fastenh.metrics.bands import bands
 
-SSIM_REACH = 5  # rows that SSIM's 11×11 window looks up and down
+SSIM_REACH = 5  # rows of SSIM's 11×11 window above and below its centre
 
 
 def psnr(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB: 10·log₁₀(1 / mean((image − target)²)), ∞ where they are equal.
+    """Peak signal-to-noise ratio in dB: 10·log₁₀(1 / mean((image − target)²)), ∞ for equal images.
 
-    With `human`, PSNR^HC: that of w·image and w·target, the peak still 1.
+    With `human`, PSNR^HC: the PSNR of w·image and w·target, still with peak 1.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not match.
     """
     from torchmetrics.image import PeakSignalNoiseRatio
 
@@ -38,11 +38,11 @@ def psnr(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) in [−1, 1], 1 where they are equal: the mean over pixels and channels.
+    """Structural similarity (Wang et al. 2004) in [−1, 1], 1 for equal images: the mean over pixels and channels.
 
-    Gaussian window of 11×11, σ = 1.5, K₁ = 0.01, K₂ = 0.03; beyond its edge the image is mirrored.
+    Gaussian window of 11×11, σ = 1.5, K₁ = 0.01, K₂ = 0.03; the image is mirrored at its edges.
 
-    Raises ValueError for shapes that do not fit, and for sides of less than 6 pixels, which have no mirror image.
+    Raises ValueError for shapes that do not match, and for sides of fewer than 6 pixels, which cannot be mirrored.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -67,9 +67,9 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
 def delta_e(image: Tensor, target: Tensor, human: Tensor | None = None) -> Tensor:
     """ΔE_ab: the mean over pixels of the Euclidean distance in CIE L*a*b* (CIE 1976, sRGB, D65).
 
-    With `human`, ΔE^HC: that of w·Lab(image) and w·Lab(target), so each pixel's distance times w.
+    With `human`, ΔE^HC: the distance of w·Lab(image) and w·Lab(target), i.e. each pixel's distance times w.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not match.
     """
     _check(image, target, human)
     weights = _weights(human, image)

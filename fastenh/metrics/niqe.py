@@ -1,5 +1,5 @@
-"""How natural a photo looks without another to compare with: NIQE (Mittal, Soundararajan, Bovik, "Making a 'Completely
-Blind' Image Quality Analyzer", IEEE Signal Processing Letters 2013).
+"""NIQE: how natural a photo looks, without a reference (Mittal, Soundararajan, Bovik, "Making a 'Completely Blind'
+Image Quality Analyzer", IEEE Signal Processing Letters 2013).
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 96  # pixels on each side of the blocks that are described, at full size; half as many at half size
+BLOCK = 96  # side of a block in pixels, at full size; half of that at half size
 LUMA = (65.481, 128.553, 24.966)  # Y of ITU-R BT.601, 16 to 235
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 class Pristine(NamedTuple):
-    """What NIQE measures distance to: the features of pristine photos. float64."""
+    """Statistics of the features of pristine photos, to which NIQE measures the distance. float64."""
 
     mean: Tensor  # (36,)
     covariance: Tensor  # (36, 36)
-    window: Tensor  # (7, 7), the Gaussian that local means and deviations are taken with
+    window: Tensor  # (7, 7), the Gaussian of local means and deviations
 
 
 def load_pristine(path: str | Path) -> Pristine:
-    """The pristine parameters in a .npz file with `mu_pris_param`, `cov_pris_param` and `gaussian_window`.
+    """Reads pristine parameters from a .npz file with `mu_pris_param`, `cov_pris_param` and `gaussian_window`.
 
-    None come with fastenh: those of NIQE's authors are published as niqe_pris_params.npz, as in BasicSR. Nothing is
-    unpickled. FileNotFoundError, or ValueError in one line if the file holds something else.
+    fastenh contains none: those of NIQE's authors are published as niqe_pris_params.npz, for example in BasicSR.
+    Nothing is unpickled. Raises FileNotFoundError, or ValueError in one line if the file contains anything else.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -50,15 +50,15 @@ def load_pristine(path: str | Path) -> Pristine:
 
 
 def niqe(image: Tensor, pristine: Pristine) -> Tensor:
-    """The Natural Image Quality Evaluator, smaller is better: √((μ − μₚ)ᵀ · pinv((Σ + Σₚ) / 2) · (μ − μₚ)).
+    """The Natural Image Quality Evaluator, lower is better: √((μ − μₚ)ᵀ · pinv((Σ + Σₚ) / 2) · (μ − μₚ)).
 
-    μ and Σ are mean and covariance, over blocks of 96×96 pixels, of 36 features of luma (BT.601, rounded): for each
-    block at full and at half size (bicubic, antialiased) what fits generalised Gaussians to the locally normalised
-    luma (I − m) / (s + 1) and to its products with four neighbours. Rows and columns that fill no block are left out.
+    μ and Σ are mean and covariance, over blocks of 96×96 pixels, of 36 features of luma (BT.601, rounded). The features
+    are, at full and at half size (bicubic, antialiased), the parameters of generalised Gaussians that are fitted to the
+    locally normalised luma (I − m) / (s + 1) and to its products with four neighbours. Incomplete blocks are left out.
 
-    image (B, 3, H, W) floats, sRGB in [0, 1] → (B,) float32; NaN where fewer than two blocks have any texture. Papers
-    measure outputs rounded to 8 bits: round before you call. ValueError for other shapes and for photos of less than
-    two blocks.
+    image (B, 3, H, W) floats, sRGB in [0, 1] → (B,) float32; NaN if fewer than two blocks have texture. Papers measure
+    outputs rounded to 8 bits: round them first. Raises ValueError for other shapes and for photos of fewer than two
+    blocks.
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
@@ -85,7 +85,7 @@ def niqe(image: Tensor, pristine: Pristine) -> Tensor:
 
 
 def _features(luma: Tensor, window: Tensor, size: int) -> Tensor:
-    """(H, W) → (blocks, 18); a row of blocks at a time, since each pixel needs many floats."""
+    """(H, W) → (blocks, 18); computed by rows of blocks, since each pixel needs many floats."""
     padded = F.pad(luma[None, None], [3] * 4, mode="replicate")
     rows = []
     for top in range(0, len(luma), size):
@@ -122,7 +122,7 @@ def _asymmetric_gaussian(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _half(luma: Tensor) -> Tensor:
-    """(H, W), sides even → half of both: bicubic, antialiased, and mirrored at the edges, as MATLAB's imresize."""
+    """(H, W), even → (H/2, W/2): bicubic, antialiased, mirrored at the edges, as MATLAB's imresize."""
     for _ in range(2):
         mirrored = torch.cat([luma[:4].flip(0), luma, luma[-4:].flip(0)])
         size = (len(mirrored) // 2, luma.shape[1])

@@ -1,7 +1,7 @@
 """AdaInt: an image-adaptive 3D LUT whose grid is fine where the photo needs it and coarse elsewhere.
 
 Yang, Jin, Jia, Xu, Chen: "AdaInt: Learning Adaptive Intervals for 3D Lookup Tables on Real-time Image Enhancement",
-CVPR 2022. As in `lut3d.py`, what a photo costs is a thumbnail and one lookup per pixel.
+CVPR 2022. As in `lut3d.py`, inference costs a thumbnail and one lookup per pixel.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import exactly, first_luts, read_state, thumbnail
+from fastenh.models.lut3d import first_luts
+from fastenh.models.published import exactly, read_state
+from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image
+from fastenh.tiles import Place
 
 
-class AdaInt(nn.Module):
-    """out = LUT(image), interpolated on vertices of the photo's own: (B, 3, H, W) RGB in [0, 1] → the same shape and
-    dtype, floats unclamped.
+class AdaInt(System):
+    """out = LUT(image), interpolated between vertices predicted for each photo: (B, 3, H, W) RGB in [0, 1] → the same
+    shape and dtype, floats unclamped.
 
         f = backbone(thumbnail of 256×256)                         (B, 512)
         LUT = Σₙ wₙ · lutsₙ, w = Linear(f)                         (B, 3, D, D, D), weights raw
         vertices = [0, cumsum(softmax(Linear(f)))]                 (B, 3, D), from 0 to 1 for each of R, G and B
 
     `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros, and the
-    vertices start about equidistant, so that an untrained model returns about its input. Images are floats of any size,
-    or uint8 and uint16 at full scale. Values outside [0, 1] clamp to the border of the grid; the authors' own code
-    extrapolates the first and last cells there.
+    vertices start about equidistant, so that an untrained model returns roughly its input. Images are floats of any
+    size, or uint8 and uint16 at full scale. Values outside [0, 1] clamp to the border of the grid; the authors' own
+    code extrapolates the first and last cells there.
 
     Raises:
         ValueError, TypeError: on a wrong argument or image, in one line.
     """
 
-    pointwise = True
+    reach = 0
+    colour_map = True
 
     def __init__(self, n_luts: int = 3, size: int = 33) -> None:
         super().__init__()
@@ -52,20 +56,18 @@ class AdaInt(nn.Module):
             nn.init.ones_(layer.bias)
         self.luts = nn.Parameter(first_luts(n_luts, size))
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.render(image, self.look(image))
-
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The fused LUT and the vertices of each photo, which may be averaged with others."""
-        weights, vertices = self.predict(image)
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        """The fused LUT and the vertices of each photo. A mean of vertices over frames keeps them in order."""
+        weights, vertices = self.weights_and_vertices(picture.overview)
         return torch.einsum("bn,n...->b...", weights, self.luts), vertices
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        """The photo with a look of its own or of another, into `out` if given."""
-        lut, vertices = look
+    def render(
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
+    ) -> Tensor:
+        lut, vertices = params
         return ops.lut_transform(image, lut[:, None], vertices=vertices, out=out)
 
-    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def weights_and_vertices(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) → weights (B, N) and vertices (B, 3, D)."""
         check_image("AdaInt", image)
         features = self.backbone(image)
@@ -74,11 +76,11 @@ class AdaInt(nn.Module):
 
 
 class Backbone(nn.Sequential):
-    """(B, 3, H, W) → (B, 32·width), what a 256×256 thumbnail shows: five strided convolutions, 3 → width, times 1, 2,
-    4, 8, 8, then the means of the four quarters.
+    """(B, 3, H, W) → (B, 32·width) features of a 256×256 thumbnail: five strided convolutions with 1, 2, 4, 8 and 8
+    times `width` channels, then the means of the four quarters.
 
-    Each block is conv 3×3 stride 2 → LeakyReLU 0.2 → InstanceNorm (affine), the last without; training drops half of
-    the features.
+    Each block is conv 3×3 stride 2 → LeakyReLU 0.2 → InstanceNorm (affine), the last without norm. Training drops half
+    of the features.
     """
 
     def __init__(self, width: int) -> None:
@@ -90,7 +92,7 @@ class Backbone(nn.Sequential):
         super().__init__(*blocks, nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
     def forward(self, image: Tensor) -> Tensor:
-        return super().forward(thumbnail(image, 256).to(next(self.parameters()).dtype))
+        return super().forward(Picture(image).thumbnail(256).to(next(self.parameters()).dtype))
 
 
 # ---- checkpoints as published
@@ -102,9 +104,9 @@ PUBLISHED_LAYERS = {"lut_generator.weights_generator": "weights", "adaint.interv
 
 
 def convert(path: str | Path) -> AdaInt:
-    """Reads a published file with the five-layer backbone into a model in eval mode; N and D follow from its shapes.
+    """Read a published file with the five-layer backbone into a model in eval mode; N and D follow from its shapes.
 
-    Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
+    Nothing but tensors is unpickled. A missing file raises FileNotFoundError; anything but the keys and shapes
     of AdaInt raises ValueError, in one line.
     """
     found = read_state(path)

@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastenh.models.lut3d import exactly, read_state
+from fastenh.models.published import exactly, read_state
+from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image, from_float, gradient_wanted, to_float
+from fastenh.tiles import Place
 
 # On a CPU, what its caches hold; elsewhere, what keeps it busy.
 CPU_PIXELS, PIXELS = 1 << 13, 1 << 18  # that pass through the layers at a time
 CPU_BAND, BAND = 1 << 18, 1 << 23  # whose rows the condition sees at a time
 
 
-class CSRNet(nn.Module):
+class CSRNet(System):
     """x₁ = relu(m₁(W₁x + b₁)), x₂ = relu(m₂(W₂x₁ + b₂)), out = m₃(W₃x₂ + b₃), where mₖ(y) = y·scaleₖ + shiftₖ + y:
     (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped, 3 → 64 → 64 → 3 channels at each pixel.
 
@@ -30,37 +32,36 @@ class CSRNet(nn.Module):
         scaleₖ = Linear(c), shiftₖ = Linear(c)
 
     Each mₖ is linear, so that for a photo it folds into its layer: (1 + scaleₖ)·Wₖ and (1 + scaleₖ)·bₖ + shiftₖ.
-    Images are floats, or uint8 and uint16 at full scale, of 5×5 pixels or more. The result is contiguous.
+    Images are floats, or uint8 and uint16 at full scale, of at least 5×5 pixels. The result is contiguous.
 
     Raises:
         ValueError, TypeError: on a wrong image, in one line.
     """
 
-    pointwise = True
+    reach = 0
+    colour_map = True
 
     def __init__(self) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {}
         self.about = {"colour": "RGB, sRGB-encoded, in [0, 1]"}
-        self.cond_net = Condition()
+        self.cond_net = ConditionNetwork()
         self.cond_scale1, self.cond_shift1 = nn.Linear(32, 64), nn.Linear(32, 64)
         self.cond_scale2, self.cond_shift2 = nn.Linear(32, 64), nn.Linear(32, 64)
         self.cond_scale3, self.cond_shift3 = nn.Linear(32, 3), nn.Linear(32, 3)
         self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 3, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.render(image, self.look(image))
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        """The condition of each photo.
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The condition of each photo, which may be averaged with others.
-
-        It is seen at the photo's full size, where it was trained. From a thumbnail, which has sharper edges, it comes
+        It is computed at the photo's full size, as in training. From a thumbnail, which has sharper edges, it comes
         out somewhat different, and so does the result."""
-        return (self.predict_condition(image),)
+        return (self.predict_condition(picture.overview),)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        """The photo with a look of its own or of another, into `out` if given."""
-        return through(image, self.fold(look[0]), out)
+    def render(
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
+    ) -> Tensor:
+        return through(image, self.fold(params[0]), out)
 
     def predict_condition(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → c (B, 32)."""
@@ -84,8 +85,9 @@ class CSRNet(nn.Module):
         return layers
 
 
-class Condition(nn.Module):
-    """(B, 3, H, W) → (B, 32). In bands of rows: what a layer writes, the next one reads from the cache."""
+class ConditionNetwork(nn.Module):
+    """(B, 3, H, W) → (B, 32), computed in bands of rows, so that each layer reads from the cache what the last
+    wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class Condition(nn.Module):
             heights.append((heights[-1] + 2 - conv.kernel_size[0]) // 2 + 1)
 
         def rows(depth: int, top: int, bottom: int) -> Tensor:
-            """These rows of the maps that so many layers make."""
+            """These rows of the output of the first `depth` layers."""
             if depth == 0:
                 part = to_float(image[:, :, top:bottom]).to(self.conv1.weight.dtype)
                 return part.contiguous(memory_format=torch.channels_last)  # faster
@@ -112,7 +114,7 @@ class Condition(nn.Module):
             return F.relu_(conv(x))
 
         band = CPU_BAND if image.device.type == "cpu" else BAND
-        step = max(1, band // (8 * len(image) * image.shape[3]))  # a row of the last maps is eight of the picture
+        step = max(1, band // (8 * len(image) * image.shape[3]))  # the last layer has a row for eight of the image
         sums = []
         for top in range(0, heights[3], step):
             maps = rows(3, top, min(top + step, heights[3]))
@@ -122,11 +124,11 @@ class Condition(nn.Module):
 
 def through(pixels: Tensor, layers: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """(B, 3, H, W) through a perceptron with relu between its layers, (B, channels out, channels in + 1), the last
-    column the bias. Where no gradient is asked for, some thousand pixels at a time, in buffers that stay in the cache.
+    column the bias. Without gradients it runs on some thousand pixels at a time, in buffers that stay in the cache.
     """
     check_image("CSRNet", pixels)
     if len(pixels) != len(layers[0]):
-        raise ValueError(f"CSRNet: image: expected B = {len(layers[0])}, as many as looks; got {len(pixels)}")
+        raise ValueError(f"CSRNet: image: expected B = {len(layers[0])}, as many as params; got {len(pixels)}")
     if gradient_wanted([pixels, *layers]):
         x = to_float(pixels, *layers).flatten(2)
         for k, layer in enumerate(layers):
@@ -157,9 +159,9 @@ def through(pixels: Tensor, layers: Sequence[Tensor], out: Tensor | None = None)
 
 
 def convert(path: str | Path) -> CSRNet:
-    """Reads the published file, a dict of tensors, into a model in eval mode.
+    """Read the published file, a dict of tensors, into a model in eval mode.
 
-    Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
+    Nothing but tensors is unpickled. A missing file raises FileNotFoundError; anything but the keys and shapes
     of CSRNet raises ValueError, in one line.
     """
     model = CSRNet()

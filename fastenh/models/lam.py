@@ -1,12 +1,12 @@
-"""Portrait retouching with local context: every pixel mixes a few learned LUTs by what stands around it.
+"""Portrait retouching with local context: every pixel blends a few learned LUTs according to its surroundings.
 
 Wang, Lu, Yan, Zhao: "Learning Pixel-Adaptive Weights for Portrait Photo Retouching". A classifier weights the LUTs for
 the photo as a whole, as in `lut3d.py`; the local-context aware module (LAM) weights them again for each pixel, so that
-a face and a wall of one colour part ways. Where the paper leaves a choice open, this is what we took:
+a face and a wall of the same colour can be treated differently. Our choices where the paper leaves one open:
 
 - outside the frame colours are 0, and the softmax gives attention to those neighbours as to any other;
-- the weights of ResNet-18, LAM and UNet start near 1, so that an untrained model returns about its input;
-- the UNet that the paper puts in LAM's place works on a 256×256 thumbnail, and its maps are enlarged to the photo.
+- the weights of ResNet-18, LAM and UNet start near 1, so that an untrained model returns roughly its input;
+- the UNet that the paper compares LAM with runs on a 256×256 thumbnail, and its maps are enlarged to the photo.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.models import lut3d
-from fastenh.models.tensors import as_float32, read_pth
+from fastenh.models.published import as_float32, check_tensors, read_pth
+from fastenh.models.system import Picture, Prepared, System
 from fastenh.ops.op import check_image, gradient_wanted, to_float
+from fastenh.tiles import Place, enlarge
 
 
 class Retouch(NamedTuple):
-    """What a model made of a photo, and what losses need beside it."""
+    """The result of a model, with what losses need besides."""
 
     image: Tensor  # (B, 3, H, W), dtype of the photo
     weights: Tensor  # (B, N), image-adaptive
     attention: Tensor | None  # (B, k², H, W) of LAM's pixels to their neighbours, as in `context_voxels`
 
 
-class LocalContextLUT(nn.Module):
+class LocalContextLUT(System):
     """out(p) = Σₙ wᴵₙ · wᵖₙ(p) · LUTₙ(x(p)): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
 
     `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros. All weights
@@ -43,11 +45,11 @@ class LocalContextLUT(nn.Module):
     Args:
         n_luts, size: N and D.
         classifier: what predicts wᴵ (B, N): "resnet18", or one of `ImageAdaptiveLUT`, such as "paired".
-        context: what predicts wᵖ (B, N, H, W): "lam"; "unet", the paper's peer; or "none", where wᵖ is 1 and the model
-            is the plain image-adaptive LUT (Zeng et al.; with "resnet18" and 5 LUTs, Liang et al.).
+        context: what predicts wᵖ (B, N, H, W): "lam"; "unet", the paper's baseline; or "none", where wᵖ is 1 and the
+            model is the plain image-adaptive LUT (Zeng et al.; with "resnet18" and 5 LUTs, Liang et al.).
         kernel_size: k of LAM, 3, 5 or 7.
         widths: channels of LAM's two hidden layers, context features and voxel features.
-        attention: "softmax", as in the paper, or "sigmoid-sum", as its authors' code was meant: see `LocalContext`.
+        attention: "softmax", as in the paper, or "sigmoid-sum", as in its authors' code: see `LocalContext`.
 
     Raises:
         ValueError, TypeError: on a wrong argument or image, in one line.
@@ -88,42 +90,54 @@ class LocalContextLUT(nn.Module):
         self.classifier: nn.Module = CLASSIFIERS[classifier](n_luts)
         self.lam = LocalContext(n_luts, kernel_size, widths, attention) if context == "lam" else None
         self.unet = UNet(n_luts) if context == "unet" else None
+        if self.lam is None:
+            self.reach, self.colour_map = 0, self.unet is None
+        else:  # a pixel's attention is a convolution of its neighbours; sums of attention look at theirs as well
+            self.reach = kernel_size // 2 * (2 if self.lam.sums else 1)
 
     def forward(self, image: Tensor, fused: bool | None = None) -> Tensor:
-        """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats per pixel in memory.
-        By default in one pass, where no gradient is asked for and the model has one: LAM with softmax."""
+        """`fused`: in one pass over the frame, or layer after layer, which takes some 250 floats of memory per pixel.
+        The default is one pass where no gradient is needed and the model supports it: LAM with softmax."""
         check_image("LocalContextLUT", image)
         possible = self.lam is not None and not self.lam.sums
         if fused and not possible:
             raise ValueError("fused=True: expected a model with context 'lam' and attention 'softmax', got another")
         if fused is None:
             fused = possible and not gradient_wanted([image, *self.parameters()])
-        return self.render(image, self.look(image)) if fused else self.compose(image).image
+        return super().forward(image) if fused else self.compose(image).image
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The image-adaptive weights of each photo, which may be averaged with others."""
-        return (self.predict_weights(image),)
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        """The image-adaptive weights of each photo."""
+        return (self.predict_weights(picture.overview),)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        """The photo with a look of its own or of another, into `out` if given; in one pass where the model has one."""
+    def prepare(self, picture: Picture, params: tuple[Tensor, ...]) -> Prepared:
+        """The UNet's maps of the whole photo, at 256×256."""
+        return Prepared(None if self.unet is None else self.unet.maps(picture.overview))
+
+    def render(
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
+    ) -> Tensor:
+        """In one pass where the model supports it."""
         if self.lam is not None and not self.lam.sums:
-            return ops.local_context_retouch(image, self.luts, look[0], self.lam.params(), out=out)
-        result = self.compose(image, look[0]).image
+            return ops.local_context_retouch(image, self.luts, params[0], self.lam.params(), out=out)
+        size = image.shape[2], image.shape[3]
+        maps = None if local is None else enlarge(local, place, size, align_corners=False)
+        result = self.compose(image, params[0], maps).image
         return result if out is None else out.copy_(result)
 
-    def compose(self, image: Tensor, weights: Tensor | None = None) -> Retouch:
-        """Layer after layer, as training needs it; with image-adaptive weights of your own, if given."""
+    def compose(self, image: Tensor, weights: Tensor | None = None, pixel_weights: Tensor | None = None) -> Retouch:
+        """Layer after layer, as training needs it. Weights for the image or its pixels are predicted unless given."""
         weights = self.predict_weights(image) if weights is None else weights
         x = to_float(image).to(self.luts.dtype)
-        pixel_weights = attention = None
+        attention = None
         if self.lam is not None:
             pixel_weights, attention = self.lam(x)
-        elif self.unet is not None:
+        elif self.unet is not None and pixel_weights is None:
             pixel_weights = self.unet(x)
         return Retouch(ops.lut_transform(image, self.luts, weights, pixel_weights), weights, attention)
 
     def predict_weights(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → wᴵ (B, N): how much of each basis LUT each photo takes."""
+        """(B, 3, H, W) → wᴵ (B, N): the weight of each basis LUT for each photo."""
         check_image("LocalContextLUT", image)
         return self.classifier(image)
 
@@ -135,8 +149,8 @@ class LocalContext(nn.Module):
         voxel v = the k×k neighbours of each pixel, each times its attention, 3·k² channels
         weights = conv 1×1(ReLU(conv 1×1(v)))
 
-    With "sigmoid-sum" a is a sigmoid instead, and v holds the neighbours, unweighted, in the picture
-    s(p) = Σⱼ aⱼ(p) · x(p + offsetⱼ) that attention filters from x.
+    With "sigmoid-sum" a is a sigmoid instead, and v holds the unweighted neighbours in the filtered image
+    s(p) = Σⱼ aⱼ(p) · x(p + offsetⱼ).
     """
 
     def __init__(self, n_luts: int, kernel_size: int, widths: Sequence[int], attention: str) -> None:
@@ -164,9 +178,9 @@ class LocalContext(nn.Module):
 
 
 class UNet(nn.Module):
-    """(B, 3, H, W) → weights (B, N, H, W), which follow from the whole image (Ronneberger et al. 2015).
+    """(B, 3, H, W) → weights (B, N, H, W) that depend on the whole image (Ronneberger et al. 2015).
 
-    On a 256×256 thumbnail, four levels of two 3×3 convolutions, 16 to 128 channels wide, skip connections between.
+    On a 256×256 thumbnail: four levels of two 3×3 convolutions, 16 to 128 channels wide, with skip connections.
     """
 
     CHANNELS = (16, 32, 64, 128)
@@ -190,7 +204,12 @@ class UNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.interpolate(image, (256, 256), mode="bilinear", align_corners=False)
+        return F.interpolate(self.maps(image), image.shape[-2:], mode="bilinear", align_corners=False)
+
+    def maps(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) → the weights before they are enlarged, (B, N, 256, 256)."""
+        x = to_float(image).to(self.head.weight.dtype)
+        x = F.interpolate(x, (256, 256), mode="bilinear", align_corners=False)
         levels: list[Tensor] = []
         for level in self.down:
             x = level(F.max_pool2d(x, 2) if levels else x)
@@ -198,14 +217,14 @@ class UNet(nn.Module):
         for level, skipped in zip(self.up, reversed(levels[:-1]), strict=True):
             larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = level(torch.cat([larger, skipped], 1))
-        return F.interpolate(self.head(x), image.shape[-2:], mode="bilinear", align_corners=False)
+        return self.head(x)
 
 
 class ResNet18(nn.Module):
-    """(B, 3, H, W) → (B, N), ResNet-18 (He et al. 2016) on a 224×224 thumbnail, colours as they are.
+    """(B, 3, H, W) → (B, N), ResNet-18 (He et al. 2016) on a 224×224 thumbnail, without colour normalisation.
 
-    Ours, since a model file should open without torchvision; its tensors bear torchvision's names, in which the
-    ImageNet weights are published.
+    Our own implementation, so that model files load without torchvision. Its tensors have torchvision's names, under
+    which ImageNet weights are published.
     """
 
     class Block(nn.Module):
@@ -238,21 +257,22 @@ class ResNet18(nn.Module):
         nn.init.ones_(self.fc.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = lut3d.thumbnail(image, 224).to(self.fc.weight.dtype)
+        x = Picture(image).thumbnail(224).to(self.fc.weight.dtype)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
 
     def load_backbone(self, path: str | Path) -> None:
-        """Takes all layers but the last from a .pth file of torchvision's `resnet18`, as for ImageNet.
+        """Load all layers but the last from a .pth file of torchvision's `resnet18`, such as its ImageNet weights.
 
-        Nothing is unpickled but tensors. FileNotFoundError, or ValueError in one line if the file holds another net.
+        Nothing but tensors is unpickled. FileNotFoundError, or ValueError in one line if the file is of another
+        network.
         """
         found = read_pth(path)
         kept = {key: tensor for key, tensor in self.state_dict().items() if not key.startswith("fc.")}
         for key in [key for key in kept if key.endswith("num_batches_tracked") and key not in found]:
-            del kept[key]  # older files count no batches
-        lut3d.check_tensors(path, found, kept, "a ResNet-18 as torchvision names it")
+            del kept[key]  # older files have no such counts
+        check_tensors(path, found, kept, "a ResNet-18 as torchvision names it")
         if unknown := sorted(str(key) for key in found if key not in kept and not str(key).startswith("fc.")):
             raise ValueError(f"{path}: expected a ResNet-18, got also {', '.join(unknown[:4])}")
         floats = {key: as_float32(path, key, found[key]) for key in kept if kept[key].is_floating_point()}

@@ -1,4 +1,4 @@
-"""Image-adaptive 3D LUT: a small network looks at a thumbnail and mixes a few learned LUTs into one for that photo.
+"""Image-adaptive 3D LUT: a small network sees a thumbnail and blends a few learned LUTs into one for that photo.
 
 Zeng, Cai, Li, Cao, Zhang: "Learning Image-adaptive 3D Lookup Tables for High Performance Photo Enhancement in
 Real-time", TPAMI 2020. Inference costs one thumbnail and one table lookup per pixel, whatever the photo's size.
@@ -16,22 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.tensors import as_float32, read_pth
+from fastenh.models.published import as_float32, read_pth
+from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image, to_float
+from fastenh.tiles import Place
 
 
-class ImageAdaptiveLUT(nn.Module):
+class ImageAdaptiveLUT(System):
     """out = Σₙ wₙ(image) · LUTₙ(image): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
 
     `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros. The weights
     are raw (no softmax, any sign). `classifier` is what predicts them from the photo:
 
     - "paired" and "unpaired": the two convolutional networks of the paper;
-    - "statistics": ours, a perceptron on the distribution of the photo's colours. It is far smaller and
-      sees the absolute levels, which instance normalisation removes, so it learns from few photos.
+    - "statistics": our own, a perceptron on the distribution of the photo's colours. It is far smaller, and it sees the
+      absolute levels, which instance normalisation removes, so it learns from few photos.
     """
 
-    pointwise = True
+    reach = 0
+    colour_map = True
 
     def __init__(self, n_luts: int = 3, size: int = 33, classifier: str = "paired") -> None:
         super().__init__()
@@ -53,18 +56,27 @@ class ImageAdaptiveLUT(nn.Module):
         return self.classifier(image)
 
     def fused_lut(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 3, D, D, D): the one LUT that stands for the model on each photo, to bake or to stream."""
-        weights = self.predict_weights(image)
-        with torch.autocast(image.device.type, enabled=False):  # a LUT stays as exact as it is
+        """(B, 3, H, W) → (B, 3, D, D, D): the blend of the basis LUTs for each photo."""
+        return self.blended(self.predict_weights(image))
+
+    def blended(self, weights: Tensor) -> Tensor:
+        """Σₙ wₙ · LUTₙ for weights (B, N)."""
+        with torch.autocast(weights.device.type, enabled=False):  # LUTs stay in float32
             return torch.einsum("bn,n...->b...", weights.to(self.luts.dtype), self.luts)
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The fused LUT of each photo, which may be averaged with others."""
-        return (self.fused_lut(image),)
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        """The fused LUT of each photo."""
+        return (self.blended(self.classifier(picture.overview)),)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        """The photo with a look of its own or of another, into `out` if given."""
-        return ops.lut_transform(image, look[0][:, None], out=out)
+    def render(
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
+    ) -> Tensor:
+        return ops.lut_transform(image, params[0][:, None], out=out)
+
+    def blend(self, params: tuple[Tensor, ...], strength: float) -> tuple[Tensor, ...]:
+        """Blending tables blends their results."""
+        (lut,) = params
+        return (identity_lut(lut.shape[-1], lut.device).lerp(lut, strength),)
 
 
 class ConvClassifier(nn.Module):
@@ -97,10 +109,10 @@ class ConvClassifier(nn.Module):
 class StatisticsClassifier(nn.Module):
     """weights = W₃ tanh(W₂ tanh(W₁ s + b₁) + b₂) + b₃, with s the whitened statistics of a grid of the photo's pixels.
 
-    The statistics say how light and how contrasty a photo is, where its histogram ends, how saturated it is (quantiles
-    of R, G, B, of each pixel's largest and smallest channel), and how the light is tinted (quantiles of log R/G and
-    log B/G, the mean colour of 8 bands of equal population from dark to light, and of the lightest hundredth).
-    tanh bounds the weights, whatever the photo.
+    The statistics describe lightness, contrast, the ends of the histogram and saturation (quantiles of R, G, B and of
+    each pixel's largest and smallest channel), and the tint of the light (quantiles of log R/G and log B/G, the mean
+    colour of 8 bands of equal population from dark to light, and of the lightest hundredth). tanh bounds the weights
+    for any photo.
     """
 
     GRID = 64
@@ -117,15 +129,15 @@ class StatisticsClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         statistics = self.whiten(self.statistics(image).to(self.head.weight.dtype))
         if self.training:
-            statistics = statistics + 0.12 * torch.randn_like(statistics)  # few photos must stand for many
+            statistics = statistics + 0.12 * torch.randn_like(statistics)  # regularises: training photos are few
         return self.head(self.hidden(statistics))
 
     def statistics(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, F) in [−1, 1], from at most 64×64 pixels.
 
-        They are picked, not averaged: averaging hides highlights.
+        The pixels are sampled, not averaged: averaging hides highlights.
         """
-        for axis in (2, 3):  # the middles of equal shares; whatever the photo's size, few pixels are read
+        for axis in (2, 3):  # at the middles of equal shares, so that few pixels are read of a photo of any size
             count = min(image.shape[axis], self.GRID)
             middles = (torch.arange(count, device=image.device) + 0.5) * (image.shape[axis] / count)
             image = image.index_select(axis, middles.long())
@@ -135,7 +147,7 @@ class StatisticsClassifier(nn.Module):
         chroma = ((rgb[:, ::2] + 0.05) / (rgb[:, 1:2] + 0.05)).log().clamp(-1, 1) / 2 + 0.5
         levels = torch.cat([rgb, lightest[:, None], darkest[:, None], chroma], 1).sort(-1).values
         count = levels.shape[-1]
-        # One by one: a list of places would go to a GPU by a copy that waits for it.
+        # One by one: indexing with a list would copy it to the GPU and wait.
         quantiles = torch.stack([levels[:, :, round(q * (count - 1))] for q in self.QUANTILES], -1)
         by_lightness = rgb.gather(2, rgb.sum(1, keepdim=True).argsort(-1).expand_as(rgb))
         bands = F.adaptive_avg_pool1d(by_lightness, self.BANDS)
@@ -144,8 +156,8 @@ class StatisticsClassifier(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, image: Tensor) -> None:
-        """Sets `whiten` so that the statistics of these photos have zero mean and, down to a noise floor, unit variance
-        in every direction: tints move them far less than lightness does, and would otherwise be learnt last."""
+        """Set `whiten` so that the statistics of these photos have zero mean and, down to a noise floor, unit variance
+        in every direction. Tint changes them far less than lightness and would otherwise be learned last."""
         statistics = self.statistics(image)
         centred = statistics - statistics.mean(0)
         variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -161,23 +173,6 @@ CLASSIFIERS: dict[str, Any] = {
 }
 
 
-def thumbnail(image: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """(B, 3, H, W) → (B, 3, *size) float, square if `size` is one number: bilinear between the nearest pixels, as
-    `F.interpolate(image, size, mode="bilinear", align_corners=False)`, but of all the image's pixels only those are
-    read, and integers converted, that count."""
-    ends, fractions = [], []
-    sizes = (size, size) if isinstance(size, int) else size
-    for length, size in zip(image.shape[-2:], sizes, strict=True):
-        place = (torch.arange(size, device=image.device) + 0.5) * (length / size) - 0.5
-        low = place.clamp(min=0).long()
-        ends.append(torch.cat([low, (low + 1).clamp(max=length - 1)]))
-        fractions.append(place.clamp(min=0) - low)
-    pixels = to_float(image[..., ends[0], :][..., ends[1]])
-    above, below = pixels.chunk(2, dim=2)
-    left, right = torch.lerp(above, below, fractions[0][:, None].to(pixels.dtype)).chunk(2, dim=3)
-    return torch.lerp(left, right, fractions[1].to(pixels.dtype))
-
-
 def identity_lut(size: int, device: torch.device | None = None) -> Tensor:
     """(3, D, D, D), axes (C, B, G, R), with LUT[c, b, g, r] = (r, g, b)[c] / (D − 1)."""
     axis = torch.as_tensor(np.linspace(0, 1, size, dtype=np.float32), device=device)
@@ -187,7 +182,7 @@ def identity_lut(size: int, device: torch.device | None = None) -> Tensor:
 
 
 def first_luts(count: int, size: int) -> Tensor:
-    """(count, 3, D, D, D) to begin training with: the identity, then zeros."""
+    """(count, 3, D, D, D) to start training from: the identity, then zeros."""
     luts = torch.zeros(count, 3, size, size, size)
     luts[0] = identity_lut(size)
     return luts
@@ -195,7 +190,7 @@ def first_luts(count: int, size: int) -> Tensor:
 
 # ---- checkpoints as published
 
-# The published classifiers are one Sequential, `model.N`; which N is which of our layers tells the variants apart.
+# The published classifiers are one Sequential, `model.N`; the variants differ in which N is which of our layers.
 PUBLISHED_LAYERS = {
     "paired": {
         1: "convs.0", 3: "norms.0", 4: "convs.1", 6: "norms.1", 7: "convs.2", 9: "norms.2",
@@ -206,11 +201,11 @@ PUBLISHED_LAYERS = {
 
 
 def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptiveLUT:
-    """Reads a published pair of files, paired or unpaired variant, into a model in eval mode.
+    """Read a published pair of files, paired or unpaired variant, into a model in eval mode.
 
-    The files hold {"0": {"LUT": (3, D, D, D)}, "1": …} and {"model.N.weight": …, "model.N.bias": …}. Nothing is
-    unpickled but tensors. A missing file raises FileNotFoundError; anything else than these keys and shapes raises
-    ValueError, in one line.
+    The files hold {"0": {"LUT": (3, D, D, D)}, "1": …} and {"model.N.weight": …, "model.N.bias": …}. Nothing but
+    tensors is unpickled. A missing file raises FileNotFoundError; anything but these keys and shapes raises ValueError,
+    in one line.
     """
     tables, layers = read_pth(luts_path), read_pth(classifier_path)
     numbered = [tables.get(str(n)) for n in range(len(tables))]
@@ -243,38 +238,6 @@ def convert(luts_path: str | Path, classifier_path: str | Path) -> ImageAdaptive
     )
     model.about["note"] = f"converted from the published {Path(luts_path).name} and {Path(classifier_path).name}"
     return model.eval()
-
-
-def check_tensors(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> None:
-    """ValueError, in one line, unless a file holds tensors of these names and shapes."""
-    for key, tensor in expected.items():
-        got = found.get(key)
-        if not isinstance(got, Tensor) or got.shape != tensor.shape:
-            raise ValueError(
-                f"{path}: expected {key} {tuple(tensor.shape)} of {network}, "
-                f"got {tuple(got.shape) if isinstance(got, Tensor) else 'no such tensor'}"
-            )
-
-
-def read_state(path: str | Path) -> dict[str, Any]:
-    """The dict of tensors in a .pth file, which may stand beside notes of its training, as its "state_dict"."""
-    content = read_pth(path)
-    state = content.get("state_dict", content)
-    return state if isinstance(state, dict) else content
-
-
-def exactly(path: str | Path, found: dict[str, Any], expected: dict[str, Tensor], network: str) -> dict[str, Tensor]:
-    """The tensors of a file, which are to be finite floats of these names and shapes, and no more; else ValueError, in
-    one line.
-
-    Weights smaller than 1e-20 become 0. Weight decay leaves many such in channels that are dead, and with those below
-    1e-38, which float32 cannot normalise, CPUs multiply a hundred times more slowly.
-    """
-    check_tensors(path, found, expected, network)
-    tensors = {key: as_float32(path, key, found[key]) for key in expected}
-    if unknown := sorted(str(key) for key in found if key not in expected):
-        raise ValueError(f"{path}: expected {network}, got also {', '.join(unknown[:4])}")
-    return {key: torch.where(tensor.abs() < 1e-20, 0, tensor) for key, tensor in tensors.items()}
 
 
 def _is_lut(lut: Any, like: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Networks that see what is where in a photo: SCL-LLE trains through one, `fastenh evaluate` asks one what it sees.
+"""Semantic segmentation networks, which SCL-LLE trains with and `fastenh evaluate --segmentation` measures.
 
-They are those of segmentation-models-pytorch (MIT): `pip install 'fastenh[segmentation]'`.
+They come from segmentation-models-pytorch (MIT): `pip install 'fastenh[segmentation]'`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastenh.models.tensors import as_float32, open_safetensors, read_pth
+from fastenh.models.checkpoint import open_safetensors
+from fastenh.models.published import as_float32, read_pth
 
-STRIDE = 32  # sides that every network takes are multiples of it
+STRIDE = 32  # the networks require sides that are multiples of it
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-CLASSES = 19  # of Cityscapes, where no file says how many
+CLASSES = 19  # of random networks, as in Cityscapes
 
 
 class Segmentation(nn.Module):
-    """DeepLabv3+ (Chen et al., ECCV 2018) or its like: (B, 3, H, W) sRGB in [0, 1] → scores (B, S, H, W) of S classes.
+    """DeepLabv3+ (Chen et al., ECCV 2018) or a similar network: (B, 3, H, W) sRGB in [0, 1] → scores (B, S, H, W) of S
+    classes.
 
-    Images of any size enter less ImageNet's mean, over its deviation, their right and lower edges repeated until the
-    sides are multiples of 32.
+    Images may have any size. They are normalised with ImageNet's mean and standard deviation, and their right and lower
+    edges are repeated until the sides are multiples of 32.
 
     Args:
-        weights: a .safetensors or .pth file with the `state_dict` of such a network, as segmentation-models-pytorch
-            names it; or "random". It says how many classes there are; of random ones there are 19.
+        weights: a .safetensors or .pth file with the `state_dict` of such a network, with the keys of
+            segmentation-models-pytorch; or "random". The file determines the number of classes; random weights have 19.
         arch, encoder: names of segmentation-models-pytorch, such as "deeplabv3plus" and "resnet50".
 
-    Nothing is unpickled but tensors, nothing is downloaded. FileNotFoundError, or ValueError in one line if the package
-    is not there or the file holds other weights.
+    Only tensors are unpickled, and nothing is downloaded. Raises FileNotFoundError, or ValueError in one line if the
+    package is missing or the file contains other weights.
     """
 
     mean: Tensor
@@ -78,7 +80,7 @@ class Segmentation(nn.Module):
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """The tensors of a .safetensors file, or what is in a .pth file, by `read_pth`; errors are of one line."""
+    """The tensors of a .safetensors file, or the content of a .pth file from `read_pth`; errors are one line."""
     if Path(path).suffix.lower() != ".safetensors":
         return read_pth(path)
     with open_safetensors(path) as file:

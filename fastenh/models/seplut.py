@@ -1,4 +1,4 @@
-"""SepLUT: a curve for each channel, then a small 3D LUT that mixes the channels, both made for the photo.
+"""SepLUT: a curve for each channel, then a small 3D LUT that mixes the channels, both predicted for the photo.
 
 Yang, Jin, Xu, Zhang, Chen, Liu: "SepLUT: Separable Image-adaptive Lookup Tables for Real-time Image Enhancement",
 ECCV 2022. The curves spread the photo's colours over the grid, which can then have far fewer points.
@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from fastenh import ops
 from fastenh.models.adaint import LICENCE, Backbone, as_ours, bank_sizes, shape_of
-from fastenh.models.lut3d import first_luts, read_state
+from fastenh.models.lut3d import first_luts
+from fastenh.models.published import read_state
+from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image, from_float, gradient_wanted, to_float
+from fastenh.tiles import Place
 
-CPU_BAND, BAND = 1 << 18, 1 << 23  # pixels of a band: on a CPU, what its caches hold; elsewhere, what keeps it busy
+CPU_BAND, BAND = (
+    1 << 18,
+    1 << 23,
+)  # pixels of a band: on a CPU, as many as its caches hold; elsewhere, enough to keep it busy
 
 
-class SepLUT(nn.Module):
+class SepLUT(System):
     """out = LUT(curves(image)): (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, floats unclamped.
 
         f = backbone(thumbnail of 256×256)                   (B, 32·width)
@@ -29,8 +35,8 @@ class SepLUT(nn.Module):
         LUT = Σₙ wₙ · lutsₙ, w = Linear(f)                   (B, 3, D, D, D), weights raw; trilinear
 
     `luts` is (N, 3, D, D, D), axes (C, B, G, R); it starts as one identity table and N−1 tables of zeros, and the
-    curves start about straight, so that an untrained model returns about its input. Images are floats of any size, or
-    uint8 and uint16 at full scale; what the curves give is float32 in any case, never rounded to the image's dtype.
+    curves start about straight, so that an untrained model returns roughly its input. Images are floats of any size, or
+    uint8 and uint16 at full scale. The output of the curves is always float32, never rounded to the image's dtype.
     Values outside [0, 1] clamp.
 
     Args:
@@ -42,7 +48,8 @@ class SepLUT(nn.Module):
         ValueError, TypeError: on a wrong argument or image, in one line.
     """
 
-    pointwise = True
+    reach = 0
+    colour_map = True
 
     def __init__(self, n_luts: int = 3, size: int = 17, size_1d: int = 17, width: int = 8) -> None:
         super().__init__()
@@ -63,20 +70,18 @@ class SepLUT(nn.Module):
             self.curves.bias.copy_(torch.as_tensor(np.tile(np.log(steps / (1 - steps)), 3)))
         self.luts = nn.Parameter(first_luts(n_luts, size))
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.render(image, self.look(image))
-
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The curves and the fused LUT of each photo, which may be averaged with others."""
-        weights, curves = self.predict(image)
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        """The curves and the fused LUT of each photo."""
+        weights, curves = self.weights_and_curves(picture.overview)
         return curves, torch.einsum("bn,n...->b...", weights, self.luts)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        """The photo with a look of its own or of another, into `out` if given."""
-        curves, lut = look
+    def render(
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
+    ) -> Tensor:
+        curves, lut = params
         return transform(image, separable(curves), lut, out)
 
-    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def weights_and_curves(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) → weights (B, N) and curves (B, 3, S) in (0, 1)."""
         check_image("SepLUT", image)
         features = self.backbone(image)
@@ -94,8 +99,8 @@ def separable(curves: Tensor) -> Tensor:
 
 
 def transform(pixels: Tensor, first: Tensor, then: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, 3, H, W) through one 3D LUT each and another. Where no gradient is asked for, in bands of rows, of which the
-    second reads what the first has just written."""
+    """(B, 3, H, W) through two 3D LUTs for each image, one after the other. Without gradients in bands of rows, so that
+    the second LUT reads from the cache what the first wrote."""
     check_image("SepLUT", pixels)
     first, then = first[:, None], then[:, None]
     if gradient_wanted([pixels, first, then]):
@@ -122,9 +127,9 @@ PUBLISHED_LAYERS = {"lut3d_generator.weights_generator": "weights", "lut1d_gener
 
 
 def convert(path: str | Path) -> SepLUT:
-    """Reads a published file into a model in eval mode: M6 or M8, N, D and S follow from its shapes.
+    """Read a published file into a model in eval mode: M6 or M8, N, D and S follow from its shapes.
 
-    Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
+    Nothing but tensors is unpickled. A missing file raises FileNotFoundError; anything but the keys and shapes
     of SepLUT raises ValueError, in one line.
     """
     found = read_state(path)

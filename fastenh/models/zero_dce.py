@@ -1,7 +1,7 @@
-"""Low-light enhancement by curves: a small network draws a curve for every pixel, which is applied eight times over.
+"""Low-light enhancement by curves: a small network predicts a curve for every pixel, which is applied eight times.
 
 ZeroDCE: Guo, Li, Guo, Loy, Hou, Kwong, Cong: "Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement",
-CVPR 2020. SCL-LLE is the same network, trained another way: Liang, Li, Yang, Wang, Lan, Huang: "Semantically
+CVPR 2020. SCL-LLE is the same network, trained differently: Liang, Li, Yang, Wang, Lan, Huang: "Semantically
 Contrastive Learning for Low-Light Image Enhancement", AAAI 2022. ZeroDCEPlusPlus: Li, Guo, Loy: "Learning to Enhance
 Low-Light Image via Zero-Reference Deep Curve Estimation", TPAMI 2021.
 """
@@ -17,37 +17,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
-from fastenh.models.lut3d import exactly, thumbnail
-from fastenh.models.tensors import read_pth
+from fastenh.models.published import exactly, read_pth
+from fastenh.models.system import Picture, Prepared, System
 from fastenh.ops.op import check_image, check_int, gradient_wanted, to_float
+from fastenh.tiles import Place, Tile, enlarge, tiles
 
 ITERATIONS = 8
-HALO = 7  # how far a pixel of the maps looks: one pixel for each of the seven convolutions of 3×3
+HALO = 7  # the reach of a pixel of the maps: one pixel for each of the seven 3×3 convolutions
 Activation = Callable[[Tensor], Tensor]  # in place
-CPU_TILE, TILE = 256, 1024  # on a CPU, what its caches hold; elsewhere, what keeps it busy
+CPU_TILE, TILE = 256, 1024  # on a CPU, as much as its caches hold; elsewhere, enough to keep it busy
 
 
-class ZeroDCE(nn.Module):
+class ZeroDCE(System):
     """x ← x + r_k·(x² − x) for k = 1 … 8: (B, 3, H, W) RGB in [0, 1] → the same shape and dtype, in [0, 1] as well.
 
     The curves r = tanh(network(x)), eight maps of three channels, lie in (−1, 1), so that each step maps [0, 1] onto
-    itself, rising; r < 0 brightens. Seven convolutions of 3×3 (padded by zeros, no pooling), the later ones fed with
-    earlier results a second time:
+    itself, rising; r < 0 brightens. The network has seven 3×3 convolutions (zero-padded, no pooling) with skip
+    connections:
 
         x₁ = relu(c₁ x)   x₂ = relu(c₂ x₁)   x₃ = relu(c₃ x₂)   x₄ = relu(c₄ x₃)
         x₅ = relu(c₅ [x₃, x₄])   x₆ = relu(c₆ [x₂, x₅])   r = tanh(c₇ [x₁, x₆])
 
-    Images are floats of any size, or uint8 and uint16 at full scale. An untrained model returns about its input.
+    Images are floats of any size, or uint8 and uint16 at full scale. An untrained model returns roughly its input.
 
     `map_scale` s: the network sees the image at 1/s (bilinear, from ⌈H/s⌉ × ⌈W/s⌉ places) and its maps are enlarged
     (bilinear, align_corners=True) pixel by pixel as the curves are applied, so that no map is ever as large as the
-    image. It may be set anew at any time: larger is faster, and follows edges less closely.
+    image. It may be changed at any time: larger is faster, and follows edges less closely.
 
-    `same_reach`: at 1/s a kernel of 3×3 reaches a pixel to each side, which is s pixels of the image, so that the
-    network sees other surroundings than at s = 1. With same_reach=True its kernels are resampled to reach 1/s of a
-    pixel, between a pixel and its neighbours by bilinear interpolation: as far into the image as at s = 1. The curves
-    are then nearer to those of s = 1, at edges as elsewhere, and cost the same. Published weights for s = 12 are meant
-    without.
+    `same_reach`: at 1/s a 3×3 kernel reaches one pixel to each side, which is s pixels of the image, so the network
+    sees a larger neighbourhood than at s = 1. With same_reach=True its kernels are resampled, by bilinear interpolation
+    between a pixel and its neighbours, to reach 1/s of a pixel: as far into the image as at s = 1. The curves are then
+    closer to those of s = 1, at edges and elsewhere, at the same cost. Published weights for s = 12 expect False.
 
     Raises:
         ValueError, TypeError: on a wrong argument or image, in one line.
@@ -85,53 +85,71 @@ class ZeroDCE(nn.Module):
         return Convolution(channels_in, channels, activation)
 
     def forward(self, image: Tensor, tile: int | None = None) -> Tensor:
-        """Where no gradient is asked for, the network sees at most `tile` × `tile` pixels at a time, and as many around
-        them as their curves depend on: what memory it takes does not grow with the image, and the result is the same.
-        By default 256 on a CPU, which is also the fastest there, and 1024 elsewhere."""
+        """Without gradients the network runs on at most `tile` × `tile` pixels at a time, plus the surrounding pixels
+        that their curves depend on, so memory does not grow with the image. The result is the same. The default is 256
+        on a CPU, which is also the fastest there, and 1024 elsewhere."""
+        check_image(type(self).__name__, image)
+        picture = Picture(image)
+        reduced = self.reduced(picture)
         if gradient_wanted([image, *self.parameters()]):
-            return ops.curve_iterate(image, self.predict_curves(image), ITERATIONS)
-        return self.render(image, tile=tile)
+            return ops.curve_iterate(image, self.network(reduced), ITERATIONS)
+        maps = None if self.map_scale == 1 else self.curves(reduced, tile)
+        return self.with_curves(image, maps, Place(0, 0, *picture.size), None, tile)
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Nothing is decided of a photo as a whole: its curves follow its pixels."""
-        return ()
+    @property
+    def reach(self) -> int:
+        """One pixel for each of the seven convolutions; 0 where `prepare` makes the maps of the whole image."""
+        return HALO if self.map_scale == 1 else 0
+
+    def prepare(self, picture: Picture, params: tuple[Tensor, ...]) -> Prepared:
+        """The curves of the whole image, at 1/s; at s = 1 they are made tile by tile."""
+        return Prepared(None if self.map_scale == 1 else self.curves(self.reduced(picture)))
 
     def render(
-        self, image: Tensor, look: tuple[Tensor, ...] = (), out: Tensor | None = None, tile: int | None = None
+        self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
     ) -> Tensor:
-        """As `forward` without gradients, into `out` if given."""
-        seen = self.reduced(image)
-        if tile is None:
-            tile = CPU_TILE if image.device.type == "cpu" else TILE
-        check_int(type(self).__name__, "tile", tile, 1, 2**31)
-        if self.map_scale == 1:
-            out = torch.empty_like(image) if out is None else out
-            for part, curves in self.tiles(seen, tile):
-                ops.curve_iterate(image[part], curves, ITERATIONS, out=out[part])
-            return out
-        maps = next(self.parameters()).new_empty(len(seen), self.MAPS, *seen.shape[2:])
-        for part, curves in self.tiles(seen, tile):
+        check_image(type(self).__name__, image)
+        return self.with_curves(image, local, place, out)
+
+    def with_curves(
+        self, image: Tensor, maps: Tensor | None, place: Place, out: Tensor | None, tile: int | None = None
+    ) -> Tensor:
+        """Apply curves to the image: those of maps at a reduced size, or predicted from its pixels tile by tile."""
+        if maps is not None:
+            if image.shape[2:] != place[2:]:
+                maps = enlarge(maps, place, (image.shape[2], image.shape[3]), align_corners=True)
+            return ops.curve_iterate(image, maps, ITERATIONS, out=out)
+        out = torch.empty_like(image) if out is None else out
+        for part, curves in self.curves_by_tile(image, tile):
+            ops.curve_iterate(image[part], curves, ITERATIONS, out=out[part])
+        return out
+
+    def curves(self, reduced: Tensor, tile: int | None = None) -> Tensor:
+        """`network`, a tile at a time."""
+        maps = next(self.parameters()).new_empty(len(reduced), self.MAPS, *reduced.shape[2:])
+        for part, curves in self.curves_by_tile(reduced, tile):
             maps[part] = curves
-        return ops.curve_iterate(image, maps, ITERATIONS, out=out)
+        return maps
 
     def predict_curves(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 24, ⌈H/s⌉, ⌈W/s⌉): r₁ … r₈, each of R, G, B; of ZeroDCEPlusPlus (B, 3, ⌈H/s⌉, ⌈W/s⌉).
+        """(B, 3, H, W) → (B, 24, ⌈H/s⌉, ⌈W/s⌉): r₁ … r₈, each of R, G, B; for ZeroDCEPlusPlus (B, 3, ⌈H/s⌉, ⌈W/s⌉).
 
-        Losses need them beside the result, ops.curve_iterate(image, curves), which can be had after fewer iterations
-        as well: ops.curve_iterate(image, curves[:, :12], 4)."""
-        return self.network(self.reduced(image))
-
-    def reduced(self, image: Tensor) -> Tensor:
-        """The image as the network sees it, at 1/s. At s = 1 it is the image itself."""
+        Losses need the curves besides the result, ops.curve_iterate(image, curves). Fewer iterations are possible, too:
+        ops.curve_iterate(image, curves[:, :12], 4)."""
         check_image(type(self).__name__, image)
-        s = self.map_scale
-        return image if s == 1 else thumbnail(image, (-(-image.shape[2] // s), -(-image.shape[3] // s)))
+        return self.network(self.reduced(Picture(image)))
 
-    def network(self, seen: Tensor) -> Tensor:
+    def reduced(self, picture: Picture) -> Tensor:
+        """The network's input, the image at 1/s. At s = 1 it is the image itself."""
+        height, width = picture.size
+        s = self.map_scale
+        return picture.image if s == 1 else picture.thumbnail((-(-height // s), -(-width // s)))
+
+    def network(self, reduced: Tensor) -> Tensor:
         for layer in self.children():
             assert isinstance(layer, (Convolution, SeparableConvolution))
             layer.reach = 1 / self.map_scale if self.same_reach else 1
-        x = to_float(seen).to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)  # faster
+        x = to_float(reduced).to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)  # faster
         x1 = self.e_conv1(x)
         x2 = self.e_conv2(x1)
         x3 = self.e_conv3(x2)
@@ -142,22 +160,22 @@ class ZeroDCE(nn.Module):
         del x2, x5
         return self.e_conv7(x1, x6)
 
-    def tiles(self, seen: Tensor, tile: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        """Where each tile lies, and its curves, for which the network sees the tile's surroundings, too. At the edges
-        of the image it sees none, as it sees none in the whole image there."""
-        height, width = seen.shape[-2:]
-        for top in range(0, height, tile):
-            for left in range(0, width, tile):
-                bottom, right = min(top + tile, height), min(left + tile, width)
-                y, x = max(top - HALO, 0), max(left - HALO, 0)
-                curves = self.network(seen[..., y : bottom + HALO, x : right + HALO])
-                part = (slice(None), slice(None), slice(top, bottom), slice(left, right))
-                yield part, curves[..., top - y : bottom - y, left - x : right - x]
+    def curves_by_tile(self, reduced: Tensor, side: int | None) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Where each tile lies, and its curves, predicted from the tile and its surroundings. At the edges of the image
+        convolutions are padded as they are for the whole image."""
+        if side is None:
+            side = CPU_TILE if reduced.device.type == "cpu" else TILE
+        check_int(type(self).__name__, "tile", side, 1, 2**31)
+        whole = Tile(0, reduced.shape[2], 0, reduced.shape[3])
+        for tile in tiles(whole.bottom, whole.right, side):
+            read = tile.grown(HALO, whole.bottom, whole.right)
+            curves = self.network(reduced[..., *read.within(whole)])
+            yield (slice(None), slice(None), *tile.within(whole)), curves[..., *tile.within(read)]
 
 
 class ZeroDCEPlusPlus(ZeroDCE):
-    """ZeroDCE with an eighth of its parameters: one curve a pixel and channel, shared by all eight iterations, and
-    each convolution parted in two, 3×3 of every channel on its own, then 1×1. By default at map scale 12, as published.
+    """ZeroDCE with an eighth of its parameters: one curve per pixel and channel, shared by all eight iterations, and
+    depthwise separable convolutions. The default map scale is 12, as published.
     """
 
     MAPS = 3
@@ -170,11 +188,11 @@ class ZeroDCEPlusPlus(ZeroDCE):
         return SeparableConvolution(channels_in, channels, activation)
 
 
-# ---- layers: convolutions of x or, without laying them beside each other in memory, of [x, y], and what follows them
+# ---- layers: convolutions of x or of [x, y], without concatenating these in memory, then an activation
 
 
 class Convolution(nn.Conv2d):
-    """3×3, padded by zeros, then `activation`. `reach`: how far its outer weights lie from the middle one."""
+    """3×3, zero-padded, then `activation`. `reach`: the distance of its outer weights from the centre, in pixels."""
 
     reach: float = 1
 
@@ -190,7 +208,7 @@ class Convolution(nn.Conv2d):
 
 
 class SeparableConvolution(nn.Module):
-    """The same in two: 3×3 of every channel on its own, then 1×1."""
+    """The same as a depthwise 3×3 and a pointwise 1×1 convolution."""
 
     reach: float = 1
 
@@ -215,7 +233,7 @@ class SeparableConvolution(nn.Module):
 def convolve(
     x: Tensor, kernel: Tensor, bias: Tensor | None, padding: int, activation: Activation, plus: Tensor | None = None
 ) -> Tensor:
-    """activation(kernel ∗ x + bias + plus); `plus` may be overwritten. What cuDNN does in one pass goes to it."""
+    """activation(kernel ∗ x + bias + plus); `plus` may be overwritten. cuDNN runs it in one pass where it can."""
     if activation is F.relu_ and torch.version.cuda and x.is_cuda and not gradient_wanted([x, kernel]):
         if torch.is_autocast_enabled("cuda"):
             x, kernel = (t.to(torch.get_autocast_dtype("cuda")) for t in (x, kernel))
@@ -229,8 +247,8 @@ def convolve(
 
 
 def resampled(kernel: Tensor, reach: float) -> Tensor:
-    """(O, I, 3, 3) whose outer weights lie `reach` ≤ 1 pixels from the middle one → the kernel on whole pixels that
-    computes the same of what lies between them by bilinear interpolation."""
+    """(O, I, 3, 3) with outer weights at a distance of `reach` ≤ 1 pixels from the centre → the equivalent kernel on
+    whole pixels, by bilinear interpolation between pixels."""
     for dim in (2, 3) if reach != 1 else ():
         before, middle, behind = kernel.unbind(dim)
         kernel = torch.stack([reach * before, middle + (1 - reach) * (before + behind), reach * behind], dim)
@@ -239,7 +257,7 @@ def resampled(kernel: Tensor, reach: float) -> Tensor:
 
 # ---- checkpoints as published
 
-# What the commands `fastenh convert ...` read: the system, and on which terms its authors gave their weights away.
+# By the name that `fastenh convert` takes: the system, and the licence of its published weights.
 PUBLISHED: dict[str, tuple[type[ZeroDCE], str]] = {
     "zero-dce": (ZeroDCE, "CC BY-NC 4.0 where the weights are the published ones: not for commercial use"),
     "zero-dce++": (ZeroDCEPlusPlus, "CC BY-NC 4.0 where the weights are the published ones: not for commercial use"),
@@ -248,10 +266,10 @@ PUBLISHED: dict[str, tuple[type[ZeroDCE], str]] = {
 
 
 def convert(path: str | Path, name: str) -> ZeroDCE:
-    """Reads a published file of one of PUBLISHED, a dict of tensors, into a model in eval mode.
+    """Read a published file of one of PUBLISHED, a dict of tensors, into a model in eval mode.
 
-    Nothing is unpickled but tensors. A missing file raises FileNotFoundError; anything else than the keys and shapes
-    of that system raises ValueError, in one line.
+    Nothing but tensors is unpickled. A missing file raises FileNotFoundError; anything but the keys and shapes of that
+    system raises ValueError, in one line.
     """
     system, licence = PUBLISHED[name]
     model = system()

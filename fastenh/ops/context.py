@@ -54,7 +54,7 @@ def _shape(args: Arguments) -> Sequence[int]:
     return (batch, 3 * kernel_size**2, height, width)
 
 
-def _reference(args: Arguments) -> Tensor:
+def reference(args: Arguments) -> Tensor:
     image, attention, kernel_size = args
     x = to_float(image, attention)
     height, width = x.shape[-2:]
@@ -78,7 +78,7 @@ _op = Op(
     "context_voxels",
     Arguments,
     shape=_shape,
-    reference=_reference,
+    reference=reference,
     run=_run,
     run_backward=_run_backward,
     pointwise=False,

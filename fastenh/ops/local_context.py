@@ -124,13 +124,13 @@ def _reference(args: Arguments) -> Tensor:
         return torch.einsum("oc,bchw->bohw", weight.flatten(1), channels) + bias[:, None, None]
 
     ones = torch.ones_like(x[:, :1]).expand(-1, k * k, -1, -1)
-    neighbours = context._reference(context.Arguments(x, ones, k))
+    neighbours = context.reference(context.Arguments(x, ones, k))
     features = F.relu(layer(p.features_weight, p.features_bias, neighbours))
     attention = layer(p.attention_weight, p.attention_bias, features).softmax(1)
     voxels = (neighbours.unflatten(1, (3, -1)) * attention[:, None]).flatten(1, 2)
     pixel_weights = layer(p.head_weight, p.head_bias, F.relu(layer(p.hidden_weight, p.hidden_bias, voxels)))
     blend = lut.Arguments(x, luts, weights, pixel_weights, None, "trilinear")
-    return from_float(lut._reference(blend), image.dtype)
+    return from_float(lut.reference(blend), image.dtype)
 
 
 def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
@@ -143,7 +143,7 @@ def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
     half = kernels.gpu and image.dtype in (torch.float16, torch.bfloat16, torch.uint8)
     words = _packed_words(p)
     tensor_cores = half and cuda and words <= _max_words(k)
-    tables = lut._pack(
+    tables = lut.pack(
         kernels, luts, None, True, torch.float16 if tensor_cores or (half and not cuda) else torch.float32
     )
     factors = None if weights is None else weights.float().contiguous()

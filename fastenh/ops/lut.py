@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastenh.backends import Kernels
-from fastenh.ops.op import Op, check_float, check_image, check_is_tensor, check_tensor, from_float, to_float
+from fastenh.ops.op import Op, check_float, check_image, check_tensor, from_float, to_float
 
 LUTS_PER_PANEL = 5  # with weights per pixel: 5 LUTs x 3 channels in 16 adjacent floats
 SMALL = 1 << 12  # lookups, up to which packing even a small LUT costs more than it saves
@@ -98,7 +98,7 @@ def _shape(args: Arguments) -> Sequence[int]:
 
 def check_luts(op: str, luts: Tensor, image: Tensor, count: int | str = "N") -> None:
     """Raises unless `luts` are `count` LUTs (a letter stands for any number) for all images, or `count` for each."""
-    check_is_tensor(op, "luts", luts)
+    check_float(op, "luts", luts, image)
     shape, batch, size = luts.shape, image.shape[0], luts.shape[-1] if luts.dim() else 0
     right = shape[-4:] == (3, size, size, size) and (len(shape) == 5 or (len(shape) == 6 and shape[0] == batch))
     if not right or (shape[-5] < 1 if isinstance(count, str) else shape[-5] != count):
@@ -106,10 +106,9 @@ def check_luts(op: str, luts: Tensor, image: Tensor, count: int | str = "N") -> 
                          f"B = {batch}; got {tuple(luts.shape)}")  # fmt: skip
     if not 2 <= size <= 256:
         raise ValueError(f"{op}: luts: expected 2 <= D <= 256; got D = {size}")
-    check_float(op, "luts", luts, image)
 
 
-def _reference(args: Arguments) -> Tensor:
+def reference(args: Arguments) -> Tensor:
     image, luts, weights, pixel_weights, vertices, interpolation = args
     x = to_float(image, luts, weights, pixel_weights, vertices).flatten(2)  # (B, 3, P)
     size = luts.shape[-1]
@@ -179,7 +178,7 @@ def _copies(luts: Tensor, weights: Tensor | None, per_pixel: bool) -> int:
     return weights.shape[0]
 
 
-def _pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool, dtype: torch.dtype) -> Tensor:
+def pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool, dtype: torch.dtype) -> Tensor:
     """A packed copy of the LUTs, blended unless they are weighted per pixel: (B or 1, panels, D, D, D, lanes), with the
     lanes that csrc/lut.h describes."""
     copies = _copies(luts, weights, per_pixel)
@@ -210,7 +209,7 @@ def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
     if not small:
         # For results no finer than float16, a GPU reads half as much and interpolates two numbers per instruction.
         half = kernels.gpu and image.dtype in (torch.float16, torch.uint8)
-        tables = _pack(kernels, luts, weights, per_pixel, torch.float16 if half else torch.float32)
+        tables = pack(kernels, luts, weights, per_pixel, torch.float16 if half else torch.float32)
         name = "lut_transform"
     weights, vertices = _contiguous(weights), _contiguous(vertices)
     kernels[name](out, image, tables, weights, pixel_weights, vertices, interpolation == "tetrahedral")
@@ -224,7 +223,7 @@ def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Te
     if not kernels.gpu and _is_small(image.shape[2] * image.shape[3] // 4, luts):
         _backward_small(kernels, gradients, grad, args)
         return
-    packed = _pack(kernels, luts, weights, pixel_weights is not None, torch.float32)
+    packed = pack(kernels, luts, weights, pixel_weights is not None, torch.float32)
     run = _backward_on_gpu if kernels.gpu else _backward_on_cpu
     run(kernels, gradients, grad, packed, args)
 
@@ -355,7 +354,7 @@ _op = Op(
     "lut_transform",
     Arguments,
     shape=_shape,
-    reference=_reference,
+    reference=reference,
     run=_run,
     run_backward=_run_backward,
     pointwise=True,

@@ -546,7 +546,8 @@ def check_tensor(
 
 
 def check_float(op: str, name: str, t: Tensor, image: Tensor) -> None:
-    """Raises unless `t` has a float dtype and is on the image's device."""
+    """Raises unless `t` is a dense tensor of floats on the image's device."""
+    check_is_tensor(op, name, t)
     check_dtype(op, name, t)
     if t.device != image.device:
         raise ValueError(f"{op}: {name}: expected device {image.device}, as the first argument; got {t.device}")

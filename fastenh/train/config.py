@@ -1,4 +1,4 @@
-"""What a training run can be told: settings that every system has, and how presets, files and `--set` change them."""
+"""Settings of training runs: those that every system has, and how presets, files and `--set` change them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ CONFIG = "config.json"  # in a run's folder
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train, whatever the system; a system adds its own by inheriting. ValueError, in one line, on nonsense.
+    """Settings that every system has; a system inherits from them to add its own.
 
     Args:
-        epochs, steps: how long; steps are updates of each optimiser, and 0 means as many as the epochs take.
+        epochs, steps: the length of training; a step updates each optimiser once, and 0 steps follow from the epochs.
         batch: samples in a step, over all ranks.
         learning_rate: of Adam.
         seed: of everything random.
-        precision: "32", or mixed with "bf16" or "16" (float16 with a scaled loss, on GPUs alone).
-        ema: decay per step of the exponential moving average of the weights, which pictures and the result then show;
-            0 takes the weights as they are.
+        precision: "32", or mixed precision with "bf16" or "16" (float16 with a scaled loss, only on GPUs).
+        ema: decay per step of the exponential moving average of the weights, which pictures and the result then use;
+            0 uses the weights themselves.
         device: "auto", "cpu" or "cuda".
-        workers: threads that prepare batches, each a batch ahead.
+        workers: threads that prepare batches, each one batch ahead.
         log_every, picture_every, checkpoint_every: in steps.
+
+    Raises:
+        ValueError: in one line, for a value that is not possible.
     """
 
     epochs: int = 200
@@ -47,7 +50,7 @@ class Settings:
     picture_every: int = 500
     checkpoint_every: int = 500
 
-    # What may change when a run is resumed: it does not change the steps already done.
+    # What may change when a run is resumed, since it does not affect the steps already done.
     FREE: ClassVar[tuple[str, ...]] = (
         "epochs",
         "steps",
@@ -77,7 +80,7 @@ class Settings:
             raise ValueError("device: expected a GPU that torch can use for cuda, got none")
         if self.precision == "16" and (self.device == "cpu" or not gpu):
             raise ValueError("precision: expected a GPU for 16, got a CPU; bf16 runs on both")
-        ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun says it
+        ranks = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
         if self.batch % ranks:
             raise ValueError(f"batch: expected a multiple of the {ranks} processes that share it, got {self.batch}")
 
@@ -90,10 +93,10 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def configure(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
-    """Settings of this kind; later layers win over earlier ones, and over the defaults.
+    """Settings of this kind; later layers override earlier ones and the defaults.
 
-    Texts become the numbers that are expected in their place. ValueError, in one line, for a key that this kind does
-    not know or a value of another type.
+    Strings are parsed as the type of the setting. ValueError, in one line, for a key that this kind does not have or a
+    value of another type.
     """
     hints = get_type_hints(kind)
     known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -119,7 +122,7 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A table of keys from a .toml or .json file; OSError or, in one line, ValueError if that is not what it holds."""
+    """The settings in a .toml or .json file. OSError, or ValueError in one line if the file contains anything else."""
     file = path.read_bytes()
     try:
         content = file.decode()
@@ -137,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """["key=value", …] as a table. ValueError, in one line, for anything else."""
+    """["key=value", …] as a dict. ValueError, in one line, for anything else."""
     result = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")

@@ -1,9 +1,10 @@
 """Trains `LocalContextLUT` for portraits: the rows of Table 1 of "Learning Pixel-Adaptive Weights for Portrait Photo
-Retouching" (Wang, Lu, Yan, Zhao), and what lies between them.
+Retouching" (Wang, Lu, Yan, Zhao), and combinations of them.
 
     loss = MSE + 1e-4 · (Σ TV + mean(wᴵ²)) + 10 · Σ MN + attention supervision + λ · GAM [+ GLC]
 
-TV and MN are those of the basis LUTs (`fastenh.losses`). Adam at 1e-4, 16 photos a step, 200 epochs.
+TV and MN are total variation and monotonicity of the basis LUTs, wᴵ the image's weights (`fastenh.losses`). Adam at
+1e-4, 16 photos a step, 200 epochs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastenh.models.lam import ResNet18
 from fastenh.train.config import Settings
 from fastenh.train.loop import Networks, Task, run
 
-# Rows of Table 1. All take ResNet-18 and five LUTs; they differ in what is named here.
+# Rows of Table 1. All use ResNet-18 and five LUTs; they differ only in these settings.
 PRESETS: dict[str, dict[str, Any]] = {
     "3dlut": {"context": "none", "supervision": "none"},
     "liang": {"context": "none", "supervision": "none", "human_weight": 5.0},
@@ -36,14 +37,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Settings of portrait retouching; as they stand, the preset "lam".
+    """Settings of portrait retouching; the defaults are the preset "lam".
 
     Args:
         n_luts, size, classifier, context, kernel_size, widths, attention: of `LocalContextLUT`.
-        backbone: a .pth file of ResNet-18 as torchvision names it, for ImageNet, or "" to begin from random weights.
-        human_weight: what people's errors are multiplied by before they are squared.
+        backbone: a .pth file of torchvision's ResNet-18 with ImageNet weights, or "" for random weights.
+        human_weight: factor of the errors on people, before they are squared.
         supervision: of LAM's attention by the masks: "edge", "full" or "none".
-        glc: weight of the difference of two retouched windows of a photo, from two augmentations, where they overlap.
+        glc: weight of group-level consistency, the difference between two retouched windows of a photo, from two
+            augmentations, where they overlap.
         gam: λ of the group-style aware loss.
         smoothness, monotonicity: weights of the LUTs' regularisation.
         expert: "a", "b" or "c", whose targets to learn.
@@ -83,7 +85,7 @@ class Config(Settings):
 
 
 class Retouching(Task):
-    """The training of `LocalContextLUT` on pairs of photos, see `Config`."""
+    """Training of `LocalContextLUT` on pairs of photos, see `Config`."""
 
     def __init__(self, config: Config, data: Path) -> None:
         self.config = config
@@ -157,8 +159,8 @@ class Retouching(Task):
 
 
 def train(config: Config, data: Path, out: Path, resume: bool = False) -> None:
-    """Trains on `data`, in PPR10K's layout or paired folders, and leaves model.safetensors and more in `out`.
+    """Trains on `data`, in PPR10K's layout or paired folders; writes model.safetensors and the run's files to `out`.
 
-    Everything that can be wrong with the data is found, and raised in one line, before anything is written.
+    The data is checked first: a fault raises ValueError, in one line, before anything is written.
     """
     run(Retouching(config, data), config, out, resume)

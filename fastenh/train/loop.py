@@ -1,11 +1,11 @@
-"""The training loop, for every system: devices, precision, progress, logs, checkpoints, averaged weights.
+"""The training loop of every system: devices, precision, progress, logs, checkpoints, averaged weights.
 
-A system says what is particular to it in a `Task`; `run` trains it. On several GPUs or machines the same program is
-started by `torchrun`, once for each GPU.
+A `Task` defines what is specific to a system, and `run` trains it. For several GPUs or machines, `torchrun` starts the
+same program once per GPU.
 
-Nothing random has a state to keep. The samples of a step follow from their positions in training, and before each step
-torch's generators are seeded from (seed, step, rank). So a run that was stopped and resumed ends with the same bits as
-one that never was, and every rank knows without a word which samples are its own.
+No random state is saved. The samples of a step depend on their positions in training, and torch's generators are seeded
+from (seed, step, rank) before each step. So a run that was stopped and resumed ends with the same bits as an
+uninterrupted one, and each rank knows its samples without communication.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import summary
 
 from fastenh.atomic import make_folder, replacing
-from fastenh.models.tensors import checksum, read_pth
+from fastenh.models.checkpoint import checksum
+from fastenh.models.published import read_pth
 from fastenh.train.config import CONFIG, Settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -50,12 +51,14 @@ Networks = Mapping[str, nn.Module]
 
 
 class Task:
-    """What is particular to the training of one system.
+    """What is specific to the training of one system.
 
-    `networks` names all that is trained or has a state; checkpoints hold each. They are built on the CPU; `run` moves
-    them to where they are trained, before it asks for the optimisers. `frozen` are networks that losses look through:
-    they are moved along, and neither trained nor kept. `epoch` is how many samples make an epoch, for settings that say
-    epochs. `clip` is the norm that gradients of an update are cut down to; 0 leaves them as they are.
+    Attributes:
+        networks: all that are trained or have a state, by name; checkpoints contain them. They are created on the CPU;
+            `run` moves them to the training device before it calls `optimisers`.
+        frozen: networks that losses use; they are moved to the device, but neither trained nor saved.
+        epoch: samples in an epoch, for settings that state epochs.
+        clip: the norm to which the gradients of an update are clipped; 0 does not clip.
     """
 
     networks: dict[str, nn.Module]
@@ -68,53 +71,57 @@ class Task:
         raise NotImplementedError
 
     def schedules(self, optimisers: dict[str, Optimizer]) -> dict[str, LRScheduler]:
-        """Of learning rates, by the names of their optimisers; each advances after each step."""
+        """Learning-rate schedules by the names of their optimisers; each advances once per step."""
         return {}
 
     def batch(self, positions: range) -> Any:
-        """The samples at these positions in training, which count on through all steps: dicts, lists or tensors.
+        """The samples at these positions, which count through all steps of training: dicts, lists or tensors.
 
-        It runs in a thread beside training, so it must draw from generators of its own, seeded from the positions.
+        Runs in a thread beside training, so it must use its own random generators, seeded from the positions.
         """
         raise NotImplementedError
 
     def losses(self, batch: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """One step: yields the name of an optimiser and the terms of its loss, once for each update.
 
-        Where it goes on after a yield, that update is done: a GAN yields the discriminator's loss, then computes the
-        generator's against the new discriminator. Each term is a mean over the photos of the batch, or does not depend
-        on them, so that the mean over ranks is the loss of the whole batch.
+        The update is done when the generator resumes after a yield: a GAN yields the discriminator's loss, then
+        computes the generator's loss with the updated discriminator. Each term is a mean over the photos of the batch,
+        or independent of them, so that the mean over ranks is the loss of the full batch.
         """
         raise NotImplementedError
 
     def pictures(self, networks: Networks) -> dict[str, Tensor]:
-        """(3, H, W) in [0, 1] for TensorBoard, such as before/after pairs; `networks` are in eval mode."""
+        """Images (3, H, W) in [0, 1] for TensorBoard, such as before/after pairs; `networks` are in eval mode."""
         return {}
 
     def finish(self, networks: Networks, folder: Path) -> None:
-        """Writes what the run was for; `networks` are in eval mode, with averaged weights if those were asked for."""
+        """Writes the result; `networks` are in eval mode, and have averaged weights if settings ask for them."""
         raise NotImplementedError
 
 
 def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> None:
-    """Trains, and leaves in `folder` the last checkpoint, TensorBoard's events and what the task writes.
+    """Trains, and writes checkpoints, TensorBoard events and the task's result to `folder`.
 
-    With `resume` it goes on from the checkpoint in `folder`; where none is there it begins anew, with a warning.
+    With `resume` training continues from the checkpoint in `folder`; without a checkpoint it starts from the beginning,
+    with a warning.
 
-    Raises FileExistsError where `folder` holds a run and `resume` is false; ValueError for a checkpoint of other
-    settings or what is no checkpoint; FloatingPointError once a loss is no finite number: the checkpoint is then from
-    before. Each is one line.
+    Raises:
+        FileExistsError: if `folder` contains a run and `resume` is false.
+        ValueError: for a checkpoint of other settings, or a file that is not a checkpoint.
+        FloatingPointError: if a loss or a weight is not finite; the last checkpoint is then from before.
+
+    Each message is one line.
     """
     if not resume and (folder / CHECKPOINT).exists():
-        raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resume goes on with that")
-    told = asdict(settings)
+        raise FileExistsError(f"{folder}: expected a new folder, got one with a run in it; resume continues that")
+    requested = asdict(settings)
     settings = replace(settings, steps=settings.steps or math.ceil(settings.epochs * task.epoch / settings.batch))
-    ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun says it
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fabric = Fabric(
         accelerator=settings.device,
-        devices=here,
-        num_nodes=ranks // here,
+        devices=local_ranks,
+        num_nodes=ranks // local_ranks,
         strategy="ddp" if ranks > 1 else "auto",
         precision="32-true" if settings.precision == "32" else f"{settings.precision}-mixed",  # type: ignore[arg-type]
     )
@@ -130,8 +137,8 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     averages = {name: copy.deepcopy(network).eval() for name, network in task.networks.items() if settings.ema}
     optimisers = task.optimisers()
     schedules = task.schedules(optimisers)
-    stepped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
-    whole = nn.ModuleList(task.networks.values())
+    wrapped: dict[str, Any] = {name: fabric.setup_optimizers(optimiser) for name, optimiser in optimisers.items()}
+    all_networks = nn.ModuleList(task.networks.values())
     state = State(task.networks, averages, optimisers, schedules, fabric)
     start = state.read(folder / CHECKPOINT, settings) if resume else 0
     if mean_over_ranks(fabric, torch.tensor(float(start), device=fabric.device)) != start:
@@ -141,13 +148,13 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
     if fabric.is_global_zero:
         make_folder(folder)
         with replacing(folder / CONFIG, overwrite=True) as part:
-            part.write_text(json.dumps(told, indent=1) + "\n")
+            part.write_text(json.dumps(requested, indent=1) + "\n")
         writer = Log(folder / "tensorboard", start)
     prepared = batches(task, settings, start, fabric.global_rank, ranks)
     with contextlib.closing(prepared), Meter(settings, start, writer) as meter:
         for step, batch in prepared:
-            words = np.random.SeedSequence([settings.seed, step, fabric.global_rank]).generate_state(1, np.uint64)
-            torch.manual_seed(int(words[0]))
+            seeds = np.random.SeedSequence([settings.seed, step, fabric.global_rank]).generate_state(1, np.uint64)
+            torch.manual_seed(int(seeds[0]))
             terms: dict[str, Tensor] = {}
             updates = task.losses(fabric.to_device(batch))
             while True:
@@ -161,27 +168,28 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
                 optimisers[name].zero_grad()
                 fabric.backward(terms[name])
                 average_gradients(fabric, optimisers[name])
-                if task.clip:  # an overflow of half precision is for the scaled optimiser to see, which leaves it out
-                    fabric.clip_gradients(whole, stepped[name], max_norm=task.clip, error_if_nonfinite=False)
-                stepped[name].step()
+                if task.clip:  # not an error if not finite: the loss scaler of float16 skips such an update
+                    fabric.clip_gradients(all_networks, wrapped[name], max_norm=task.clip, error_if_nonfinite=False)
+                wrapped[name].step()
                 terms[name] = terms[name].detach()
             for schedule in schedules.values():
                 schedule.step()
             for name, average in averages.items():
-                follow(average, task.networks[name], settings.ema)
+                update_average(average, task.networks[name], settings.ema)
 
-            # One wait for the device in each step, so that the step whose loss is no number is the one that is named.
+            # Waits for the device in each step, so that the error names the step whose loss is not finite.
             means = mean_over_ranks(fabric, torch.stack([value.float() for value in terms.values()])).tolist()
             done, values = step + 1, dict(zip(terms, means, strict=True))
             if not np.isfinite(means).all():
-                wrong = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
-                kept = f"{folder / CHECKPOINT} is from before" if (folder / CHECKPOINT).exists() else "nothing was kept"
-                raise FloatingPointError(f"step {done}: expected a finite loss, got {wrong}; {kept}")
+                got = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
+                path = folder / CHECKPOINT
+                saved = f"{path} is from before" if path.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"step {done}: expected a finite loss, got {got}; {saved}")
             rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()}
             meter.update(done, values, rates)
             shown = averages or task.networks
             if writer and (done % settings.picture_every == 0 or done in (1, settings.steps)):
-                with torch.no_grad(), evaluating(shown):
+                with torch.no_grad(), eval_mode(shown):
                     for name, picture in task.pictures(shown).items():
                         picture = picture.float().clamp(0, 1).cpu()
                         writer.add(summary.image(name, picture, dataformats="CHW"), done)
@@ -190,7 +198,7 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
 
     if writer:
         writer.close()
-        with evaluating(averages or task.networks):
+        with eval_mode(averages or task.networks):
             task.finish(averages or task.networks, folder)
     fabric.barrier()
     if ranks > 1:
@@ -203,30 +211,30 @@ def run(task: Task, settings: Settings, folder: Path, resume: bool = False) -> N
 def batches(
     task: Task, settings: Settings, start: int, rank: int, ranks: int
 ) -> Generator[tuple[int, Any], None, None]:
-    """Each step to do with this rank's part of its batch, prepared ahead in threads."""
+    """Each step from `start` on, and this rank's share of its batch, prepared in threads ahead of time."""
     share = settings.batch // ranks
-    ahead: deque[Future[Any]] = deque()
+    pending: deque[Future[Any]] = deque()
     pool = ThreadPoolExecutor(settings.workers, "batches")
     try:
-        asked = start
+        submitted = start
         for step in range(start, settings.steps):
-            while asked < settings.steps and len(ahead) <= settings.workers:
-                first = asked * settings.batch + rank * share
-                ahead.append(pool.submit(task.batch, range(first, first + share)))
-                asked += 1
-            yield step, ahead.popleft().result()
+            while submitted < settings.steps and len(pending) <= settings.workers:
+                first = submitted * settings.batch + rank * share
+                pending.append(pool.submit(task.batch, range(first, first + share)))
+                submitted += 1
+            yield step, pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# ---- what ranks share
+# ---- ranks
 
 
 def average_gradients(fabric: Fabric, optimiser: Optimizer) -> None:
-    """Means over ranks, in one message after backward.
+    """Averages gradients over ranks, in one message after the backward pass.
 
-    Not by hooks of DDP: a GAN's many passes, its gradient penalty, and parameters that a step leaves out then need no
-    care, and the networks here are small.
+    DDP's hooks would need special care for a GAN's several passes, its gradient penalty, and parameters that a step
+    does not use; and the networks here are small.
     """
     if fabric.world_size == 1:
         return
@@ -238,12 +246,12 @@ def average_gradients(fabric: Fabric, optimiser: Optimizer) -> None:
 
 def mean_over_ranks(fabric: Fabric, tensor: Tensor) -> Tensor:
     mean = fabric.all_reduce(tensor, reduce_op="mean")
-    assert isinstance(mean, Tensor)  # of a tensor comes a tensor
+    assert isinstance(mean, Tensor)  # as its input is
     return mean
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the photos of all ranks, equally many on each; torch's own works on GPUs alone."""
+    """Batch norm over the photos of all ranks, which have equally many; torch's own runs only on GPUs."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -255,7 +263,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.momentum is not None
         ranks, axes = torch.distributed.get_world_size(), tuple(range(x.ndim - 1))
         with torch.autocast(x.device.type, enabled=False):
-            floats = x.float().movedim(1, -1)  # channels last, so that vectors of them broadcast
+            floats = x.float().movedim(1, -1)  # channels last, so that per-channel vectors broadcast
             mean = differentiable.all_reduce(floats.mean(axes)) / ranks
             centred = floats - mean
             variance = differentiable.all_reduce(centred.square().mean(axes)) / ranks
@@ -271,15 +279,15 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronise_batch_norm(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            module.__class__ = SynchronisedBatchNorm  # the same tensors under the same names, another forward
+            module.__class__ = SynchronisedBatchNorm  # keeps the tensors and their names, replaces forward
 
 
 # ---- averaged weights
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · network; counts and statistics of batch norm are taken over."""
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 − decay) · network; buffers, such as batch norm's statistics, are copied."""
     for mean, value in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
     for old, new in zip(average.buffers(), network.buffers(), strict=True):
@@ -287,8 +295,8 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(networks: Networks) -> Iterator[None]:
-    """Networks in eval mode for a while."""
+def eval_mode(networks: Networks) -> Iterator[None]:
+    """Puts networks into eval mode within a `with` block."""
     before = {name: network.training for name, network in networks.items()}
     for network in networks.values():
         network.eval()
@@ -302,7 +310,7 @@ def evaluating(networks: Networks) -> Iterator[None]:
 
 @dataclass
 class State:
-    """All that a run needs to go on: tensors and plain numbers, so that reading one unpickles nothing else."""
+    """All that resuming a run needs: tensors and plain numbers, so that nothing else is unpickled."""
 
     networks: Networks
     averages: Networks
@@ -319,11 +327,11 @@ class State:
         }
 
     def write(self, path: Path, step: int, settings: Settings) -> None:
-        """Whoever reads `path`, even after the machine went down, finds the old checkpoint or the whole new one."""
+        """Replaces the checkpoint atomically: even after a power cut `path` is the complete old or new one."""
         for name, network in self.networks.items():
             for key, tensor in network.state_dict().items():
                 if not tensor.isfinite().all():
-                    raise FloatingPointError(f"step {step}: expected finite weights, got others in {name} {key}")
+                    raise FloatingPointError(f"step {step}: expected finite weights, got NaN or ∞ in {name} {key}")
         if not self.fabric.is_global_zero:
             return
         content: dict[str, Any] = {
@@ -333,22 +341,22 @@ class State:
         content["precision"] = self.fabric.strategy.precision.state_dict()
         content["blake2b"] = checksum(content)
         buffer = io.BytesIO()
-        torch.save(content, buffer)  # which tells of a full disk as of a fault of its own
+        torch.save(content, buffer)  # to memory: torch reports a full disk as an internal error
         with replacing(path, overwrite=True) as part:
             part.write_bytes(buffer.getbuffer())
 
     def read(self, path: Path, settings: Settings) -> int:
-        """Restores what `path` holds, if it is there, and returns the number of steps done."""
+        """Restores the checkpoint at `path`, if there is one, and returns the number of steps done."""
         if not path.exists():
             if self.fabric.is_global_zero:
-                said = "no checkpoint to resume from, training starts from the beginning"
-                warnings.warn(f"{path}: {said}", stacklevel=2)
+                problem = "no checkpoint to resume from, training starts from the beginning"
+                warnings.warn(f"{path}: {problem}", stacklevel=2)
             return 0
         content = read_pth(path)
         before, now = content.get("settings"), asdict(settings)
         if not isinstance(before, dict):
             raise ValueError(f"{path}: expected a checkpoint, got a file without settings")
-        expected = content.pop("blake2b", None)  # which older checkpoints have not
+        expected = content.pop("blake2b", None)  # older checkpoints have none
         if expected is not None and (got := checksum(content)) != expected:
             raise ValueError(f"{path}: expected a checkpoint of BLAKE2b {expected!s:.40}, got a damaged one of {got}")
         for name in now:
@@ -373,8 +381,10 @@ class State:
 
 
 class Log:
-    """A file of TensorBoard's events, written at once: its own writer does so in a thread, which a full disk ends with
-    a traceback and without the file's name."""
+    """Writes a TensorBoard event file, each event at once.
+
+    TensorBoard's own writer uses a thread, which prints a traceback without the file's name when the disk is full.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
         make_folder(folder)
@@ -382,7 +392,7 @@ class Log:
         self.file = open(self.path, "wb")  # noqa: SIM115
         self.records = RecordWriter(self.file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start:  # what the run that is resumed has logged of later steps is no longer true
+        if start:  # tells TensorBoard to discard events after the checkpoint
             resumed = SessionLog(status=SessionLog.START)
             self._write(Event(wall_time=time.time(), step=start + 1, session_log=resumed))
 
@@ -398,14 +408,14 @@ class Log:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what is left to write when a write has failed
+        with contextlib.suppress(OSError):  # flushing again after a failed write
             self.file.close()
 
 
 class Meter:
-    """A bar with loss, rate and time left where a person looks on, else a line now and then; scalars for TensorBoard.
+    """Progress with loss, speed and time left, as a bar in a terminal and as lines elsewhere; scalars for TensorBoard.
 
-    Ranks without a writer are silent.
+    Ranks without a writer print nothing.
     """
 
     def __init__(self, settings: Settings, start: int, writer: Log | None) -> None:
@@ -425,7 +435,7 @@ class Meter:
     def __enter__(self) -> Meter:
         self.line = self.bar.add_task("", total=self.settings.steps, completed=self.start, loss="–", rate=0.0)
         self.bar.start()
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -435,7 +445,7 @@ class Meter:
         if self.writer is None:
             return
         now, steps = time.monotonic(), self.settings.steps
-        rate = (done - self.start) * self.settings.batch / (now - self.began)
+        rate = (done - self.start) * self.settings.batch / (now - self.started)
         losses = ", ".join(f"{values[name]:.5f}" for name in rates)
         self.bar.update(self.line, completed=done, loss=losses, rate=rate)
         if done % self.settings.log_every and done != steps:

@@ -1,12 +1,12 @@
-"""Trains `lowlight`, the model that ships with fastenh for dark photos: bring them back to daylight, leave others be.
+"""Trains `lowlight`, the model that ships with fastenh for dark photos: it brightens them and leaves others alone.
 
     python -m fastenh.train.lowlight --out RUN      # makes targets, then trains: some minutes on one CPU core
-    python -m fastenh.train.lowlight --evaluate     # measures the shipped model, rewrites its card
+    python -m fastenh.train.lowlight --evaluate     # measures the shipped model and writes its card
 
-Photographs and procedural scenes are those of `fastenh.train.auto`, and the same photographs are held out. A target is
-a whole photo or a part of one, as the network sees it, reduced to 20×20 pixels; the input is the target in the dark:
-less light on the sensor, a darker tone curve, the sensor's noise, 8 bits. Half of the inputs stay as they are. The
-curves learn to undo the dark, as an ordinary regression.
+Photographs and procedural scenes are those of `fastenh.train.auto`, with the same photographs held out. A target is a
+whole photo or a part of one, reduced to 20×20 pixels, about what the network sees of it. The input is the target in the
+dark: less light on the sensor, a darker tone curve, sensor noise, 8 bits. Half of the inputs are left unchanged. The
+curves learn to undo the darkening by ordinary regression.
 """
 
 from __future__ import annotations
@@ -18,63 +18,35 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from skimage.color import rgb2lab
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
+from fastenh.data.bundled import PHOTOS, held_out_photos
+from fastenh.data.degrade import darken, quantise
+from fastenh.data.synthetic import draw_targets, training_targets
 from fastenh.losses import illumination_smoothness
-from fastenh.models import ZeroDCE, save
-from fastenh.train.auto import (
-    PHOTOS,
-    command,
-    delta_e,
-    draw,
-    held_out,
-    psnr,
-    to_linear,
-    to_srgb,
-    training_targets,
-)
+from fastenh.metrics import mean_ab
+from fastenh.models import ZeroDCE
+from fastenh.train.card import Measures, arrow, command, mean, measure, page, save_trained, table
 from fastenh.train.config import Settings
 from fastenh.train.loop import Networks, Task
 
 SEED = 1
 SIDE = 20  # of targets, in pixels: about what the network sees of a small photo
 TARGETS = 4000
-MAP_SCALE = 32  # of the finished model; in training, targets are as the network sees them
-CARD = Path(__file__).parents[1] / "weights" / "lowlight.md"
+MAP_SCALE = 32  # of the finished model; in training, targets are already reduced
 
 
-def darken(
-    image: Tensor,
-    gamma: np.ndarray | float = 1.0,
-    stops: np.ndarray | float = 0.0,
-    noise: np.ndarray | float = 0.0,
-    rng: np.random.Generator | None = None,
-) -> Tensor:
-    """(B, 3, H, W) sRGB → the same in the dark, in 8 bits: ((light · 2^stops + noise) encoded)^gamma.
-
-    `noise` is its standard deviation at white, in linear light; it falls with the root of the light, as that of
-    photons does, down to a tenth, which the electronics add. Each may be one number, or one per image.
-    """
-
-    def per_image(value: np.ndarray | float) -> Tensor:
-        return torch.as_tensor(value, dtype=image.dtype).reshape(-1, 1, 1, 1)
-
-    light = to_linear(image) * 2 ** per_image(stops)
-    if rng is not None:
-        grain = torch.from_numpy(rng.standard_normal(tuple(image.shape), np.float32))
-        light = light + per_image(noise) * (light + 0.01).sqrt() * grain
-    return (to_srgb(light.clamp(0, 1)) ** per_image(gamma) * 255).round() / 255
+# ---- training
 
 
 def darken_at_random(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Half stay as they are; of the others each loses much light by gamma, by exposure, or by both."""
+    """Leaves half unchanged; each of the others loses much light, by gamma, by exposure, or by both."""
     batch = len(image)
     dark = rng.random(batch) < 0.5
-    kind = rng.choice(3, p=(0.5, 0.3, 0.2), size=batch)  # gamma, exposure, both
+    kind = rng.choice(3, p=(0.5, 0.3, 0.2), size=batch)  # 0 gamma, 1 exposure, 2 both
     share = np.where(kind == 2, 0.5, 1.0)
     return darken(
         image,
@@ -85,16 +57,13 @@ def darken_at_random(image: Tensor, rng: np.random.Generator) -> Tensor:
     )
 
 
-# ---- training
-
-
 @dataclass(frozen=True)
 class Config(Settings):
     steps: int = 3000
     batch: int = 16
-    learning_rate: float = 2e-3  # the highest of the cycle
-    colour: float = 1.0
-    smoothness: float = 0.05
+    learning_rate: float = 2e-3  # the peak of the one-cycle schedule
+    colour: float = 1.0  # weight of the colour term
+    smoothness: float = 0.05  # weight of the smoothness of curves
     seed: int = SEED
     log_every: int = 200
 
@@ -102,9 +71,10 @@ class Config(Settings):
 
 
 class Relighting(Task):
-    """Minimises the mean over photos of √MSE, so that a photo recognised as light is worth leaving exactly as it is.
+    """Minimises the mean over photos of √MSE, which makes it worth leaving a light photo exactly as it is.
 
-    Added are `colour` times how far the mean R, G and B of a photo are off, against casts, and the curves' smoothness.
+    Two terms are added: `colour` × the error of the photo's mean R, G and B, against colour casts, and `smoothness` ×
+    that of the curves.
     """
 
     def __init__(self, config: Config, targets: Tensor) -> None:
@@ -122,12 +92,12 @@ class Relighting(Task):
         return {"model": torch.optim.Adam(self.model.parameters())}
 
     def schedules(self, optimisers: dict[str, Optimizer]) -> dict[str, LRScheduler]:
-        highest, steps = self.config.learning_rate, self.config.steps
-        return {"model": torch.optim.lr_scheduler.OneCycleLR(optimisers["model"], highest, total_steps=steps)}
+        peak, steps = self.config.learning_rate, self.config.steps
+        return {"model": torch.optim.lr_scheduler.OneCycleLR(optimisers["model"], peak, total_steps=steps)}
 
     def batch(self, positions: range) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.config.seed, positions.start])
-        target = draw(self.targets, len(positions), rng)
+        target = draw_targets(self.targets, len(positions), rng)
         return darken_at_random(target, rng).contiguous(memory_format=torch.channels_last), target
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -146,123 +116,80 @@ class Relighting(Task):
     def finish(self, networks: Networks, folder: Path) -> None:
         model = networks["model"]
         assert isinstance(model, ZeroDCE)
-        config = self.config
         model.map_scale = MAP_SCALE
-        budget = f"seed {config.seed}, {len(self.targets)} targets, {config.steps} steps of {config.batch}"
-        model.about |= {
-            "licence": "Apache-2.0",
-            "note": "lowlight: brings dark photos back to daylight, and leaves others nearly as they are",
-            "training": f"{budget}, threads: {torch.get_num_threads()}",
-        }
-        save(model, folder / "model.safetensors")
+        note = "lowlight: brings dark photos back to daylight, and leaves others nearly as they are"
+        save_trained(model, note, self.config, len(self.targets), folder)
 
 
 # ---- evaluation
 
-GAMMAS = (2.0, 3.0, 4.0)
-STOPS = (-2.0, -4.0)
-
-
-def mean_colour(image: Tensor) -> np.ndarray:
-    """Mean a*, b* of a (1, 3, H, W) photo."""
-    return rgb2lab(image[0].permute(1, 2, 0).double().numpy()).mean((0, 1))[1:]
-
-
-def grey_balanced(image: Tensor) -> Tensor:
-    """The photo with channels scaled so that their means are alike, in 8 bits."""
-    means = image.mean((2, 3), keepdim=True)
-    return ((image * (means.mean(1, keepdim=True) / means)).clamp(0, 1) * 255).round() / 255
-
-
-@torch.no_grad()
-def measure(model: nn.Module, target: Tensor) -> dict[str, tuple[float, float]]:
-    """What the model does to a (1, 3, H, W) photo. "untouched" and "brighter": (0, ΔE) of the photo as it is and a
-    little lighter; then PSNR before and after each way to darken it; "cast": what a* and b* of the grey-balanced
-    photo, darkened by gamma 3, end up away from the light one's, each at most. Outputs are rounded to 8 bits."""
-
-    def relit(image: Tensor) -> Tensor:
-        return (model(image).clamp(0, 1) * 255).round() / 255
-
-    result = {"untouched": (0.0, delta_e(relit(target), target))}
-    for name, change in CHANGES.items():
-        dark = darken(target, **change)
-        result[name] = psnr(dark, target), psnr(relit(dark), target)
-    balanced = grey_balanced(target)
-    dark = darken(balanced, gamma=3.0)
-    was, now = (np.abs(mean_colour(x) - mean_colour(balanced)).max() for x in (dark, relit(dark)))
-    result["cast"] = float(was), float(now)
-    return result
-
-
-CHANGES: dict[str, dict[str, Any]] = {f"gamma {gamma:g}": {"gamma": gamma} for gamma in GAMMAS} | {
-    f"{-stops:g} stops": {"stops": stops} for stops in STOPS
+CHANGES: dict[str, dict[str, Any]] = {
+    "gamma 2": {"gamma": 2.0},
+    "gamma 3": {"gamma": 3.0},
+    "gamma 4": {"gamma": 4.0},
+    "2 stops": {"stops": -2.0},
+    "4 stops": {"stops": -4.0},
 }
 
 
-def measure_photos(model: nn.Module) -> dict[str, dict[str, tuple[float, float]]]:
-    return {name: measure(model, photo) for name, photo in held_out().items()}
+def measure_photos(model: nn.Module) -> dict[str, Measures]:
+    return {
+        name: measure(model, photo, darken, CHANGES) | {"cast": measure_cast(model, photo)}
+        for name, photo in held_out_photos().items()
+    }
 
 
-# ---- the card
+@torch.no_grad()
+def measure_cast(model: nn.Module, photo: Tensor) -> tuple[float, float]:
+    """The colour cast of a (1, 3, H, W) photo darkened by gamma 3, before and after the model.
+
+    The photo is balanced to grey first: its channels are scaled to equal means, in 8 bits. The cast is the difference
+    in mean a* or mean b* from the balanced photo, whichever is larger.
+    """
+    means = photo.mean((2, 3), keepdim=True)
+    balanced = quantise(photo * (means.mean(1, keepdim=True) / means))
+    dark = darken(balanced, gamma=3.0)
+    before, after = ((mean_ab(image) - mean_ab(balanced)).abs().max().item() for image in (dark, quantise(model(dark))))
+    return before, after
 
 
 def card(model: ZeroDCE, size: int) -> str:
     photos = measure_photos(model)
 
-    def row(*cells: str) -> str:
-        return f"| {' | '.join(cells)} |"
+    def cells(name: str, result: Measures) -> list[str]:
+        return [name, f"{result['untouched'][1]:.1f}", *(arrow(*result[key]) for key in (*CHANGES, "cast"))]
 
-    def measured(name: str, result: dict[str, tuple[float, float]]) -> str:
-        changes = (f"{result[change][0]:.1f} → {result[change][1]:.1f}" for change in CHANGES)
-        return row(
-            name, f"{result['untouched'][1]:.1f}", *changes, f"{result['cast'][0]:.1f} → {result['cast'][1]:.1f}"
-        )
-
-    mean = {key: tuple(np.mean([r[key] for r in photos.values()], 0)) for key in next(iter(photos.values()))}
+    rows = [cells(name, result) for name, result in photos.items()] + [cells("**mean**", mean(photos.values()))]
     gains = [result["gamma 3"][1] - result["gamma 3"][0] for result in photos.values()]
     seen = sum(not photo.held_out for photo in PHOTOS)
-    return f"""# lowlight
+    return page(
+        "lowlight",
+        about=f"""\
+For photos taken in the dark: `fastenh enhance --model lowlight` brightens them to daylight and leaves a light photo
+nearly unchanged. {size / 1e6:.2f} MB. {model.about["colour"]}.
+It is Zero-DCE's network, `ZeroDCE(map_scale={model.map_scale})`, trained on pairs of dark and light photos.""",
+        measured=f"""\
+ΔE*ab (CIE76, mean over pixels) between a photo and the model's output for it; then PSNR in dB, before → after, of the
+photo darkened in a known way; then the colour cast at gamma 3, before → after: of the grey-balanced photo, darkened by
+gamma 3, the difference in mean a* or mean b* from the light one, whichever is larger. Outputs are rounded to 8 bits;
+photos are at most 640 pixels wide or high.
 
-<!-- Written by `python -m fastenh.train.lowlight --evaluate`; do not edit. -->
+{table(["", "ΔE untouched", *CHANGES, "a*, b* at gamma 3"], rows)}
 
-For photos taken in the dark: `fastenh enhance --model lowlight` lifts them to daylight and leaves a light photo
-nearly as it is. {size / 1e6:.2f} MB. {model.about["colour"]}.
-It is Zero-DCE's network, `ZeroDCE(map_scale={model.map_scale})`, trained on pairs, dark and light.
-
-## Measured on photographs it has never seen
-
-ΔE*ab (CIE76, mean over pixels) between a photo and what the model makes of it; then PSNR in dB, before → after, of the
-photo darkened in a known way; then how far mean a* or b*, whichever is further, of the grey-balanced photo darkened by
-gamma 3 is from the light one's, before → after. Outputs are rounded to 8 bits; photos have at most 640 pixels a side.
-
-{row("", "ΔE untouched", *CHANGES, "a*, b* at gamma 3")}
-{row("---", *["---"] * (2 + len(CHANGES)))}
-{chr(10).join(measured(name, result) for name, result in photos.items())}
-{measured("**mean**", mean)}
-
-At gamma 3 photos gain {min(gains):.1f} to {max(gains):.1f} dB. Stops act on linear light, gamma on encoded values.
-
-## Photographs
-
-Those of [auto](auto.md), the same ones held out; the rest of the training set is procedural scenes.
-
-## Training it again
-
-    pip install fastenh[train]
-    python -m fastenh.train.lowlight --out RUN
-
-The shipped file: {model.about["training"]}.
-
-## Limits
-
-- It has seen {seen} photographs, darkened by a formula; of night, lamps and cameras' own noise it knows nothing.
-- It judges by what lies around, {7 * model.map_scale} pixels to each side: a black thing that fills more than that is
-  lifted in a light photo, too. `--strength` takes it back.
-- Noise in the dark is lifted with the rest: `--denoise`.
-- What 8 bits hold no more does not come back: in deep shadows steps remain.
-- While it was designed, the photos held out above were looked at again and again, so they flatter it a little.
-"""
+At gamma 3 photos gain {min(gains):.1f} to {max(gains):.1f} dB. Stops act on linear light, gamma on encoded values.""",
+        photographs="""\
+Those of [auto](auto.md), with the same ones held out; the rest of the training set is procedural scenes.""",
+        training=model.about["training"],
+        limits=f"""\
+- It was trained on {seen} photographs darkened by a formula: it has seen no real night, lamps or camera noise.
+- It decides by the surroundings, {7 * model.map_scale} pixels to each side: in a light photo it also brightens a
+  black object that fills more than that. `--strength` reduces the effect.
+- It brightens noise with the rest of a dark photo: use `--denoise`.
+- It does not restore what 8 bits have lost: steps remain in deep shadows.""",
+    )
 
 
 if __name__ == "__main__":
-    command(str(__doc__), Config, lambda config: Relighting(config, training_targets(TARGETS, SIDE)), card, CARD)
+    command(
+        "lowlight", str(__doc__), Config, lambda config: Relighting(config, training_targets(TARGETS, SIDE, SEED)), card
+    )

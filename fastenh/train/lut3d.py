@@ -3,8 +3,9 @@
     critic:     mean D(fake) − mean D(real) + 10 · gradient penalty
     generator:  −mean D(fake) + 1000 · MSE(fake, input) + 1e-4 · (Σ TV + mean(w²)) + 10 · Σ MN
 
-A step updates both once, each by Adam at 1e-4. The critic is the paper's unpaired classifier with one output. On pairs
-the same model is trained by `lam.py`: context none, classifier paired, three LUTs.
+A step updates both once, each with Adam at 1e-4. TV and MN are total variation and monotonicity of the basis LUTs, w
+their weights. The critic is the paper's unpaired classifier with one output. To train the same model on pairs, use
+`lam.py` with context none, classifier paired and three LUTs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Config(Settings):
 
 
 class UnpairedRetouching(Task):
-    """Photos of `train/input` shall look like photos of `train/target`, which need not show the same."""
+    """Learns to make photos of `train/input` look like photos of `train/target`, which may show something else."""
 
     def __init__(self, config: Config, data: Path) -> None:
         self.config = config
@@ -108,5 +109,5 @@ class UnpairedRetouching(Task):
 
 
 def train(config: Config, data: Path, out: Path, resume: bool = False) -> None:
-    """Trains on `data`, with `train/input` and `train/target`, and leaves model.safetensors and more in `out`."""
+    """Trains on `data/train/input` and `data/train/target`; writes model.safetensors and the run's files to `out`."""
     run(UnpairedRetouching(config, data), config, out, resume)

@@ -1,16 +1,16 @@
-"""Trains the networks that draw curves for photos taken in low light, `ZeroDCE` and `ZeroDCEPlusPlus`, without targets.
+"""Trains the curve networks for low light, `ZeroDCE` and `ZeroDCEPlusPlus`, without targets.
 
-Zero-DCE (Guo et al., CVPR 2020), from photos alone:
+Zero-DCE (Guo et al., CVPR 2020), on photos alone:
 
     loss = spatial + 10 · exposure + 5 · colour + 200 · smoothness
 
-SCL-LLE (Liang et al., AAAI 2022), from street scenes and, unpaired, well and badly exposed photos:
+SCL-LLE (Liang et al., AAAI 2022), on street scenes and unpaired photos of good and bad exposure:
 
     loss = 5 · gram + 10 · brightness + consistency + cross_entropy + retention + 8 · colour + 200 · variation
 
-Each term is a function of `fastenh.losses`, which says where it follows the paper and where the code. Both by Adam at
-1e-4, with weight decay 1e-4 and gradients cut to norm 0.1, as in Zero-DCE's code. Only the curve network learns; VGG-16
-and the segmentation network that SCL-LLE looks through are frozen, and not in checkpoints.
+Each term is a function in `fastenh.losses`, which says where it follows the paper and where the code. Both use Adam at
+1e-4 with weight decay 1e-4 and gradients clipped to norm 0.1, as in Zero-DCE's code. Only the curve network is trained;
+the VGG-16 and the segmentation network in SCL-LLE's losses are frozen and not in checkpoints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fastenh import losses, ops
-from fastenh.data import Contrasts, Scenes, find_references, find_scenes
+from fastenh.data import Contrasts, Crops, find_labelled_photos, find_references
 from fastenh.models import SYSTEMS, load, save
 from fastenh.models.segmentation import Segmentation
 from fastenh.models.zero_dce import ITERATIONS, ZeroDCE
@@ -34,14 +34,14 @@ from fastenh.train.loop import Networks, Task, run
 
 CURVES = ("zero-dce", "zero-dce++")
 STYLE, CONTENT = ("relu1_2", "relu2_2"), "relu4_3"  # layers of VGG-16, as in SCL-LLE's code
-FIT = {"steps": 500, "side": 256, "darken": 1.0}  # a network that is there already, to one's own photos in low light
+FIT = {"steps": 500, "side": 256, "darken": 1.0}  # fine-tunes a trained network on the user's photos in low light
 
 PRESETS: dict[str, dict[str, Any]] = {
     "zero-dce": {},
     "zero-dce++": {"system": "zero-dce++", "map_scale": 12},
     "fit": FIT | {"batch": 4},
 }
-# Rows of SCL-LLE's Table 3, and `fit`, for photos without labels.
+# Rows of SCL-LLE's Table 3, and `fit`, which needs no labels.
 SEMANTIC_PRESETS: dict[str, dict[str, Any]] = {
     "scl-lle": {},
     "no-contrast": {"gram": 0.0, "brightness": 0.0},
@@ -56,14 +56,14 @@ SEMANTIC_PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CurveSettings(Settings):
-    """What both trainings can be told.
+    """Settings of both trainings.
 
     Args:
-        weights: a model to begin from, a .safetensors file or the name of one that comes with fastenh; "" begins anew.
-        system, map_scale: of the model that begins anew; another is what it is.
+        weights: the model to start from, a .safetensors file or the name of an embedded model; "" starts from scratch.
+        system, map_scale: of a model that starts from scratch; one from `weights` has its own.
         weight_decay: of Adam.
-        clip: the norm that gradients are cut down to; 0: not.
-        darken: photos become photo^γ, the logarithm of γ uniform from 0 to that of `darken`; 1 leaves them as they are.
+        clip: the norm to which gradients are clipped; 0 does not clip.
+        darken: photos become photo^γ, log γ uniform between 0 and log `darken`; 1 leaves them unchanged.
         colour, smoothness: weights of the terms that both have, colour constancy and the smoothness of curves.
         side: of the training crops, in pixels.
     """
@@ -87,7 +87,7 @@ class CurveSettings(Settings):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
         if not 1 <= self.darken <= 100:
-            raise ValueError(f"darken: expected the greatest γ, 1 to 100, got {self.darken}")
+            raise ValueError(f"darken: expected the largest γ, from 1 to 100, got {self.darken}")
         if self.side < 16:
             raise ValueError(f"side: expected at least 16 pixels, got {self.side}")
 
@@ -97,9 +97,11 @@ class Config(CurveSettings):
     """Settings of Zero-DCE's training.
 
     Args:
-        spatial, exposure: weights of losses; those of maps that all iterations share, as of "zero-dce++", count for
-            each iteration, so that 200 of `smoothness` are the 1600 of its code.
-        level: of brightness that is well exposed.
+        spatial, exposure: weights of the losses of these names.
+        level: the brightness of a well-exposed patch.
+
+    The smoothness of maps that all iterations share, as in "zero-dce++", counts once per iteration, so `smoothness` 200
+    equals the 1600 in its code.
     """
 
     batch: int = 8
@@ -117,13 +119,13 @@ class Config(CurveSettings):
 
 @dataclass(frozen=True)
 class SemanticConfig(CurveSettings):
-    """Settings of SCL-LLE's training; as they stand, the paper's row "all".
+    """Settings of SCL-LLE's training; the defaults are the paper's row "all".
 
     Args:
         gram, brightness: weights of the contrastive losses, L_c.
-        consistency, cross_entropy: weights of L_sc, which need maps of labels; the second also a segmentation network.
+        consistency, cross_entropy: weights of L_sc, which needs label maps; cross_entropy also a segmentation network.
         retention: weight of L_fr.
-        negatives: what photos must not look like: "both", "under", "over" or "none".
+        negatives: the exposure of the negatives: "both", "under", "over" or "none".
         vgg: weights of VGG-16, see `VGGFeatures`.
         segmentation, arch, encoder: file and kind of the segmentation network, see `Segmentation`.
     """
@@ -158,20 +160,21 @@ class SemanticConfig(CurveSettings):
         self.expect_one_of("negatives", ("both", "under", "over", "none"))
         if self.cross_entropy and not self.segmentation:
             raise ValueError(
-                "segmentation: expected a .pth or .safetensors file of a network trained to see the data's classes, "
-                f"{self.arch} on {self.encoder} of segmentation-models-pytorch, got none; that package has none to "
-                "download; cross_entropy=0 does without"
+                "segmentation: expected a .pth or .safetensors file of a network trained on the data's classes, "
+                f"{self.arch} with {self.encoder} from segmentation-models-pytorch, got none; that package has none to "
+                "download; cross_entropy=0 needs none"
             )
 
 
 class CurveTask(Task):
-    """What both trainings share: the curve network, its optimiser, and what is left when they are done."""
+    """What both trainings share: the curve network, its optimiser, its pictures and its file."""
 
-    def __init__(self, config: CurveSettings, samples: Scenes | Contrasts) -> None:
+    def __init__(self, config: CurveSettings, samples: Crops | Contrasts) -> None:
         self.config, self.samples = config, samples
         self.epoch, self.clip = len(samples), config.clip
         torch.manual_seed(config.seed)
-        model = load(config.weights) if config.weights else SYSTEMS[config.system](map_scale=config.map_scale)
+        system: Any = SYSTEMS[config.system]
+        model = load(config.weights) if config.weights else system(map_scale=config.map_scale)
         if not isinstance(model, ZeroDCE):
             raise ValueError(f"weights: expected a model of {' or '.join(CURVES)}, got {type(model).__name__}")
         self.model = model
@@ -185,7 +188,7 @@ class CurveTask(Task):
         return self.samples.batch(positions)
 
     def enhanced(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The photos, brighter, and the curves that made them so."""
+        """The enhanced photos and the curves applied to them."""
         curves = self.model.predict_curves(image)
         return ops.curve_iterate(image, curves, ITERATIONS), curves
 
@@ -203,14 +206,14 @@ class CurveTask(Task):
 
 
 class ZeroReference(CurveTask):
-    """The training of Zero-DCE and Zero-DCE++, see `Config`."""
+    """Training of Zero-DCE and Zero-DCE++, see `Config`."""
 
     config: Config
 
     def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         config, image = self.config, batch["image"]
         output, curves = self.enhanced(image)
-        shared = ZeroDCE.MAPS / self.model.MAPS  # how many iterations have each map
+        shared = ZeroDCE.MAPS / self.model.MAPS  # how many iterations share a map
         yield (
             "model",
             {
@@ -223,14 +226,14 @@ class ZeroReference(CurveTask):
 
 
 class SemanticContrast(CurveTask):
-    """The training of SCL-LLE, see `SemanticConfig`. Networks are given, and asked for where their weight is not 0."""
+    """Training of SCL-LLE, see `SemanticConfig`. A network is needed if the weight of a loss that uses it is not 0."""
 
     config: SemanticConfig
 
     def __init__(
         self,
         config: SemanticConfig,
-        samples: Scenes | Contrasts,
+        samples: Crops | Contrasts,
         vgg: losses.VGGFeatures | None = None,
         segmentation: nn.Module | None = None,
     ) -> None:
@@ -251,9 +254,9 @@ class SemanticContrast(CurveTask):
                 terms["retention"] = config.retention * losses.feature_retention(content, before)
             if config.gram:
                 with torch.no_grad():
-                    well = self.vgg(batch["positive"], *STYLE)
-                    badly = None if negative is None else self.vgg(negative, *STYLE)
-                terms["gram"] = config.gram * losses.gram_contrast(style, well, badly)
+                    positive_style = self.vgg(batch["positive"], *STYLE)
+                    negative_style = None if negative is None else self.vgg(negative, *STYLE)
+                terms["gram"] = config.gram * losses.gram_contrast(style, positive_style, negative_style)
         if config.brightness:
             contrast = losses.brightness_contrast(output, batch["positive"], negative)
             terms["brightness"] = config.brightness * contrast
@@ -261,19 +264,19 @@ class SemanticContrast(CurveTask):
             terms["consistency"] = config.consistency * losses.brightness_consistency(output, batch["labels"])
         if config.cross_entropy:
             assert self.segmentation is not None
-            crossed = losses.label_cross_entropy(self.segmentation(output), batch["labels"])
-            terms["cross_entropy"] = config.cross_entropy * crossed
+            cross_entropy = losses.label_cross_entropy(self.segmentation(output), batch["labels"])
+            terms["cross_entropy"] = config.cross_entropy * cross_entropy
         terms["colour"] = config.colour * losses.colour_constancy(output, order=1)
         terms["variation"] = config.smoothness * losses.curve_variation(curves)
         yield "model", terms
 
 
 def train(config: Config, data: Path, out: Path, resume: bool = False) -> None:
-    """Trains on the photos in `data`, a folder or Cityscapes, and leaves model.safetensors and more in `out`.
+    """Trains on the photos in `data`, a folder or Cityscapes; writes model.safetensors and the run's files to `out`.
 
-    Everything that can be wrong with the data is found, and raised in one line, before anything is written.
+    The data is checked first: a fault raises ValueError, in one line, before anything is written.
     """
-    samples = Scenes(find_scenes(data), config.side, config.seed, config.darken)
+    samples = Crops(find_labelled_photos(data), config.side, config.seed, config.darken)
     run(ZeroReference(config, samples), config, out, resume)
 
 
@@ -282,16 +285,17 @@ def train_semantic(
 ) -> None:
     """Trains on `data`, Cityscapes or a folder of photos, against `references`, SICE Part 1 or folders of photos.
 
-    Labels are needed for consistency and cross-entropy alone, references for the contrastive losses. Else as `train`.
+    Labels are needed only for consistency and cross-entropy, references only for the contrastive losses. Otherwise as
+    `train`.
     """
     labels = config.consistency > 0 or config.cross_entropy > 0
-    samples: Scenes | Contrasts
-    samples = Scenes(find_scenes(data), config.side, config.seed, config.darken, labels)
+    samples: Crops | Contrasts
+    samples = Crops(find_labelled_photos(data), config.side, config.seed, config.darken, labels)
     if config.gram or config.brightness:
         if references is None:
             raise ValueError("--references: expected a folder of well and badly exposed photos, got none")
         samples = Contrasts(samples, find_references(references), config.negatives)
-    torch.manual_seed(config.seed)  # for random weights, alike in all processes
+    torch.manual_seed(config.seed)  # so that random weights are equal in all processes
     vgg = losses.VGGFeatures(config.vgg) if config.gram or config.retention else None
     segmentation = None
     if config.cross_entropy:

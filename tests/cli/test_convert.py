@@ -49,7 +49,7 @@ def test_overwrites_only_when_told(published, tmp_path):
     out = tmp_path / "m.safetensors"
     out.write_bytes(b"old")
     code, output = convert(luts, classifier, "-o", out)
-    assert code == 2 and "already there" in output and out.read_bytes() == b"old"
+    assert code == 2 and "exists, and" in output and out.read_bytes() == b"old"
     assert convert(luts, classifier, "-o", out, "--overwrite")[0] == 0
     assert models.load(out).arguments["classifier"] == "unpaired"
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastenh import files
 from fastenh.cli import app
 from fastenh.enhance import Enhancer
 from fastenh.io import read_photo
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, load, save
+from fastenh.pipelines import batch
+from fastenh.pipelines import photo as one_photo
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +131,7 @@ def test_a_folder_goes_to_its_own_subfolder(run, photos):
     (photos / "deeper" / "d.jpg").write_text("not a photo either")
     output = run(photos, code=0)
     assert names(photos / "enhanced") == ["a.png", "b.jpg", "c.PNG"]
-    assert f"Passing over 1 of 4 files in {photos}" in output
+    assert f"Skipping 1 of 4 files in {photos}" in output
 
 
 def test_folders_in_the_folder(run, photos, tmp_path):
@@ -281,7 +282,7 @@ def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
     def refuse(path, *arguments, **keywords):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("fastenh.io.header.open", refuse, raising=False)
+    monkeypatch.setattr("fastenh.io.formats.registry.open", refuse, raising=False)
     output = run(photos / "a.png", code=1)
     assert output == f"Failed: {photos / 'a.png'}: Permission denied\n"
 
@@ -289,16 +290,16 @@ def test_a_photo_that_may_not_be_read(run, photos, monkeypatch):
 def test_nothing_is_overwritten_unasked(run, photos, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
     output = run(photos / "a.png", "-o", tmp_path / "a.png", code=2)
-    assert output == f"fastenh: {tmp_path / 'a.png'}: already there, as no photo, and overwrite was not asked for\n"
+    assert output == f"fastenh: {tmp_path / 'a.png'}: exists but is no photo, and overwriting was not requested\n"
     output = run(photos / "a.png", "-o", tmp_path, code=1)
-    assert output.startswith(f"Failed: {photos / 'a.png'}: {tmp_path / 'a.png'}: already there, as no photo, and")
+    assert output.startswith(f"Failed: {photos / 'a.png'}: {tmp_path / 'a.png'}: exists but is no photo, and")
     assert (tmp_path / "a.png").read_bytes() == b"old"
     theirs = (photos / "c.PNG").read_bytes()
     (tmp_path / "a.png").write_bytes(theirs)
     output = run(photos / "a.png", "-o", tmp_path / "a.png", code=2)
-    assert output == f"fastenh: {tmp_path / 'a.png'}: already there, and overwrite was not asked for\n"
+    assert output == f"fastenh: {tmp_path / 'a.png'}: exists, and overwriting was not requested\n"
     output = run(photos / "a.png", "-o", tmp_path, code=0)
-    assert output == "Passed over 1 of 1 photos that were done already; --overwrite does them again\n"
+    assert output == "Skipped 1 of 1 photos whose results exist; --overwrite replaces them\n"
     assert (tmp_path / "a.png").read_bytes() == theirs
     run(photos / "a.png", "-o", tmp_path, "--overwrite", code=0)
     assert read_photo(tmp_path / "a.png").pixels.shape == (12, 16, 3)
@@ -312,7 +313,7 @@ def test_a_run_goes_on_where_it_was_ended(run, photos, tmp_path):
     output = run(photos, "-o", tmp_path / "out", code=0)
     assert output.splitlines() == [
         f"Wrote 1 of 3 photos to {tmp_path / 'out'}",
-        "Passed over 2 of 3 photos that were done already; --overwrite does them again",
+        "Skipped 2 of 3 photos whose results exist; --overwrite replaces them",
     ]
     assert (tmp_path / "out" / "a.png").read_bytes() == theirs and (tmp_path / "out" / "b.jpg").exists()
 
@@ -322,25 +323,25 @@ def test_a_run_goes_on_with_comparisons(run, photos, tmp_path):
     result = (tmp_path / "out" / "a.png").read_bytes()
     assert run(photos, "-o", tmp_path / "out", "--compare", code=0) == f"Wrote 3 of 3 photos to {tmp_path / 'out'}\n"
     assert "a_compare.jpg" in names(tmp_path / "out") and (tmp_path / "out" / "a.png").read_bytes() == result
-    assert "Passed over 3 of 3" in run(photos, "-o", tmp_path / "out", "--compare", code=0)
+    assert "Skipped 3 of 3" in run(photos, "-o", tmp_path / "out", "--compare", code=0)
 
 
 def test_results_beside_the_photos_of_a_folder_are_no_photos(run, photos):
-    for expected in ("Wrote 3 of 3 photos", "Passed over 3 of 3 photos"):
+    for expected in ("Wrote 3 of 3 photos", "Skipped 3 of 3 photos"):
         assert run(photos, "-o", photos, "--compare", code=0).startswith(expected)
         assert len(names(photos)) == 9
 
 
 def test_two_runs_at_once_make_each_photo_once(run, photos, tmp_path, monkeypatch):
     """Here the other one is done while this one works."""
-    retouch = files.retouch_file
+    retouch = batch.enhance_file
 
     def late(enhancer, source, target, *arguments):
         retouch(enhancer, source, target, *arguments)
-        retouch(enhancer, source, target, *arguments)
+        return retouch(enhancer, source, target, *arguments)
 
-    monkeypatch.setattr("fastenh.files.retouch_file", late)
-    assert "Passed over 3 of 3 photos" in run(photos, "-o", tmp_path / "out", code=0)
+    monkeypatch.setattr("fastenh.pipelines.batch.enhance_file", late)
+    assert "Skipped 3 of 3 photos" in run(photos, "-o", tmp_path / "out", code=0)
 
 
 def test_a_comparison_is_not_overwritten_either(run, photos):
@@ -371,23 +372,23 @@ def test_transparency_does_not_fit_jpeg(run, tmp_path):
     [
         (["a.png", "--strength", "1.5"], "strength: expected a number from 0 to 1, got 1.5"),
         (["a.png", "--strength", "nan"], "strength: expected a number from 0 to 1, got nan"),
-        (["a.png", "--device", "cuda:99"], "device: expected auto or what torch sees here (cpu"),
+        (["a.png", "--device", "cuda:99"], "device: expected auto or a torch device here (cpu"),
         (["a.png", "--device", "gpu"], "), got gpu"),
         (["a.png", "b.jpg", "-o", "c.PNG"], "-o: expected a folder for 2 photos (end a new one with /), got"),
         (["a.png", "-o", "out.gif"], "-o: expected a folder or a name that ends in .jpg, .jpeg, .png, .tif"),
         ([".", "-o", "out.png"], "-o: expected a folder for 3 photos (end a new one with /), got"),
         (["empty"], "expected a folder with photos (.jpg, .jpeg, .png, .tif, .tiff, .webp, .exr, .h"),
         (["a.png", "empty"], "expected files, or one folder alone, got the folder"),
-        (["a.png", "a.png"], "expected one photo to be written there, got"),
-        (["a.png", "deeper/a.png", "-o", "out"], "expected one photo to be written there, got"),
+        (["a.png", "a.png"], "expected the result of one photo there, got"),
+        (["a.png", "deeper/a.png", "-o", "out"], "expected the result of one photo there, got"),
         (
             ["a.png", "-o", "a.png", "--overwrite", "--compare"],
-            "expected an output beside the photo to compare it",
+            "expected another file than the photo, to compare them, got",
         ),
-        (["a.png", "a_enhanced.png", "--overwrite"], "expected outputs apart from the photos given, got one of them"),
+        (["a.png", "a_enhanced.png", "--overwrite"], "expected a result that replaces no other input photo, got"),
         (["a.png", "-o", "b.jpg/x/"], "Not a directory"),
         (["a.png", "--watch"], "--watch: expected one folder, got a.png"),
-        (["empty", "--watch", "--suffix", "a/b"], "suffix: expected a few letters to add to names, got 'a/b'"),
+        (["empty", "--watch", "--suffix", "a/b"], "suffix: expected text without / to append to names, got 'a/b'"),
     ],
 )
 def test_one_line_before_anything_is_begun(run, photos, monkeypatch, arguments, message):
@@ -439,7 +440,7 @@ def enhance(*arguments, limit: str = "-c 0") -> subprocess.CompletedProcess[str]
 def test_a_run_that_is_terminated_leaves_no_half_file(photos, weights, tmp_path):
     script = """
 import signal
-from fastenh import files
+from fastenh.pipelines import batch
 from fastenh.cli import app
 from fastenh.atomic import replacing
 def half(enhancer, source, target, options, overwrite):
@@ -447,7 +448,7 @@ def half(enhancer, source, target, options, overwrite):
         part.write_bytes(b"half")
         print(part.name, flush=True)
         signal.pause()
-files.retouch_file = half
+batch.enhance_file = half
 app()
 """
     command = [sys.executable, "-c", script, "enhance", photos, "-o", tmp_path / "out", "--weights", weights]
@@ -495,12 +496,12 @@ def test_a_write_cut_short_leaves_nothing(tmp_path, weights):
     ],
 )
 def test_too_little_memory_is_told_as_that(run, photos, tmp_path, monkeypatch, said):
-    def retouch(enhancer, photo, *arguments, real=files.retouch_photo):
-        if photo.header.format == "JPEG":
+    def retouch(engine, image, *arguments, real=one_photo.enhance_photo):
+        if image.header.format == "JPEG":
             raise said
-        return real(enhancer, photo, *arguments)
+        return real(engine, image, *arguments)
 
-    monkeypatch.setattr(files, "retouch_photo", retouch)
+    monkeypatch.setattr(one_photo, "enhance_photo", retouch)
     output = run(photos, "-o", tmp_path / "out", code=1)
     assert output == f"Wrote 2 of 3 photos to {tmp_path / 'out'}\nFailed: {photos / 'b.jpg'}: out of memory\n"
 

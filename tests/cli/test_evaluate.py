@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fastenh import evaluate
 from fastenh.cli import app
-from fastenh.data import Photo, cityscapes
+from fastenh.data import Pair, cityscapes
 from fastenh.enhance import Enhancer
 from fastenh.metrics import load_pristine, niqe, psnr
 from fastenh.models import ImageAdaptiveLUT, save
@@ -330,7 +330,7 @@ def test_a_group_is_all_before_the_last_underscore_as_in_training():
     names = {"12_3": "12", "mei_li_3": "mei_li", "alone": "alone"}
     for name, group in names.items():
         path = Path(f"{name}.png")
-        assert evaluate.Example(name, path, path, None).group == Photo(name, (path,), path).group == group
+        assert evaluate.Example(name, path, path, None).group == Pair(name, (path,), path).group == group
 
 
 def test_groups_of_one_alone_have_no_column(run, portraits):
@@ -340,7 +340,7 @@ def test_groups_of_one_alone_have_no_column(run, portraits):
     output = run(portraits, "--size", "full", code=0)
     assert all("M_GLC" not in line for line in table(output).values())
     assert "M_GLC leaves out groups of one photo, which has no variance: 0, 2, 10\n" in output
-    assert "Passing over 3 photos of " in output and "(0_1, 0_2, 10_1)" in output
+    assert "Skipping 3 photos of " in output and "(0_1, 0_2, 10_1)" in output
 
 
 # ---- trouble
@@ -380,7 +380,7 @@ def test_nothing_measured_writes_nothing(run, portraits, tmp_path):
 
 def test_files_are_overwritten_only_when_told(run, portraits, tmp_path):
     (tmp_path / "x_groups.csv").write_text("old")
-    assert "x_groups.csv: already there" in run(portraits, "--csv", tmp_path / "x.csv", code=2)
+    assert "x_groups.csv: exists" in run(portraits, "--csv", tmp_path / "x.csv", code=2)
     assert not (tmp_path / "x.csv").exists() and (tmp_path / "x_groups.csv").read_text() == "old"
     output = run(portraits, "--csv", tmp_path / "x.csv", "--overwrite", "--size", "full", code=0)
     assert f"Wrote {tmp_path / 'x.csv'} and {tmp_path / 'x_groups.csv'}\n" in output

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from typer.testing import CliRunner
 
 from fastenh import models
@@ -17,6 +16,7 @@ from fastenh.enhance import Enhancer
 from fastenh.io import LutFile, read_lut, write_lut
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, ZeroDCE, ZeroDCEPlusPlus, save
 from fastenh.models.lut3d import identity_lut
+from fastenh.models.system import System
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def names(folder: Path) -> list[str]:
 def test_info_says_what_a_lut_holds(folder):
     lines = lut("info", "look.cube").splitlines()
     assert lines[:7] == [
-        "format      .cube, in both dialects alike",
+        "format      .cube, the same in both dialects",
         "title       Warm",
         "holds       3D LUT of 5×5×5",
         "takes       0 to 1",
@@ -137,7 +137,7 @@ def test_apply_plans_and_refuses_as_enhance_does(folder):
     assert lut("apply", "look.cube", "photo.png", "photo.jpg", "-o", "out/") == "Wrote 2 of 2 photos to out\n"
     assert names(folder / "out") == ["photo.jpg", "photo.png"]
     assert lut("apply", "look.cube", "photo.png") == "Wrote photo_enhanced.png\n"
-    assert "Passed over 1 of 1 photos" in lut("apply", "look.cube", "photo.png")
+    assert "Skipped 1 of 1 photos" in lut("apply", "look.cube", "photo.png")
     assert lut("apply", "look.cube", "photo.png", "--overwrite") == "Wrote photo_enhanced.png\n"
     assert "strength: expected a number from 0 to 1, got 2" in lut(
         "apply", "look.cube", "photo.png", "--strength", 2, code=2
@@ -212,21 +212,22 @@ def test_the_basis_of_a_model(folder):
         look = read_lut(f"b_{n}.cube")
         assert torch.equal(look.table, table) and look.title == f"model, LUT {n} of 3"
     Path("c_2.cube").write_text("mine")
-    assert "c_2.cube: already there" in lut("bake", "--model", "model.safetensors", "--basis", "-o", "c.cube", code=2)
+    assert "c_2.cube: exists" in lut("bake", "--model", "model.safetensors", "--basis", "-o", "c.cube", code=2)
     assert not Path("c_1.cube").exists() and Path("c_2.cube").read_text() == "mine"
     lut("bake", "--model", "model.safetensors", "--basis", "-o", "new/d.cube", "--size", 5)
     torch.testing.assert_close(read_lut("new/d_2.cube").table, read_lut("b_2.cube").table[:, ::2, ::2, ::2])
 
 
 def test_a_model_with_a_map_of_colours(folder, monkeypatch):
-    class Darker(nn.Module):
-        pointwise = True
+    class Darker(System):
+        reach = 0
+        colour_map = True
 
-        def look(self, image):
-            assert np.array_equal(image[0].permute(1, 2, 0) * 255, pixels("photo.png"))
+        def predict(self, picture):
+            assert np.array_equal(picture.overview[0].permute(1, 2, 0) * 255, pixels("photo.png"))
             return ()
 
-        def render(self, image, look, out=None):
+        def render(self, image, params, local, place, out=None):
             return 0.5 * image
 
     monkeypatch.setattr("fastenh.models.load", lambda name: Darker().eval())
@@ -244,7 +245,7 @@ def test_what_is_no_map_of_colours_is_not_baked(folder, model):
     for options, expected in (
         (
             ("--photo", "photo.png"),
-            f"one map of colours for the whole photo, got {name}, which treats a colour by what",
+            f"maps colours alike all over a photo, got {name}, whose result for a colour depends",
         ),
         (("--basis",), f"--basis: expected a model that blends LUTs alone, got {name}"),
     ):
@@ -311,7 +312,7 @@ def test_trouble_is_one_line_and_nothing_is_written(folder, monkeypatch):
         (("info", "photo.png"), "8×8, 27×27, 64×64, … or 4096×4096 pixels, got 33×21"),
         (("info", "a.3dl"), "a.3dl: expected a LUT that OpenColorIO reads, got none ("),
         (("info", "photo.jpg"), "photo.jpg: expected a LUT whose name ends in .cube, .png, .3dl,"),
-        (("convert", "look.cube", "old.cube"), "old.cube: already there"),
+        (("convert", "look.cube", "old.cube"), "old.cube: exists"),
         (
             ("convert", "look.cube", "a.clf"),
             "a.clf: expected a name that ends in .cube or .png (Hald CLUT), got '.clf'",
@@ -322,7 +323,7 @@ def test_trouble_is_one_line_and_nothing_is_written(folder, monkeypatch):
         ((*bake, "-o", "a.cube"), "expected --photo PHOTO or --basis, got neither"),
         ((*bake, "-o", "a.cube", "--basis", "--photo", "photo.png"), "expected --photo PHOTO or --basis, got both"),
         ((*bake, "-o", "a.cube", "--photo", "missing.png"), "missing.png: No such file or directory"),
-        ((*bake, "-o", "old.cube", "--photo", "photo.png"), "old.cube: already there"),
+        ((*bake, "-o", "old.cube", "--photo", "photo.png"), "old.cube: exists"),
         ((*bake, "-o", "a.txt", "--photo", "photo.png"), "a.txt: expected a name that ends in .cube or .png"),
         (("bake", "--model", "none", "-o", "a.cube", "--basis"), "no model 'none'"),
     ]:

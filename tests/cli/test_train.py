@@ -71,7 +71,7 @@ def test_a_run_goes_on_for_longer_with_its_own_settings(portraits, tmp_path):
     run = tmp_path / "run"
     assert train(portraits, run, "--preset=liang")[0] == 0
     assert train(portraits, run) == (2, f"fastenh: {run}: expected a new folder, got one with a run in it; "
-                                        "resume goes on with that\n")  # fmt: skip
+                                        "resume continues that\n")  # fmt: skip
     code, output = train(portraits, run, "--resume", settings=["batch=3"])
     assert (code, output) == (2, "fastenh: batch: expected 2, as in the run to resume, got 3\n")
     code, output = train(portraits, run, "--resume", settings=["steps=5"])
@@ -187,7 +187,7 @@ def test_unpaired_photos_train_an_image_adaptive_lut(portraits, tmp_path):
     shutil.rmtree(tmp_path / "data/train/target")
     code, output = train(tmp_path / "data", tmp_path / "other", kind="unpaired", settings=settings)
     assert code == 2
-    assert "target: expected a folder of photos, got none there" in output
+    assert "target: expected a folder of photos, got no such folder" in output
 
 
 LOW = ["side=24", "batch=2", "steps=1", "device=cpu", "workers=1"]
@@ -205,7 +205,7 @@ def test_curves_are_fitted_to_a_folder_of_photos_and_enhance_one(streets, tmp_pa
     code, output = train(folder, tmp_path / "other", "--preset=fit", kind="zero-dce", settings=LOW)
     assert (code, output) == (
         2,
-        "fastenh: --preset fit: expected a model to begin with, --set weights=MODEL, got none\n",
+        "fastenh: --preset fit: expected a model to start from, --set weights=MODEL, got none\n",
     )
     photo, weights = folder / "s_1_leftImg8bit.png", tmp_path / "fit/model.safetensors"
     code, output = fastenh("enhance", photo, "--weights", weights, "-o", tmp_path / "after.png")

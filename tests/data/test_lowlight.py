@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from fastenh.data import Contrasts, Scenes, darkened, find_references, find_scenes, read_labels, read_tensor
+from fastenh.data import Contrasts, Crops, apply_gamma, find_labelled_photos, find_references, read_labels, read_tensor
 from fastenh.data.example import write
 from fastenh.data.lowlight import LABEL_IDS
 
 
 def test_cityscapes_is_found_with_its_labels(streets, tmp_path):
-    scenes = find_scenes(streets, "train")
+    scenes = find_labelled_photos(streets, "train")
     assert [scene.name for scene in scenes] == ["s_1", "s_2", "s_0"]
     assert scenes[2].image == streets / "leftImg8bit/train/bonn/s_0_leftImg8bit.png"
     assert scenes[2].labels == streets / "gtFine/train/bonn/s_0_gtFine_labelTrainIds.png"
-    assert len(find_scenes(streets, "val")) == 2
+    assert len(find_labelled_photos(streets, "val")) == 2
     with pytest.raises(ValueError, match=r"leftImg8bit/test: expected photos, CITY/NAME_leftImg8bit.png, got no such"):
-        find_scenes(streets, "test")
-    photos = find_scenes(streets / "leftImg8bit/train/aachen")  # any folder of photos
+        find_labelled_photos(streets, "test")
+    photos = find_labelled_photos(streets / "leftImg8bit/train/aachen")  # any folder of photos
     assert [(scene.name, scene.labels) for scene in photos] == [("s_1_leftImg8bit", None), ("s_2_leftImg8bit", None)]
-    with pytest.raises(ValueError, match=r"s_1_leftImg8bit\.png: expected a map of its labels"):
-        Scenes(photos, 16, labels=True)
+    with pytest.raises(ValueError, match=r"s_1_leftImg8bit\.png: expected a label map"):
+        Crops(photos, 16, labels=True)
     with pytest.raises(ValueError, match="expected photos"):
-        find_scenes(tmp_path)
+        find_labelled_photos(tmp_path)
 
 
 def test_label_ids_become_the_19_classes(tmp_path):
@@ -38,7 +38,7 @@ def test_label_ids_become_the_19_classes(tmp_path):
 
 
 def test_labels_stay_on_their_pixels(streets):
-    batch = Scenes(find_scenes(streets), 32, labels=True).batch(range(24))
+    batch = Crops(find_labelled_photos(streets), 32, labels=True).batch(range(24))
     image, labels = batch["image"], batch["labels"]
     assert labels.shape == (24, 32, 32) and labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) == {0, 1, 2, 3, 255}
@@ -52,8 +52,8 @@ def test_labels_stay_on_their_pixels(streets):
 
 
 def test_photos_become_darker_by_a_power_of_which_the_logarithm_is_uniform(streets):
-    scenes = find_scenes(streets)
-    plain, dark = (Scenes(scenes, 32, seed=3, darken=darken).batch(range(100))["image"] for darken in (1.0, 8.0))
+    scenes = find_labelled_photos(streets)
+    plain, dark = (Crops(scenes, 32, seed=3, darken=darken).batch(range(100))["image"] for darken in (1.0, 8.0))
     assert torch.equal(dark, (dark * 255).round() / 255)
     bright = (plain > 0.3) & (plain < 0.9) & (dark > 0.1)
     powers = torch.stack(
@@ -61,9 +61,9 @@ def test_photos_become_darker_by_a_power_of_which_the_logarithm_is_uniform(stree
     )
     shares = powers.log() / np.log(8)
     assert -0.01 < shares.min() < 0.06 and shares.mean().item() == pytest.approx(0.5, abs=0.1) and shares.max() > 0.93
-    assert torch.equal(Scenes(scenes, 32, seed=3, darken=8.0).sample(7)["image"], dark[7])
-    assert not torch.equal(Scenes(scenes, 32, seed=4, darken=8.0).sample(7)["image"], dark[7])
-    assert darkened(plain, 1) is plain
+    assert torch.equal(Crops(scenes, 32, seed=3, darken=8.0).sample(7)["image"], dark[7])
+    assert not torch.equal(Crops(scenes, 32, seed=4, darken=8.0).sample(7)["image"], dark[7])
+    assert apply_gamma(plain, 1) is plain
 
 
 def test_sice_gives_one_under_and_one_over_of_each_scene(exposures, tmp_path):
@@ -89,7 +89,7 @@ def kinds(images: torch.Tensor) -> list[str]:
 
 
 def test_triples_are_drawn_anew_in_each_epoch(streets, exposures):
-    scenes, references = Scenes(find_scenes(streets), 24, seed=1), find_references(exposures)
+    scenes, references = Crops(find_labelled_photos(streets), 24, seed=1), find_references(exposures)
     batch = Contrasts(scenes, references).batch(range(60))
     assert {name: tuple(t.shape) for name, t in batch.items()} == dict.fromkeys(
         ("image", "positive", "negative"), (60, 3, 24, 24)
@@ -110,8 +110,8 @@ def test_labels_of_another_size_are_one_line(streets, tmp_path):
     root = shutil.copytree(streets, tmp_path / "data")
     write(root / "gtFine/train/aachen/s_2_gtFine_labelTrainIds.png", np.zeros((40, 70, 1)), 255)
     with pytest.raises(ValueError, match=r"s_2_gtFine.*: expected the size of s_2_leftImg8bit.png, 72×40, got 70×40"):
-        Scenes(find_scenes(root), 16, labels=True)
+        Crops(find_labelled_photos(root), 16, labels=True)
     (root / "gtFine/train/aachen/s_2_gtFine_labelTrainIds.png").unlink()
-    with pytest.raises(ValueError, match=r"s_2_leftImg8bit.png: expected a map of its labels, as .*, got none"):
-        Scenes(find_scenes(root), 16, labels=True)
-    assert len(Scenes(find_scenes(root), 16)) == 3  # who needs no labels does not look for them
+    with pytest.raises(ValueError, match=r"s_2_leftImg8bit.png: expected a label map, as .*, got none"):
+        Crops(find_labelled_photos(root), 16, labels=True)
+    assert len(Crops(find_labelled_photos(root), 16)) == 3  # who needs no labels does not look for them

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastenh.data import Pairs, Photo, Unpaired, UnreadablePhoto, find_pairs, read_size, read_tensor
+from fastenh.data import Pair, Pairs, Unpaired, UnreadablePhoto, find_pairs, read_size, read_tensor
 from fastenh.data.example import make_portraits, write
 from fastenh.losses import mean_colour
 
@@ -67,7 +67,7 @@ def test_folders_that_are_no_data_set_are_one_line(copied, tmp_path):
     with pytest.raises(ValueError, match="expected a target for each photo, got none for 1_1"):
         find_pairs(copied)
     shutil.rmtree(copied / "train/target_c")
-    with pytest.raises(ValueError, match="target_c: expected a folder of photos, got none"):
+    with pytest.raises(ValueError, match="target_c: expected a folder of photos, got no such folder"):
         find_pairs(copied, expert="c")
     shutil.copy(copied / "train/source/1_1.tif", copied / "train/source_aug/9_9_0.tif")
     with pytest.raises(ValueError, match=r"expected 9_9 in .*source, got no such photo"):
@@ -76,7 +76,8 @@ def test_folders_that_are_no_data_set_are_one_line(copied, tmp_path):
 
 def test_the_example_writes_over_nothing(portraits):
     before = (portraits / "train/source/0_0.tif").read_bytes()
-    with pytest.raises(FileExistsError, match="train: expected nothing there, got what may be photos of yours"):
+    message = "train: expected a folder that does not exist yet, got one that may hold your photos"
+    with pytest.raises(FileExistsError, match=message):
         make_portraits(portraits, seed=1)
     assert (portraits / "train/source/0_0.tif").read_bytes() == before
 
@@ -104,7 +105,7 @@ def test_paired_folders_need_no_groups_and_masks(portraits, tmp_path):
     photos = find_pairs(tmp_path)
     assert [len(photo.sources) for photo in photos] == [1] * 9
     assert Pairs(photos, 16).batch(range(3))["input"].shape == (3, 1, 3, 16, 16)
-    nameless = [Photo(f"a{n:04}", photo.sources, photo.target) for n, photo in enumerate(photos)]
+    nameless = [Pair(f"a{n:04}", photo.sources, photo.target) for n, photo in enumerate(photos)]
     with pytest.raises(ValueError, match="group 'a0000': expected at least two photos"):
         Pairs(nameless, groups=True)
 
@@ -167,7 +168,7 @@ def test_an_epoch_takes_each_photo_once_in_an_order_of_its_own(tmp_path, portrai
     photos = find_pairs(portraits)
     pairs = Pairs(photos, side=16, seed=3)
     taken = []
-    pairs._crop = lambda photo, rng: taken.append(photo.name)
+    pairs.crop = lambda photo, rng: taken.append(photo.name)
     for position in range(18):
         pairs.sample(position)
     names = {photo.name for photo in photos}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastenh.io import metadata, read_photo, read_size, write_photo
-from fastenh.io.metadata import Directory, Metadata, Tag, Tiff
+from fastenh.io.formats import tiff as tiff_format
+from fastenh.io.metadata import Directory, DirectoryReader, Metadata, Tag
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 DIRECTORIES = (0x8769, 0x8825, 0xA005)
@@ -204,7 +205,7 @@ def test_a_damaged_tag_takes_no_other_with_it(tmp_path):
 CHILD = """
 import resource, sys, warnings
 from fastenh.io import read_photo
-import OpenImageIO, fastenh.io.rows
+import OpenImageIO, fastenh.io.formats.rows
 warnings.simplefilter("ignore")
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -263,19 +264,19 @@ class Count:
 
     def __init__(self, monkeypatch) -> None:
         self.directories = self.copied = 0
-        entries, value = Tiff.entries, Tiff.value
+        entries, value = DirectoryReader.entries, DirectoryReader.value
 
-        def counted_entries(tiff, offset):
+        def counted_entries(reader, offset):
             self.directories += 1
-            return entries(tiff, offset)
+            return entries(reader, offset)
 
-        def counted_value(tiff, entry):
-            result = value(tiff, entry)
+        def counted_value(reader, entry):
+            result = value(reader, entry)
             self.copied += len(result)
             return result
 
-        monkeypatch.setattr(Tiff, "entries", counted_entries)
-        monkeypatch.setattr(Tiff, "value", counted_value)
+        monkeypatch.setattr(DirectoryReader, "entries", counted_entries)
+        monkeypatch.setattr(DirectoryReader, "value", counted_value)
 
 
 def test_a_directory_is_read_once(monkeypatch):
@@ -304,10 +305,10 @@ def test_values_that_a_few_tags_share_are_no_bomb():
 
 def test_exif_is_made_smaller_in_few_passes(monkeypatch):
     tags = Directory({1000 + n: Tag(7, 250, bytes([n % 251]) * 250) for n in range(4000)})
-    block = b"II*\0\x08\0\0\0" + metadata.written(tags, 8)
+    block = b"II*\0\x08\0\0\0" + metadata.pack_directory(tags, 8)
     made = []
-    exif = metadata._exif
-    monkeypatch.setattr(metadata, "_exif", lambda directory: made.append(0) or exif(directory))
+    exif = metadata.exif_block
+    monkeypatch.setattr(metadata, "exif_block", lambda directory: made.append(0) or exif(directory))
     small = metadata.exif_within(block, 65_000)
     assert 64_000 < len(small) <= 65_000 and len(made) <= 4
     assert all(tags[number] == tag for number, tag in metadata.read_directory(small).items())
@@ -325,7 +326,7 @@ def test_changed_blocks_never_cost_more_than_the_bound(size, order, changes, end
         {0x010F: Tag(2, 9, b"a camera\0"), 274: Tag(3, 1, b"\6\0"), 282: Tag(5, 1, struct.pack("<II", 300, 1))}
     )
     real[0x8769] = Tag(4, 1, Directory({0x927C: Tag(7, 900, bytes(900)), 0xA001: Tag(3, 1, b"\xff\xff")}))
-    start = b"II*\0\x08\0\0\0" + metadata.written(real, 8) if size == 3000 else b""
+    start = b"II*\0\x08\0\0\0" + metadata.pack_directory(real, 8) if size == 3000 else b""
     block = bytearray(start + exif_bomb(size, order)[len(start) :])
     for place, data in changes:
         place %= min(len(block), 400)
@@ -333,15 +334,15 @@ def test_changed_blocks_never_cost_more_than_the_bound(size, order, changes, end
     exif = bytes(block[: max(end % len(block), 1)] if end % 3 == 0 else block)
     with pytest.MonkeyPatch.context() as patch:
         count = Count(patch)
-        for call in (metadata.read_directory, metadata.exif_dpi, metadata.exif_profile):
+        for call, most in ((metadata.read_directory, 13), (metadata.read_exif, 14)):  # the orientation on its own
             count.directories = count.copied = 0
             try:
                 call(exif)
             except ValueError as error:
                 assert "\n" not in str(error)
-            assert count.directories <= 13
-            assert count.copied <= len(exif) + metadata.SHARED + 4 * 13
+            assert count.directories <= most
+            assert count.copied <= len(exif) + metadata.MAX_SHARED + 4 * most
         assert 1 <= metadata.exif_orientation(exif) <= 8
         assert len(metadata.exif_within(exif, 1000)) <= 1000
         metadata.upright_exif(exif, True)
-        metadata.tiff_tags(Metadata(exif=exif))
+        tiff_format.metadata_tags(Metadata(exif=exif))

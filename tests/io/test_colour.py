@@ -196,7 +196,7 @@ def test_there_and_back_by_float64(backend, name, dtype):
         x = stored(space.colours, dtype, channels)
         _, light, linear, encoded = exactly(space, x)
         with backends.backend(backend):
-            seen = space.seen(x)
+            seen = space.model_input(x)
         assert seen.dtype == torch.float32 and np.abs(seen.numpy() - encoded.clip(0, 1)).max() < 2e-6
         retouched = seen * 0.9 + 0.06
         wanted = encoded + retouched.double().numpy() - encoded.clip(0, 1)
@@ -212,8 +212,8 @@ def test_there_and_back_by_float64(backend, name, dtype):
         else:
             after = light + change if space.linear else in_float64(encode, light + change)
         with backends.backend(backend):
-            result = space.back(x, retouched)
-            rounded = space.back(x, retouched, torch.empty_like(x))
+            result = space.apply_change(x, retouched)
+            rounded = space.apply_change(x, retouched, torch.empty_like(x))
         bright = light + change > 1e-3  # where the curves are not so steep that float32 is not enough
         assert bright.mean() > 0.9
         assert np.abs(result.numpy() - after)[bright].max() < (
@@ -236,8 +236,8 @@ def test_nothing_changes_where_the_model_changes_nothing(backend, name):
     strange[0, :3, :9] = torch.tensor([np.nan, np.inf, -np.inf, -3.0, 7.5, 900.0, -0.0, 1e-30, 65504.0])
     for x in (torch.from_numpy(every), strange, stored(space.colours, "uint8")):
         with backends.backend(backend):
-            seen = space.seen(x)
-            result = space.back(x, seen, torch.empty_like(x))
+            seen = space.model_input(x)
+            result = space.apply_change(x, seen, torch.empty_like(x))
         assert seen.min() >= 0 and seen.max() <= 1
         assert (
             torch.equal(result.nan_to_num(5.0, 6.0, 7.0), x.nan_to_num(5.0, 6.0, 7.0))
@@ -253,12 +253,12 @@ def test_what_is_no_number_is_black_to_a_model_and_stays(backend):
     for name in ("linear", "linear, Rec. 2020", "Adobe RGB", "sRGB"):
         space = space_of(name)
         with backends.backend(backend):
-            seen = space.seen(x)
-            result = space.back(x, seen * 0.5)
+            seen = space.model_input(x)
+            result = space.apply_change(x, seen * 0.5)
         assert not seen.isnan().any() and result[0, 0].isnan().all() and result[0, 1].isposinf().all()
         with backends.backend("reference"):
-            assert torch.allclose(seen, space.seen(x), atol=2e-6)
-            assert torch.allclose(result, space.back(x, seen * 0.5), atol=4e-6, equal_nan=True)
+            assert torch.allclose(seen, space.model_input(x), atol=2e-6)
+            assert torch.allclose(result, space.apply_change(x, seen * 0.5), atol=4e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -272,9 +272,9 @@ def test_white_is_the_last_entry_of_each_table(backend):
     fenced = replace(space, **{name: before_nan(getattr(space, name)) for name in ("curves", "numbers", "matrix")})
     x = torch.ones(3, 2, 21)
     with backends.backend("reference"):
-        expected = space.seen(x), space.back(x, 0.9 * x)
+        expected = space.model_input(x), space.apply_change(x, 0.9 * x)
     with backends.backend(backend):
-        result = fenced.seen(x), fenced.back(x, 0.9 * x)
+        result = fenced.model_input(x), fenced.apply_change(x, 0.9 * x)
     torch.testing.assert_close(result, expected, rtol=0, atol=4e-6)
 
 
@@ -284,8 +284,8 @@ def test_a_pixel_does_not_depend_on_its_neighbours(backend, monkeypatch):
     monkeypatch.setattr(colour, "BAND", 200)
     space, x = space_of("ProPhoto"), stored(3, "uint16", 4)
     with backends.backend(backend):
-        seen = space.seen(x)
-        back = space.back(x, seen**0.7)
+        seen = space.model_input(x)
+        back = space.apply_change(x, seen**0.7)
         for rows in (slice(0, 1), slice(5, 18), slice(36, 37)):
-            assert torch.allclose(space.seen(x[:, rows, 3:]), seen[:, rows, 3:], atol=1e-6)
-            assert torch.allclose(space.back(x[:, rows], seen[:, rows] ** 0.7), back[:, rows], atol=1e-6)
+            assert torch.allclose(space.model_input(x[:, rows, 3:]), seen[:, rows, 3:], atol=1e-6)
+            assert torch.allclose(space.apply_change(x[:, rows], seen[:, rows] ** 0.7), back[:, rows], atol=1e-6)

@@ -9,8 +9,8 @@ import OpenImageIO as oiio
 import pytest
 from PIL import Image
 
-from fastenh.io import Header, Photo, write_photo
-from fastenh.io.complete import is_complete
+from fastenh.io import Header, Photo, read_photo, write_photo
+from fastenh.io.formats.registry import is_complete
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (24, 30, 3), np.uint8)
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -85,6 +85,18 @@ def test_blocks_that_never_reached_the_disk_are_seen_at_the_end(tmp_path, name):
         assert not is_complete(path)
     path.write_bytes(data + b"more, as phones append")
     assert is_complete(path)
+
+
+def test_bytes_between_the_segments_of_a_jpeg_are_skipped(tmp_path):
+    """As decoders skip them: fill bytes, markers without a segment, and stray bytes."""
+    path = tmp_path / "a.jpg"
+    through_pillow(path)
+    data, pixels = path.read_bytes(), np.asarray(Image.open(path))
+    for more in (b"\xff\xff\xff", b"\xff\x01\xff\xd0", bytes(10_000)):
+        path.write_bytes(data[:20] + more + data[20:])  # after JFIF's segment
+        assert is_complete(path) and np.array_equal(read_photo(path).pixels, pixels)
+        path.write_bytes(data[:20] + more + data[20:-2])
+        assert not is_complete(path)
 
 
 def test_a_tiff_with_its_directory_first_needs_its_strips(tmp_path):

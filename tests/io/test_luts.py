@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,13 +15,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastenh.enhance import Enhancer
 from fastenh.io import LutFile, read_lut, write_lut
-from fastenh.io.luts import UNIT, bake, sample
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, ZeroDCE
 from fastenh.models.lut3d import identity_lut
+from fastenh.models.lut_file import UNIT, bake, sample
+from fastenh.models.system import Picture, System
+from fastenh.tiles import Place
 
 INTERPOLATIONS = ("trilinear", "tetrahedral")
 
@@ -424,15 +427,15 @@ HOSTILE = {
     "no size": ('TITLE "a"\n' + ONE, "expected LUT_1D_SIZE or LUT_3D_SIZE before any numbers, got neither"),
     "empty": ("", "expected LUT_1D_SIZE or LUT_3D_SIZE before any numbers, got neither"),
     "size twice": ("LUT_3D_SIZE 2\nLUT_3D_SIZE 3\n" + ONE, "line 2: expected LUT_3D_SIZE once, got it again"),
-    "missing rows": ("LUT_3D_SIZE 3\n" + ONE, "expected 27 rows of numbers, as LUT_3D_SIZE 3 says, got 8"),
-    "no rows": ("LUT_3D_SIZE 256\n", "expected 16777216 rows of numbers, as LUT_3D_SIZE 256 says, got 0"),
+    "missing rows": ("LUT_3D_SIZE 3\n" + ONE, "expected 27 rows of numbers for LUT_3D_SIZE 3, got 8"),
+    "no rows": ("LUT_3D_SIZE 256\n", "expected 16777216 rows of numbers for LUT_3D_SIZE 256, got 0"),
     "missing rows of two": (
         "LUT_1D_SIZE 2\nLUT_3D_SIZE 2\n" + ONE,
-        "expected 10 rows of numbers, as LUT_1D_SIZE 2 and LUT_3D_SIZE 2 says, got 8",
+        "expected 10 rows of numbers for LUT_1D_SIZE 2 and LUT_3D_SIZE 2, got 8",
     ),
     "too many rows": (
         "LUT_3D_SIZE 2\n\n" + ONE + "# the end\n1 1 1\n1 1 1\n",
-        "line 12: expected no more than 8 rows of numbers, got another",
+        "line 12: expected at most 8 rows of numbers, got another",
     ),
     "NaN": ("LUT_3D_SIZE 2\n" + ONE[6:] + "0 nan 0\n", "line 9: expected three finite numbers, got '0 nan 0'"),
     "infinity": ("LUT_3D_SIZE 2\n0 0 0\n#\n0 -inf 0\n" + ONE, "line 4: expected three finite numbers, got '0 -inf 0'"),
@@ -596,7 +599,7 @@ def by_formula(image: Tensor, lut: LutFile) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["1D", "3D", "3D with a domain", "both"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8, torch.uint16])
 def test_every_dtype_layout_and_size(kind, dtype, monkeypatch):
-    monkeypatch.setattr("fastenh.io.luts.BAND", 100)  # several bands
+    monkeypatch.setattr("fastenh.models.lut_file.BAND", 100)  # several bands
     torch.manual_seed(0)
     domain = ((-0.5, 0.0, 0.1), (1.5, 1.0, 0.9)) if kind != "3D" else UNIT
     lut = LutFile(
@@ -626,7 +629,7 @@ def test_into_a_buffer_or_in_place(dtype):
     for lut in (LutFile(torch.rand(3, 5, 5, 5)), LutFile(torch.rand(3, 5, 5, 5), torch.rand(3, 9))):
         expected, buffer, same = lut(image), torch.empty_like(image), image.clone()
         for out in (buffer, same):
-            assert lut.render(same, lut.look(image), out=out) is out and torch.equal(out, expected)
+            assert lut.render(same, (), None, Place(0, 0, 9, 7), out) is out and torch.equal(out, expected)
 
 
 def test_nan_stays_where_it_was():
@@ -654,16 +657,17 @@ def test_enhancer_takes_a_lut_as_a_model(dtype):
 # ---- baking
 
 
-class Gamma(nn.Module):
+class Gamma(System):
     """A map of colours that depends on the photo."""
 
-    pointwise = True
+    reach = 0
+    colour_map = True
 
-    def look(self, image: Tensor) -> tuple[Tensor, ...]:
-        return (image.mean((2, 3), keepdim=True) + 0.5,)
+    def predict(self, picture: Picture) -> tuple[Tensor, ...]:
+        return (picture.overview.mean((2, 3), keepdim=True) + 0.5,)
 
-    def render(self, image: Tensor, look: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
-        return image ** look[0]
+    def render(self, image: Tensor, params: Any, local: Any, place: Place, out: Tensor | None = None) -> Tensor:
+        return image ** params[0]
 
 
 def test_a_baked_lut_is_the_model_on_its_photo():
@@ -690,9 +694,7 @@ def test_a_map_of_colours_is_sampled_at_the_vertices():
 
 @pytest.mark.parametrize("model", [LocalContextLUT(2, 5, "statistics"), ZeroDCE()])
 def test_what_looks_around_a_pixel_cannot_be_baked(model):
-    with pytest.raises(
-        ValueError, match=f"one map of colours .*, got {type(model).__name__}, which treats a colour by"
-    ):
+    with pytest.raises(ValueError, match=f"maps colours alike .*, got {type(model).__name__}, whose result"):
         bake(model, torch.rand(1, 3, 8, 8))
 
 

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from fastenh.atomic import replacing
-from fastenh.io import Header, Photo, deflate, read_photo, read_pixels, write_photo
+from fastenh.io import Header, Photo, read_photo, read_pixels, write_photo
 from fastenh.io.colour import from_profile, undated
+from fastenh.io.formats import png as png_format
+from fastenh.io.formats import tiff as tiff_format
 from fastenh.io.metadata import Metadata
-from fastenh.io.photos import row_writer, stored_as
+from fastenh.io.photos import open_photo, row_writer, stored_as
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
 
@@ -348,6 +350,15 @@ def test_colours_of_a_png_by_their_code(tmp_path):
     assert read_photo(tmp_path / "a.png").header.metadata.icc == adobe
     (tmp_path / "a.png").write_bytes(png_with(chunk(b"cICP", bytes((12, 13, 0, 1))), image=smooth().convert("L")))
     assert read_photo(tmp_path / "a.png").header.metadata.icc == b""  # a profile of RGB is none of gray
+
+
+def test_gray_with_alpha_becomes_rgba_in_a_heic(tmp_path):
+    pytest.importorskip("pillow_heif", reason="pip install fastenh[heic]")
+    pixels = np.stack(np.meshgrid(np.linspace(20, 220, 64), np.linspace(80, 250, 48)), -1).astype(np.uint8)
+    Image.fromarray(pixels, "LA").save(tmp_path / "a.png")
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.heic", quality=100)
+    result = read_photo(tmp_path / "b.heic").pixels.astype(int)
+    assert result.shape == (48, 64, 4) and np.abs(result - pixels[..., [0, 0, 0, 1]]).max() <= 4
 
 
 def test_colours_of_a_heic_by_their_code(tmp_path):
@@ -730,18 +741,16 @@ STORED = {  # of pixels that are (H, W, 3)
 @given(ends=st.lists(st.tuples(st.integers(0, 49), st.integers(0, 49)), max_size=6), overlap=st.integers(0, 9))
 @settings(max_examples=15, deadline=None)
 def test_any_rows_at_any_time_and_none_twice_on_the_way_down(name, ends, overlap, tmp_path_factory):
-    from fastenh.io.rows import Rows
-
     pixels = np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8)
     path = tmp_path_factory.mktemp("rows") / name
     path.write_bytes(STORED[name](pixels))
-    rows = Rows(path, "PNG" if name == "a.png" else "TIFF")
+    rows = open_photo(path)
     for one, other in ends:
         top, bottom = min(one, other), max(one, other) + 1
         assert np.array_equal(rows.read(top, bottom), pixels[top:bottom])
 
-    decoded, decode = [], rows._decoded
-    rows._decoded = lambda first, end: decoded.extend(range(first, end)) or decode(first, end)
+    decoded, decode = [], rows._decode
+    rows._decode = lambda first, end: decoded.extend(range(first, end)) or decode(first, end)
     rows.read(0, 1)
     decoded.clear()
     rows._blocks = []
@@ -752,7 +761,7 @@ def test_any_rows_at_any_time_and_none_twice_on_the_way_down(name, ends, overlap
 
 
 def test_the_limit_takes_the_largest_cameras():
-    from fastenh.io.header import MAX_PIXELS
+    from fastenh.io.formats.base import MAX_PIXELS
 
     assert MAX_PIXELS >= 16_320 * 12_240  # a 200-megapixel phone
 
@@ -887,8 +896,8 @@ def test_pixels_have_a_limit(tmp_path, monkeypatch):
         ("a.webp", "PIL.WebPImagePlugin.WebPImageFile.load", MemoryError()),
         ("a.heic", "pillow_heif.open_heif", RuntimeError("Memory allocation error: Allocating 36000015 bytes failed")),
         ("a.dng", "rawpy.imread", Exception(b"Unsufficient memory")),
-        ("a.png", "fastenh.io.rows.oiio.geterror", "libpng: Insufficient memory"),
-        ("a.tif", "fastenh.io.rows.oiio.geterror", "TIFFFillStrip: Out of memory"),
+        ("a.png", "OpenImageIO.geterror", "libpng: Insufficient memory"),
+        ("a.tif", "OpenImageIO.geterror", "TIFFFillStrip: Out of memory"),
     ],
 )
 def test_what_decoders_say_of_memory(tmp_path, monkeypatch, name, decoder, said):
@@ -931,7 +940,7 @@ def test_decoders_that_do_not_say_which_it_was(tmp_path, monkeypatch, name):
         asked.append(shape)
         raise MemoryError
 
-    monkeypatch.setattr("fastenh.io.whole.np.empty", empty)
+    monkeypatch.setattr("fastenh.io.formats.base.np.empty", empty)
     with pytest.raises(MemoryError, match=f"{name}: out of memory"):
         read_photo(tmp_path / name)
     assert asked == [(40, 70, 8)]
@@ -957,7 +966,7 @@ def test_a_profile_is_no_worse_for_little_memory(monkeypatch):
 def test_overwrites_only_when_told(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    with pytest.raises(FileExistsError, match="already there"):
+    with pytest.raises(FileExistsError, match="exists, and"):
         write_photo(photo_of(smooth()), path)
     assert path.read_bytes() == b"old"
     write_photo(photo_of(smooth()), path, overwrite=True)
@@ -1043,7 +1052,8 @@ def test_other_libraries_read_what_is_deflated(tmp_path, monkeypatch, name, chan
     """libpng, libtiff and tifffile; rows come in pieces that are no whole strips, and any number overflows."""
     if name == "a.png" and channels == 5:
         pytest.skip("PNG has no fifth channel")
-    monkeypatch.setattr(deflate, "AT_ONCE", 37 * channels * np.dtype(dtype).itemsize * 4)
+    format = png_format if name == "a.png" else tiff_format
+    monkeypatch.setattr(format, "AT_ONCE", 37 * channels * np.dtype(dtype).itemsize * 4)
     pixels = RNG.integers(0, np.iinfo(dtype).max, (23, 37, channels), dtype, endpoint=True)
     header = stored_as(photo_of(pixels).header, tmp_path / name)
     with row_writer(tmp_path / name, header) as writer:
@@ -1068,7 +1078,7 @@ def test_other_libraries_read_what_is_deflated(tmp_path, monkeypatch, name, chan
 
 def test_a_tiff_of_more_than_4_gigabytes_has_longer_offsets(tmp_path, monkeypatch):
     write_photo(photo_of(smooth()), tmp_path / "a.tif")
-    monkeypatch.setattr(deflate, "CLASSIC", 100)
+    monkeypatch.setattr(tiff_format, "MAX_CLASSIC", 100)
     write_photo(photo_of(smooth(), icc=b"a profile", dpi=(300, 300)), tmp_path / "b.tif")
     assert [(tmp_path / name).read_bytes()[2] for name in ("a.tif", "b.tif")] == [42, 43]
     image, photo = Image.open(tmp_path / "b.tif"), read_photo(tmp_path / "b.tif")

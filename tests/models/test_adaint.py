@@ -31,7 +31,7 @@ def lively(n_luts: int = 3, size: int = 9) -> AdaInt:
 def test_it_is_linear_interpolation_on_each_photos_own_grid() -> None:
     model = lively()
     image = torch.rand(2, 3, 30, 41) * torch.rand(2, 3, 1, 1) * 1.4 - 0.1  # some outside [0, 1]
-    result, (weights, vertices) = model(image), model.predict(image)
+    result, (weights, vertices) = model(image), model.weights_and_vertices(image)
     assert vertices[..., 0].eq(0).all() and (vertices.diff() > 0).all() and vertices.diff().std() > 0.01
     torch.testing.assert_close(vertices[..., -1], torch.ones(2, 3))
     for b in range(2):
@@ -56,7 +56,7 @@ def test_the_backbone_is_the_published_one() -> None:
             x = F.instance_norm(x, weight=model.backbone[i][2].weight, bias=model.backbone[i][2].bias)
     features = F.avg_pool2d(x, 4).flatten(1)
     logits = (features @ model.intervals.weight.T + model.intervals.bias).view(2, 3, 8)
-    weights, vertices = model.predict(image)
+    weights, vertices = model.weights_and_vertices(image)
     torch.testing.assert_close(weights, features @ model.weights.weight.T + model.weights.bias)
     torch.testing.assert_close(vertices[..., 1:], logits.softmax(-1).cumsum(-1))
 
@@ -86,7 +86,7 @@ def test_published_weights_give_the_published_result(assets) -> None:
     model = convert(assets / WEIGHTS)
     assert model.arguments == {"n_luts": 3, "size": 33}
     image = photo(assets / "lut/AdaInt/resources/a4739.jpg")
-    weights, vertices = model.predict(image)
+    weights, vertices = model.weights_and_vertices(image)
     lut = torch.einsum("bn,n...->b...", weights, model.luts)
     y, x = golden["crop_yx"]
     for ours, theirs in [
@@ -105,7 +105,9 @@ def test_compiled_gradients_are_the_published_ones(assets, code: str, monkeypatc
     golden = np.load(assets / "lut/golden/adaint_sRGB_a1629_grad.npz")
     model = convert(assets / WEIGHTS)
     with torch.no_grad():
-        weights, vertices = model.predict(photo(assets / "lut/Image-Adaptive-3DLUT/demo_images/sRGB/a1629.jpg"))
+        weights, vertices = model.weights_and_vertices(
+            photo(assets / "lut/Image-Adaptive-3DLUT/demo_images/sRGB/a1629.jpg")
+        )
         lut = torch.einsum("bn,n...->b...", weights, model.luts)
     image, grad = torch.from_numpy(golden["x"]), torch.from_numpy(golden["grad_out"])
     with backend(code):

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from fastenh import Enhancer, backend
 from fastenh.models import AdaInt, CSRNet, ImageAdaptiveLUT, SepLUT, adaint, csrnet, load, save, seplut
+from fastenh.models.system import Picture, System
+from fastenh.tiles import Place
 
 SYSTEMS = ["lut3d", "adaint", "seplut", "csrnet"]
 CONVERT = {"adaint": adaint.convert, "seplut": seplut.convert, "csrnet": csrnet.convert}
@@ -40,18 +42,22 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return lively(request.param)
 
 
+def rendered(model: System, image: Tensor, params: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
+    return model.render(image, params, None, Place(0, 0, *image.shape[2:]), out)
+
+
 @pytest.mark.parametrize("size", [(33, 50), (64, 7), (5, 5), (131, 67)])
 @torch.no_grad()
-def test_a_batch_is_each_picture_on_its_own(model: nn.Module, size: tuple[int, int]) -> None:
+def test_a_batch_is_each_picture_on_its_own(model: System, size: tuple[int, int]) -> None:
     image = pictures(3, 3, *size)
     result = model(image)
     torch.testing.assert_close(result, torch.cat([model(one) for one in image.split(1)]), rtol=0, atol=1e-5)
-    others = model.render(image, model.look(image[[1, 2, 0]]))
-    assert (others - result).abs().amax((1, 2, 3)).min() > 1e-3  # the looks do differ
+    others = rendered(model, image, model.predict(Picture(image[[1, 2, 0]])))
+    assert (others - result).abs().amax((1, 2, 3)).min() > 1e-3  # the params do differ
 
 
 @torch.no_grad()
-def test_any_strides_do(model: nn.Module) -> None:
+def test_any_strides_do(model: System) -> None:
     image = pictures(2, 3, 40, 52)
     crop = pictures(2, 3, 44, 60)[:, :, 2:42, 3:55].copy_(image)
     for same in (
@@ -68,7 +74,7 @@ def test_any_strides_do(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_half_precision_is_rounded_once(model: nn.Module, dtype: torch.dtype) -> None:
+def test_half_precision_is_rounded_once(model: System, dtype: torch.dtype) -> None:
     image = pictures(2, 3, 41, 52).to(dtype)
     result, exact = model(image), model(image.float())
     assert result.dtype == dtype
@@ -77,7 +83,7 @@ def test_half_precision_is_rounded_once(model: nn.Module, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize(("dtype", "full"), [(torch.uint8, 255), (torch.uint16, 65535)])
 @torch.no_grad()
-def test_integers_are_full_scale_and_rounded_once(model: nn.Module, dtype: torch.dtype, full: int) -> None:
+def test_integers_are_full_scale_and_rounded_once(model: System, dtype: torch.dtype, full: int) -> None:
     image = (pictures(2, 3, 41, 52) * full).round()
     result, exact = model(image.to(dtype)), model(image / full)
     assert result.dtype == dtype
@@ -85,23 +91,23 @@ def test_integers_are_full_scale_and_rounded_once(model: nn.Module, dtype: torch
 
 
 @torch.no_grad()
-def test_a_look_does_strip_by_strip_and_colour_by_colour(model: nn.Module) -> None:
+def test_params_render_strips_and_single_colours(model: System) -> None:
     image = pictures(2, 3, 45, 52)
-    result, look = model(image), model.look(image)
-    assert model.pointwise and all(len(part) == 2 for part in look)
-    strips = torch.cat([model.render(strip, look) for strip in image.split(11, dim=2)], 2)
+    result, params = model(image), model.predict(Picture(image))
+    assert model.reach == 0 and model.colour_map and all(len(part) == 2 for part in params)
+    strips = torch.cat([rendered(model, strip, params) for strip in image.split(11, dim=2)], 2)
     torch.testing.assert_close(strips, result, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model.render(image[:, :, :1, :1], look), result[:, :, :1, :1], rtol=0, atol=1e-6)
-    torch.testing.assert_close(model.render(image.double(), look).float(), result, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rendered(model, image[:, :, :1, :1], params), result[:, :, :1, :1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(rendered(model, image.double(), params).float(), result, rtol=0, atol=1e-5)
     out = torch.full_like(image, torch.nan)
-    assert model.render(image, look, out=out) is out
+    assert rendered(model, image, params, out) is out
     torch.testing.assert_close(out, result, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"^\w+: .*expected .*got"):
-        model.render(image[:1], look)
+        rendered(model, image[:1], params)
 
 
 @torch.no_grad()
-def test_bands_do_not_show(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_do_not_show(model: System, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures(2, 3, 53, 31)
     whole = model(image), model((image * 255).byte())
     monkeypatch.setattr(seplut, "CPU_BAND", 400)
@@ -111,7 +117,7 @@ def test_bands_do_not_show(model: nn.Module, monkeypatch: pytest.MonkeyPatch) ->
     assert (model((image * 255).byte()).int() - whole[1].int()).abs().max() <= 1
 
 
-def test_training_computes_the_same_and_reaches_every_parameter(model: nn.Module) -> None:
+def test_training_computes_the_same_and_reaches_every_parameter(model: System) -> None:
     image = pictures(2, 3, 40, 50).requires_grad_()
     result = model(image)
     with torch.no_grad():
@@ -129,14 +135,14 @@ def test_gradients_are_those_of_the_function(name: str) -> None:
     assert torch.autograd.gradcheck(lambda *_: model(image), (image, *model.parameters()), fast_mode=True, atol=1e-3)
 
 
-def test_a_saved_model_comes_back(model: nn.Module, assert_same_model, tmp_path) -> None:
+def test_a_saved_model_comes_back(model: System, assert_same_model, tmp_path) -> None:
     save(model, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
     assert again.arguments == model.arguments and not again.training
     assert_same_model(again, model, pictures(2, 3, 20, 30))
 
 
-def test_photos_are_retouched(model: nn.Module) -> None:
+def test_photos_are_retouched(model: System) -> None:
     photo = (pictures(1, 3, 60, 70)[0].permute(1, 2, 0) * 255).byte().numpy()
     result = Enhancer(model)(photo)
     with torch.no_grad():
@@ -147,14 +153,14 @@ def test_photos_are_retouched(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     "image", [torch.rand(3, 8, 8), torch.rand(1, 4, 8, 8), torch.rand(1, 3, 0, 8), torch.zeros(1, 3, 8, 8).int()]
 )
-def test_a_wrong_image_is_one_line(model: nn.Module, image: Tensor) -> None:
+def test_a_wrong_image_is_one_line(model: System, image: Tensor) -> None:
     with pytest.raises((ValueError, TypeError), match=r"^\w+: image: expected .*got") as error:
         model(image)
     assert "\n" not in str(error.value)
 
 
 @torch.no_grad()
-def test_the_plain_reference_computes_the_same(model: nn.Module) -> None:
+def test_the_plain_reference_computes_the_same(model: System) -> None:
     image = pictures(2, 3, 30, 41)
     fast = model(image)
     with backend("reference"):
@@ -213,6 +219,13 @@ def test_other_files_are_refused_in_one_line(name: str, theirs: str, tmp_path) -
     assert "\n" not in str(error.value) and str(tmp_path / "w.pth") in str(error.value)
 
 
-def test_fused_lut_is_the_exact_one_alone() -> None:
-    """Whoever asks a model for `fused_lut` takes it for all that the model does."""
-    assert [name for name in SYSTEMS if hasattr(lively(name), "fused_lut")] == ["lut3d"]
+def test_only_a_model_that_is_one_table_blends_tables() -> None:
+    """A blend of params must be the blend of the results, which for other systems it is not."""
+    for name in SYSTEMS:
+        model, image = lively(name), pictures(2, 3, 20, 24)
+        blended = model.blend(model.predict(Picture(image)), 0.3)
+        assert (blended is not None) == (name == "lut3d")
+        if blended is not None:
+            with torch.no_grad():
+                expected = image.lerp(model(image), 0.3)
+                torch.testing.assert_close(rendered(model, image, blended), expected, rtol=0, atol=1e-6)

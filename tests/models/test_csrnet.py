@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastenh.models import CSRNet, csrnet
 from fastenh.models.csrnet import convert
+from fastenh.models.system import Picture
+from fastenh.tiles import Place
 
 
 def layer_by_layer(model: CSRNet, image: Tensor) -> Tensor:
@@ -67,5 +69,6 @@ def test_a_thumbnail_stands_in_for_the_photo_about(assets) -> None:
     photo = np.asarray(Image.open(assets / "lut/LUTwithBGrid/a0634.jpg"), dtype=np.float32) / 255
     image = torch.from_numpy(photo).permute(2, 0, 1)[None]
     thumbnail = F.interpolate(image, (256, 256), mode="bilinear", antialias=True)
-    difference = (model.render(image, model.look(thumbnail)) - model(image)).abs()
+    params = model.predict(Picture(thumbnail))
+    difference = (model.render(image, params, None, Place(0, 0, *image.shape[2:])) - model(image)).abs()
     assert 0.01 < difference.mean() < 0.03 and difference.max() < 0.1

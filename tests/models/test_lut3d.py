@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fastenh.models.lut3d import CLASSIFIERS, ImageAdaptiveLUT, convert, identity_lut, thumbnail
+from fastenh.models.lut3d import CLASSIFIERS, ImageAdaptiveLUT, convert, identity_lut
+from fastenh.models.system import Picture
 
 
 def published_classifier(variant: str, n_luts: int) -> nn.Sequential:
@@ -197,6 +198,8 @@ def test_thumbnail_is_interpolate(shape, dtype):
     image = values.to(dtype) if full is None else (values * full).round().to(dtype)
     exact = image.double() if full is None else image.double() / full
     expected = F.interpolate(exact, (64, 64), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(thumbnail(image, 64).double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(Picture(image).thumbnail(64).double(), expected, rtol=0, atol=2e-5)
     if full is None and dtype == torch.float64:
-        assert torch.autograd.gradcheck(lambda x: thumbnail(x, 5), torch.rand(1, 3, 4, 13).double().requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda x: Picture(x).thumbnail(5), torch.rand(1, 3, 4, 13).double().requires_grad_()
+        )

@@ -27,7 +27,7 @@ def lively(*arguments: int) -> SepLUT:
 def test_it_is_a_curve_for_each_channel_and_then_a_3d_lut(size: int, size_1d: int, width: int) -> None:
     model = lively(3, size, size_1d, width)
     image = torch.rand(2, 3, 30, 41) * torch.rand(2, 3, 1, 1) * 1.4 - 0.1  # some outside [0, 1]
-    result, (weights, curves) = model(image), model.predict(image)
+    result, (weights, curves) = model(image), model.weights_and_curves(image)
     assert (curves.diff() < 0).any() or size_1d == 2
     points, axes = np.linspace(0, 1, size_1d), [np.linspace(0, 1, size)] * 3
     for b in range(2):
@@ -50,7 +50,7 @@ def test_curves_and_weights_come_from_the_published_layers() -> None:
         if i < 4:
             x = F.instance_norm(x, weight=model.backbone[i][2].weight, bias=model.backbone[i][2].bias)
     features = F.avg_pool2d(x, 4).flatten(1)
-    weights, curves = model.predict(image)
+    weights, curves = model.weights_and_curves(image)
     torch.testing.assert_close(weights, features @ model.weights.weight.T + model.weights.bias)
     expected = torch.sigmoid(features @ model.curves.weight.T + model.curves.bias).view(2, 3, 9)
     torch.testing.assert_close(curves, expected)
@@ -90,7 +90,7 @@ def test_published_weights_give_the_published_result(assets) -> None:
     assert model.arguments == {"n_luts": 3, "size": 17, "size_1d": 17, "width": 8}
     photo = np.asarray(Image.open(assets / "lut/AdaInt/resources/a4739.jpg"), dtype=np.float32) / 255
     image = torch.from_numpy(photo).permute(2, 0, 1)[None]
-    weights, curves = model.predict(image)
+    weights, curves = model.weights_and_curves(image)
     lut = torch.einsum("bn,n...->b...", weights, model.luts)
     y, x = golden["crop_yx"]
     for ours, theirs in [

@@ -41,7 +41,7 @@ class TestLaws(Laws):
         tensors = [lay_out(t, layout).requires_grad_() for t in tensors]
         exact = [t.detach().float().requires_grad_() for t in tensors]
         with fastenh.backend(VARIANTS[-1]):
-            result, truth = context_voxels(*tensors, k), context._reference(context.Arguments(*exact, k))
+            result, truth = context_voxels(*tensors, k), context.reference(context.Arguments(*exact, k))
             assert_close(result, truth.detach(), "result", self.arithmetic(tensors[0]))
             grad = lay_out(Box(tuple(result.shape), -1, 1).tensor(2).to(dtype), layout)
             for needed in ([0, 1], [0], [1]):

@@ -311,7 +311,7 @@ def test_small_images_need_no_packed_luts(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*args: object) -> None:
         raise AssertionError("the LUTs were packed")
 
-    monkeypatch.setattr(lut, "_pack", refuse)
+    monkeypatch.setattr(lut, "pack", refuse)
     for size, side in ((2, 64), (9, 64), (33, 180), (256, 300)):
         image, table = torch.rand(1, 3, side, side, requires_grad=True), torch.rand(1, 3, size, size, size)
         lut_transform(image, table).sum().backward()
@@ -325,9 +325,9 @@ def test_small_images_need_no_packed_luts(monkeypatch: pytest.MonkeyPatch) -> No
 def test_weights_shared_by_all_images_need_one_packed_copy(
     rows: int, copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack, packed = lut._pack, []
+    pack, packed = lut.pack, []
     monkeypatch.setattr(lut, "_is_small", lambda pixels, luts: False)
-    monkeypatch.setattr(lut, "_pack", lambda *args: packed.append(pack(*args)) or packed[-1])
+    monkeypatch.setattr(lut, "pack", lambda *args: packed.append(pack(*args)) or packed[-1])
     image, luts = torch.rand(3, 3, 48, 48), torch.rand(2, 3, 9, 9, 9, requires_grad=True)
     weights, grad = torch.rand(rows, 2, requires_grad=True), torch.rand(3, 3, 48, 48)
     result = lut_transform(image, luts, weights)

@@ -20,7 +20,7 @@ pytest.importorskip("lightning", reason="the loop runs on Lightning Fabric: pip 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastenh.cli.options import message
-from fastenh.models.tensors import checksum
+from fastenh.models.checkpoint import checksum
 from fastenh.train.config import Settings
 from fastenh.train.loop import State, Task, run
 

@@ -11,7 +11,7 @@ pytest.importorskip("lightning", reason="the loop runs on Lightning Fabric: pip 
 pytest.importorskip("torchvision", reason="torchvision has VGG-16: pip install fastenh[train]")
 
 from fastenh import losses, ops
-from fastenh.data import Contrasts, Scenes, find_references, find_scenes
+from fastenh.data import Contrasts, Crops, find_labelled_photos, find_references
 from fastenh.models import ZeroDCE, ZeroDCEPlusPlus, load, save
 from fastenh.train import zero_dce
 from fastenh.train.config import configure
@@ -45,7 +45,7 @@ def tiny_segmentation() -> nn.Module:
 def contrast(streets, exposures, vgg):
     def make(config: SemanticConfig) -> SemanticContrast:
         labels = config.consistency > 0 or config.cross_entropy > 0
-        scenes = Scenes(find_scenes(streets), config.side, config.seed, config.darken, labels)
+        scenes = Crops(find_labelled_photos(streets), config.side, config.seed, config.darken, labels)
         triples = Contrasts(scenes, find_references(exposures), config.negatives)
         task = SemanticContrast(config, triples, vgg, tiny_segmentation())
         nn.init.normal_(task.model.e_conv7.weight, std=0.2)
@@ -56,7 +56,7 @@ def contrast(streets, exposures, vgg):
 
 def zero(streets, **changes) -> ZeroReference:
     config = small(**changes)
-    task = ZeroReference(config, Scenes(find_scenes(streets), config.side, darken=3.0))
+    task = ZeroReference(config, Crops(find_labelled_photos(streets), config.side, darken=3.0))
     for parameter in task.model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return task
@@ -211,7 +211,7 @@ def brightness(model: nn.Module, batch: Tensor) -> float:
 def test_the_first_steps_of_zero_dce_brighten(streets, tmp_path):
     config = small(steps=60, learning_rate=3e-3, darken=4.0, batch=3)
     zero_dce.train(config, streets, tmp_path)
-    image = Scenes(find_scenes(streets), 24, darken=4.0).batch(range(6))["image"]
+    image = Crops(find_labelled_photos(streets), 24, darken=4.0).batch(range(6))["image"]
     before, after = image.mean().item(), brightness(load(tmp_path / "model.safetensors"), image)
     assert after > before + 0.5 * (0.6 - before)
 
@@ -246,7 +246,7 @@ def test_photos_without_labels_do_where_no_loss_needs_them(streets, exposures, t
     photos = streets / "leftImg8bit/train/aachen"
     zero_dce.train_semantic(semantic("fit", steps=1), photos, exposures, tmp_path / "run")
     assert (tmp_path / "run/model.safetensors").exists()
-    with pytest.raises(ValueError, match=r"s_1_leftImg8bit\.png: expected a map of its labels"):
+    with pytest.raises(ValueError, match=r"s_1_leftImg8bit\.png: expected a label map"):
         zero_dce.train_semantic(semantic(), photos, exposures, tmp_path / "other")
     with pytest.raises(ValueError, match="--references: expected a folder"):
         zero_dce.train_semantic(semantic("fit"), photos, None, tmp_path / "other")
@@ -258,16 +258,16 @@ def test_photos_without_labels_do_where_no_loss_needs_them(streets, exposures, t
     [
         (Config, {"system": "lam"}, "system: expected one of zero-dce, zero-dce++, got 'lam'"),
         (Config, {"exposure": -1}, "exposure: expected a number of at least 0, got -1.0"),
-        (Config, {"darken": 0.5}, "darken: expected the greatest γ, 1 to 100, got 0.5"),
+        (Config, {"darken": 0.5}, "darken: expected the largest γ, from 1 to 100, got 0.5"),
         (Config, {"side": 15}, "side: expected at least 16 pixels, got 15"),
         (Config, {"level": 1}, "level: expected a brightness between 0 and 1, got 1.0"),
         (SemanticConfig, {"negatives": "some"}, "negatives: expected one of both, under, over, none, got 'some'"),
         (
             SemanticConfig,
             {"segmentation": ""},
-            "segmentation: expected a .pth or .safetensors file of a network trained to see the data's classes, "
-            "deeplabv3plus on resnet50 of segmentation-models-pytorch, got none; that package has none to download; "
-            "cross_entropy=0 does without",
+            "segmentation: expected a .pth or .safetensors file of a network trained on the data's classes, "
+            "deeplabv3plus with resnet50 from segmentation-models-pytorch, got none; that package has none to "
+            "download; cross_entropy=0 needs none",
         ),
     ],
 )

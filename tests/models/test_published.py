@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from fastenh import models
 from fastenh.models import CSRNet, ImageAdaptiveLUT, csrnet, lut3d
+from fastenh.models.checkpoint import checksum
+from fastenh.models.published import check_archive, read_pth
 from fastenh.models.segmentation import read_weights
-from fastenh.models.tensors import check_archive, checksum, read_pth
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_300_000_tensors_are_refused_before_one_is_read(tmp_path, monkeypatch):
     }
     header = json.dumps({"__metadata__": {"fastenh": "{}"}} | entries).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 * 300_000))
-    monkeypatch.setattr("fastenh.models.tensors.safe_open", None)
+    monkeypatch.setattr("fastenh.models.checkpoint.safe_open", None)
     for read in (models.load, read_weights):
         refused(read, tmp_path / "a.safetensors", rf"expected a header of at most 1048576 bytes, got {len(header)}$")
 

@@ -1,0 +1,1 @@
+"""Photo formats: one file for each, listed in `registry`."""

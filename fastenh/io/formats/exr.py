@@ -1,0 +1,103 @@
+"""OpenEXR, through OpenImageIO."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastenh.io.formats.base import Format, Header, take
+from fastenh.io.formats.rows import KINDS, OpenImageIOReader, OpenImageIOWriter, new_spec
+
+
+class OpenExr(Format):
+    name = "OpenEXR"
+    suffixes = (".exr",)
+    start = re.compile(rb"v/1\x01")
+    depths = ("float16", "float32")
+    by_rows = True
+    extra_channels = True
+    linear = True
+
+    def open(self, path: Path) -> ExrReader:
+        return ExrReader(path, self)
+
+    def writer(self, path: Path, header: Header) -> OpenImageIOWriter:
+        return OpenImageIOWriter(path, header, self, _spec(header))
+
+    def has_end(self, file: BinaryIO, size: int) -> bool:
+        """The table of chunks, which is written last, and the last chunk. A file of several parts, or with deep pixels,
+        is never written here and counts as complete."""
+        file.seek(4)
+        version = struct.unpack("<I", take(file, 4))[0]
+        if version & 0x1800:  # several parts, or deep pixels
+            return True
+        while _word(file):
+            _word(file)  # the attribute's type
+            file.seek(struct.unpack("<I", take(file, 4))[0], 1)
+        first, last = size, 0
+        while file.tell() < first:  # the first chunk comes after the table
+            place = struct.unpack("<Q", take(file, 8))[0]
+            if not file.tell() <= place < size:
+                return False
+            first, last = min(first, place), max(last, place)
+        file.seek(last + (16 if version & 0x200 else 4))  # after the coordinates of a tile, or of scanlines
+        length = struct.unpack("<I", take(file, 4))[0]
+        return last > 0 and file.tell() + length <= size
+
+
+class ExrReader(OpenImageIOReader):
+    def _refusal(self) -> str | None:
+        return super()._refusal() or self._several_pages()
+
+    def _header(self) -> Header:
+        import OpenImageIO as oiio
+
+        header, numbers = super()._header(), tuple(self._spec.getattribute("chromaticities") or ())
+        return replace(
+            header, premultiplied=header.alpha is not None, linear=True, storage={"spec": oiio.ImageSpec(self._spec)},
+            chromaticities=numbers if _are_chromaticities(numbers) else (),
+        )  # fmt: skip
+
+
+def _spec(header: Header) -> Any:
+    """OpenImageIO's description of a new file: where the photo was an OpenEXR, that of its file with all attributes."""
+    if "spec" not in header.storage:
+        return new_spec(header)
+    import OpenImageIO as oiio
+
+    stored = header.storage["spec"]
+    spec = oiio.ImageSpec(stored)
+    turned = header.orientation == 1 and spec.get_int_attribute("Orientation", 1) != 1
+    if turned or (header.width, header.height) != (spec.width, spec.height):
+        spec["Orientation"] = header.orientation
+        spec.x = spec.y = spec.full_x = spec.full_y = 0
+        spec.width, spec.height = header.width, header.height
+        spec.full_width, spec.full_height = header.width, header.height
+    spec.tile_width = spec.tile_height = spec.tile_depth = 0
+    spec.set_format(KINDS[str(header.dtype)])
+    spec.channelformats = stored.channelformats  # () where all channels have the same
+    return spec
+
+
+def _are_chromaticities(numbers: tuple[float, ...]) -> bool:
+    """Whether these are x, y of three primaries and of a white that they mix to; some programs write zeros."""
+    if len(numbers) != 8:
+        return False
+    x, y = np.reshape(numbers, (4, 2)).T.astype(float)
+    xyz = np.stack([x, y, 1 - x - y])
+    if not np.isfinite(xyz).all() or abs(np.linalg.det(xyz[:, :3])) < 1e-6:
+        return False
+    return bool(y[3] > 0 and (np.linalg.solve(xyz[:, :3], xyz[:, 3]) > 0).all())
+
+
+def _word(file: BinaryIO) -> bytes:
+    """The bytes up to the next zero."""
+    word = b""
+    while (byte := take(file, 1)) != b"\0" and len(word) < 256:
+        word += byte
+    return word

@@ -1,0 +1,69 @@
+"""Retouch one photo: convert its pixels to a model's input, run the engine, convert back; in memory or by strips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fastenh.engine import Engine, Options
+from fastenh.io.encoding import apply_change, convert, model_input
+from fastenh.io.formats.base import Header
+from fastenh.io.formats.registry import FORMATS
+from fastenh.io.photos import Photo, all_rows, open_photo, stored_as, write_stored
+from fastenh.pipelines.large import LARGE, enhance_by_strips
+
+
+@dataclass(frozen=True)
+class FileOptions(Options):
+    """How a photo is retouched and written; `fastenh.io.write_photo` documents the additional options."""
+
+    dither: bool = False
+    quality: int | None = None
+    RANGES = Options.RANGES | {"quality": ("1 to 100", 1, 100)}
+
+
+def enhance_file(
+    engine: Engine, source: Path, target: Path, options: FileOptions, overwrite: bool = False
+) -> tuple[str, ...]:
+    """Retouch one file into another, atomically; returns the system's notes. A new file gets the photo's permissions.
+
+    A PNG, TIFF or OpenEXR of more than 2²⁶ pixels is processed by strips if the system can render parts of an image.
+    This takes a few hundred megabytes of memory for any size, plus the largest piece that a TIFF stores as a whole (a
+    row of tiles, a compressed strip). Pixels keep their stored order and orientation tag. A rotated photo that changes
+    its format is turned upright in memory instead.
+    """
+    photo = open_photo(source)
+    if not isinstance(photo, Photo):
+        old, new = photo.header, stored_as(photo.header, target)
+        can = FORMATS[new.format].by_rows and (old.orientation == 1 or new.format == old.format) and engine.tileable
+        if can and old.height * old.width * engine.scale**2 > LARGE:
+            return enhance_by_strips(engine, photo, target, new, options, options.dither, overwrite)
+        photo = all_rows(photo)
+    header = stored_as(photo.header, target)
+    after, notes = enhance_photo(engine, photo, options, header)
+    write_stored(after, target, options.quality, overwrite, source)
+    return notes
+
+
+@torch.inference_mode()
+def enhance_photo(
+    engine: Engine, photo: Photo, options: FileOptions, header: Header | None = None
+) -> tuple[Photo, tuple[str, ...]]:
+    """The retouched photo, stored as `header` describes or else as before, and the system's notes."""
+    old, new = photo.header, header or photo.header
+    if options.strength == 0 and engine.scale == 1:
+        return Photo(new, convert(photo.pixels, old, new, options.dither and new.dtype != old.dtype)), ()
+
+    bounded, same = engine.system.bounded, (new.dtype, new.linear) == (old.dtype, old.linear)
+    plain = old.colour_space.is_srgb and old.dtype.kind == "u" and not old.premultiplied
+    if plain and same and engine.scale == 1 and not options.dither:  # integers need no conversion to floats
+        pixels = photo.pixels.copy()
+        colours = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)[None]
+        after, notes = engine.enhance(colours, options)
+        colours.copy_(after)
+        return Photo(new, pixels), notes
+    after, notes = engine.enhance(model_input(photo.pixels, old, bounded)[None], options)
+    pixels = apply_change(photo.pixels, after[0], old, new, dither=options.dither, bounded=bounded)
+    return Photo(replace(new, height=pixels.shape[0], width=pixels.shape[1]), pixels), notes
