@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from fastenh.cli import app
 from fastenh.data.example import make_portraits
 from fastenh.io import LutFile, write_lut
+from fastenh.io.formats.registry import FORMATS
 from fastenh.models import AdaInt, CSRNet, LocalContextLUT, ZeroDCE, save
 from fastenh.models.lut3d import identity_lut
 
@@ -124,3 +125,9 @@ def test_python_of_files() -> None:
     exec(code, names)
     assert Path("after.tif").is_file() and Path("web/photo.jpg").is_file()
     assert [one.error for one in names["results"]] == [None]  # type: ignore[attr-defined]
+
+
+def test_every_format_has_a_row_in_the_table_of_formats() -> None:
+    rows = [line for line in FILES.splitlines() if line.startswith("| ")]
+    for format in FORMATS.values():
+        assert any(row.startswith(f"| {format.name.removeprefix('camera ')}") for row in rows), format.name
