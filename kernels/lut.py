@@ -423,7 +423,8 @@ def lut_transform_backward(
     tables = (packed, panels * size**3 if own > 1 else 0, weights if pixel_weights is not None else None, vertices)
     count = 0 if pixel_weights is None else pixel_weights.shape[1]
     bits = 0 if vertices is None else (size - 2).bit_length()
-    # With panels of tables, the registers suffice for their sums or for the other gradients, but not for both at once.
+    # With panels of tables, the registers suffice for their sums or for the other gradients, but not for both at once,
+    # and for one pixel a thread.
     passes = [(grad_image, grad_pixel_weights, table_sums, vertex_sums)]
     if lanes == 16:
         passes = [(None, None, table_sums, None), (grad_image, grad_pixel_weights, None, vertex_sums)]
@@ -434,5 +435,5 @@ def lut_transform_backward(
             _backward, image.shape[0] * height * triton.cdiv(width, BACKWARD_TILE), image,
             *with_strides(to_image, to_weights, grad, image, pixel_weights), to_tables, to_vertices, *tables,
             table_scale, vertex_scale, panels, count, size, height, width,
-            lanes, bits, bool(tetrahedral), BACKWARD_TILE,
+            lanes, bits, bool(tetrahedral), BACKWARD_TILE, num_warps=8 if lanes == 16 else 4,
         )  # fmt: skip
