@@ -67,6 +67,8 @@ def enlarge(maps: Tensor, place: Place, size: tuple[int, int], *, align_corners:
         return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
     for dim, first, count, whole in ((2, place.top, size[0], place.height), (3, place.left, size[1], place.width)):
         length = maps.shape[dim]
+        if count == whole == length:
+            continue
         x = torch.arange(first, first + count, device=maps.device, dtype=torch.float64)
         if align_corners:
             x = x * ((length - 1) / max(whole - 1, 1))

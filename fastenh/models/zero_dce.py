@@ -117,7 +117,11 @@ class ZeroDCE(System):
         """Apply curves to the image: those of maps at a reduced size, or predicted from its pixels tile by tile."""
         if maps is not None:
             if image.shape[2:] != place[2:]:
-                maps = enlarge(maps, place, (image.shape[2], image.shape[3]), align_corners=True)
+                height, width = image.shape[2:]
+                if width == place.width:  # of strips the op enlarges the columns, without maps as large as the strip
+                    width = maps.shape[3]
+                    place = place._replace(width=width)
+                maps = enlarge(maps, place, (height, width), align_corners=True)
             return ops.curve_iterate(image, maps, ITERATIONS, out=out)
         out = torch.empty_like(image) if out is None else out
         for part, curves in self.curves_by_tile(image, tile):

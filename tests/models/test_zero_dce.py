@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fastenh import Enhancer, ops
 from fastenh.models import ZeroDCE, ZeroDCEPlusPlus, load, save
+from fastenh.models.system import Picture
 from fastenh.models.zero_dce import HALO, convert, resampled
+from fastenh.tiles import Place, Tile
 
 SYSTEMS = [ZeroDCE, ZeroDCEPlusPlus]
 FILES = {
@@ -330,3 +332,22 @@ def test_numbers_too_small_to_matter_become_zero(tmp_path):
     torch.save(state, tmp_path / "w.pth")
     weight = convert(tmp_path / "w.pth", "zero-dce").e_conv6.weight
     assert not weight[3:5].any() and torch.equal(weight[5:], state["e_conv6.weight"][5:])
+
+
+@pytest.mark.parametrize("system", [ZeroDCE, ZeroDCEPlusPlus])
+@pytest.mark.parametrize("map_scale", [1, 4, 12])
+@torch.no_grad()
+def test_strips_and_tiles_are_the_whole(system: type[ZeroDCE], map_scale: int) -> None:
+    """Maps at a reduced size are sampled where a part lies: in full rows by the op, elsewhere beforehand."""
+    torch.manual_seed(0)
+    model = system(map_scale)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.rand(2, 3, 75, 53)
+    whole, picture = model(image), Picture(image)
+    local = model.prepare(picture, ()).local
+    for rows, columns in (((0, 31), (0, 53)), ((31, 75), (0, 53)), ((17, 60), (9, 53)), ((40, 75), (3, 21))):
+        read = Tile(*rows, *columns).grown(model.reach, 75, 53)
+        part = model.render(picture.crop(read), (), local, Place(read.top, read.left, 75, 53))
+        inner = part[..., *Tile(*rows, *columns).within(read)]
+        torch.testing.assert_close(inner, whole[..., slice(*rows), slice(*columns)], rtol=0, atol=1e-6)
