@@ -473,6 +473,35 @@ def test_strips_of_floats_are_the_whole_exactly(tmp_path: Path, monkeypatch: pyt
     assert np.abs(whole - strips).max() <= (1e-5 if name == "Normaliser" else 2e-6)
 
 
+# ---- measures
+
+
+def test_evaluate_measures_a_model_that_enlarges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from fastenh.cli import app
+
+    pytest.importorskip("torchmetrics", reason="pip install fastenh[evaluate]")
+    model = Doubler().eval()
+    monkeypatch.setattr("fastenh.models.load", lambda name: model)
+    for folder in ("input", "target"):
+        (tmp_path / folder).mkdir()
+    small = picture(24, 30)
+    write_photo(photo_of(small), tmp_path / "input" / "0_1.png")
+    write_photo(photo_of(Enhancer(model, "cpu")(small)), tmp_path / "target" / "0_1.png")
+
+    def evaluate() -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path), "--size", "full"])
+        return result.exit_code, result.output
+
+    code, output = evaluate()
+    rows = [line.split("|") for line in output.splitlines() if line.startswith("| full") or line.startswith("| ")]
+    assert code == 0 and "inf" in rows[-1][3] and "inf" not in rows[-2][3], output
+    write_photo(photo_of(small), tmp_path / "target" / "0_1.png", overwrite=True)
+    code, output = evaluate()
+    assert code == 1 and "expected 2 times the source's size, 60×48, got 30×24" in output
+
+
 # ---- streams
 
 
