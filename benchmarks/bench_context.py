@@ -29,7 +29,7 @@ def test_context_voxels(contest: Any, photo: Tensor, maps: Any) -> None:
 
     contest.peer("F.unfold times attention", lambda: peers.unfolded(photo, attention), goal=10)
     contest.peer("nine torch.mul, reused buffers", whole, goal=1.8)
-    contest.peer("nine torch.mul, reused buffers, by rows", by_rows, goal=1.8)
+    contest.peer("nine torch.mul, reused buffers, in bands of rows", by_rows, goal=1.8)
     contest(
         "context_voxels, 3 x 3, photo",
         lambda: context_voxels(photo, attention, out=out),

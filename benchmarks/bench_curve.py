@@ -20,7 +20,7 @@ def test_24_maps(contest: Any, photo: Tensor, maps: Any) -> None:
     contest.peer("eager PyTorch, reused buffers", lambda: iterate_into(other, photo, curves, scratch), goal=4.5)
 
     contest.peer(
-        "eager PyTorch, reused buffers, by rows",
+        "eager PyTorch, reused buffers, in bands of rows",
         lambda: contest.by_rows(iterate_into, other, photo, curves, scratch),
         goal=4.5,
         view=lambda _: other,
@@ -49,7 +49,7 @@ def test_shared_low_resolution_map(contest: Any, photo: Tensor, maps: Any) -> No
         return other
 
     contest.peer("eager PyTorch", upsampling, goal=45)
-    contest.peer("eager PyTorch, reused buffers, by rows", reusing_by_rows)
+    contest.peer("eager PyTorch, reused buffers, in bands of rows", reusing_by_rows)
     compiled = torch.compile(upsampling, fullgraph=True)
     compiled_into = torch.compile(lambda: compiled_out.copy_(upsampling()), fullgraph=True)
     contest.peer("torch.compile", compiled, goal=3)

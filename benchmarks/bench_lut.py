@@ -41,7 +41,7 @@ def test_one_lut(contest: Any, request: pytest.FixtureRequest, picture: str, int
         both = luts.expand(2, -1, -1, -1, -1)
         contest.peer("F.grid_sample", lambda: sample(luts, make_grid(image)), goal=12)
         contest.peer(
-            "F.grid_sample, grid made before, halves as a batch, by rows",
+            "F.grid_sample, precomputed grid, halves as a batch, in bands of rows",
             lambda: contest.by_rows(lambda grid, out: out.copy_(sample(both, grid)), grids, total),
             goal=12,
             view=lambda _: whole(total),
@@ -115,7 +115,7 @@ def test_five_luts_with_pixel_weights(contest: Any, photo: Tensor, maps: Any) ->
     grids, weights = make_grid(halves(photo)).contiguous(), halves(pixel_weights).contiguous()
     total = torch.empty_like(halves(photo))
     contest.peer(
-        "F.grid_sample of 15 channels, grid made before, halves as a batch, by rows",
+        "F.grid_sample of 15 channels, precomputed grid, halves as a batch, in bands of rows",
         lambda: contest.by_rows(lambda out, grid, weights: blend_into(out, grid, luts, weights), total, grids, weights),
         goal=22,
         view=lambda _: whole(total),

@@ -8,13 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import finish
 from fastenh.models.system import RESERVED, Picture, Sides, as_system
 from fastenh.ops.op import FLOATS, FLOATS_AND_INTEGERS, from_float, to_float
-from fastenh.tiles import Place, Tile, feather, tiles
+from fastenh.tiles import Place, Tile, feather, tiles, upscale
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -88,16 +87,19 @@ class Engine:
         with self._autocast():
             return Decision(params, *self.system.prepare(picture, params, **options.conditions))
 
+    def decide(self, picture: Picture, options: Options) -> Decision:
+        """Both; nothing at strength 0, where no system runs."""
+        if options.strength == 0:
+            return Decision(())
+        return self.prepare(picture, self.predict(picture, options), options)
+
     def enhance(self, image: Tensor, options: Options) -> tuple[Tensor, tuple[str, ...]]:
         """Retouch a whole image; also returns the system's notes. Computes on this engine's device.
 
         (B, 3, H, W) → (B, 3, scale·H, scale·W) of the same dtype and on the same device.
         """
-        if options.strength == 0:
-            return from_float(enlarge(to_float(image), self.scale), image.dtype).clone(), ()
         x = image.to(self.device)
-        picture = Picture(x)
-        decision = self.prepare(picture, self.predict(picture, options), options)
+        decision = self.decide(Picture(x), options)
         return self.render(x, options, decision).to(image.device), decision.notes
 
     def render(
@@ -112,12 +114,15 @@ class Engine:
 
         (B, 3, h, w) → (B, 3, scale·h, scale·w) of the same dtype, on this device or into `out` on any.
         """
+        if options.strength == 0:
+            same = image.clone() if self.scale == 1 else from_float(upscale(image, self.scale), image.dtype)
+            return same if out is None else out.copy_(same)
         target = out if out is not None and out.device == image.device else None
         place = Place(0, 0, image.shape[2], image.shape[3]) if place is None else place
         after = self._blended(image, decision, options.strength, place, target)
         if options.denoise or options.protect_highlights:
             flags = {"noise": options.denoise, "highlights": options.protect_highlights}
-            after = finish.finish(enlarge(image, self.scale), after, **flags)
+            after = finish.finish(upscale(image, self.scale), after, **flags)
         return after if out is None or after is out else out.copy_(after)
 
     def _blended(self, image: Tensor, decision: Decision, strength: float, place: Place, out: Tensor | None) -> Tensor:
@@ -135,7 +140,7 @@ class Engine:
             else:
                 real = to_float(x)
                 result = self._rendered(real, params, decision.local, place, None)
-                result = enlarge(real, self.scale).lerp(result, strength)
+                result = upscale(real, self.scale).lerp(result, strength)
                 result = from_float(result.clamp_(0, 1) if self.system.bounded else result, x.dtype)
         result = result.to(image.dtype)
         return result if out is None or result is out else out.copy_(result)
@@ -187,13 +192,6 @@ def check_result(result: Tensor, shape: tuple[int, ...], image: Tensor) -> Tenso
     if result.dtype != image.dtype and not (result.is_floating_point() and image.is_floating_point()):
         raise ValueError(f"model: expected a result of {image.dtype}, as the image; got {result.dtype}")
     return result
-
-
-def enlarge(image: Tensor, scale: int) -> Tensor:
-    """U: bilinear, (B, C, h, w) → (B, C, scale·h, scale·w) floats; the image itself if the scale is 1."""
-    if scale == 1:
-        return image
-    return F.interpolate(to_float(image), scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def whole_sides(sides: Sides, height: int, width: int) -> tuple[int, int]:

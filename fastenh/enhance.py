@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastenh.engine import Engine, Options, as_batch, enlarge
+from fastenh.engine import Engine, Options, as_batch
 from fastenh.io.photos import Photo, read_photo
 from fastenh.models.checkpoint import load
 from fastenh.ops.op import from_float
 from fastenh.pipelines.batch import Outcome, enhance_files, plan
 from fastenh.pipelines.photo import FileOptions, enhance_photo
 from fastenh.pipelines.video import Frame, stream
+from fastenh.tiles import upscale
 
 Pixels = TypeVar("Pixels", Image.Image, np.ndarray, Tensor)
 
@@ -88,10 +89,10 @@ class Enhancer:
             return self._pil(image, options)
         if isinstance(image, np.ndarray):
             return np.ascontiguousarray(
-                self._batch(as_batch(image, self.engine.system.bounded), options)[0].permute(1, 2, 0).numpy()
+                self.engine.enhance(as_batch(image, self.engine.system.bounded), options)[0][0].permute(1, 2, 0).numpy()
             )
         if isinstance(image, Tensor):
-            result = self._batch(as_batch(image, self.engine.system.bounded), options)
+            result = self.engine.enhance(as_batch(image, self.engine.system.bounded), options)[0]
             return result if image.ndim == 4 else result[0]
         raise TypeError(f"image: expected a path, Photo, PIL image, NumPy array or tensor, got {type(image).__name__}")
 
@@ -162,16 +163,11 @@ class Enhancer:
         if colour is None:
             raise ValueError(f"image: expected a PIL image of mode L, LA, RGB or RGBA, got {image.mode}; convert() it")
         pixels = torch.from_numpy(np.array(image if image.mode == colour else image.convert(colour))).permute(2, 0, 1)
-        parts = [self._batch(as_batch(pixels[:3]), options)[0]]
+        parts = [self.engine.enhance(as_batch(pixels[:3]), options)[0][0]]
         if colour == "RGBA":
             alpha, scale = pixels[3:], self.engine.scale
-            parts.append(alpha if scale == 1 else from_float(enlarge(alpha[None], scale), alpha.dtype)[0])
+            parts.append(alpha if scale == 1 else from_float(upscale(alpha[None], scale), alpha.dtype)[0])
         pixels = torch.cat(parts).permute(1, 2, 0).contiguous()
         result = Image.fromarray(pixels.numpy()).convert(image.mode)
         result.info = dict(image.info)
         return result
-
-    def _batch(self, image: Tensor, options: Options) -> Tensor:
-        if options.strength == 0 and self.engine.scale == 1:
-            return image.clone()
-        return self.engine.enhance(image, options)[0]

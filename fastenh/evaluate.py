@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fastenh import metrics
 from fastenh.atomic import replacing
 from fastenh.data import LabelledPhoto, apply_gamma, find_photos, group_of, read_labels
-from fastenh.engine import enlarge
 from fastenh.enhance import Enhancer
 from fastenh.io import PIXEL_SUFFIXES, read_pixels
 from fastenh.losses.semantic import IGNORE
 from fastenh.ops.op import FULL_SCALE
+from fastenh.tiles import upscale
 
 GAMMAS = (1, 2, 6, 10)  # by which photos are darkened for a segmentation network, as in SCL-LLE's paper
 SIZES = {"360p": 360, "full": None}  # pixels of the short side
@@ -145,8 +145,8 @@ def measure(
         height, width = _reduced_size(source, SIZES[size])
         before, full = _resized(source, height, width), (scale * height, scale * width)
         expert = None if target is None else _rounded(_resized(target, *full))
-        people = None if human is None else _resized(enlarge(human, scale), *full) >= 0.5
-        for image, retouched in (("input", enlarge(before, scale)), ("output", enhancer(before, **conditions))):
+        people = None if human is None else _resized(upscale(human, scale), *full) >= 0.5
+        for image, retouched in (("input", upscale(before, scale)), ("output", enhancer(before, **conditions))):
             measures = _measures(_rounded(retouched), expert, people, pristine)
             rows.append(Row(size, image, example, measures))
     return rows

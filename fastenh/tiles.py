@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastenh.ops.op import to_float
+
 
 class Place(NamedTuple):
     """The position of a tile's first pixel in its image, and the size of that image; all in pixels of the image."""
@@ -58,6 +60,13 @@ def feather(tile: Tile, read: Tile, scale: int, device: torch.device) -> Tensor:
 
     rows = ramp(tile.top, tile.bottom, read.top, read.bottom)
     return rows[:, None] * ramp(tile.left, tile.right, read.left, read.right)
+
+
+def upscale(image: Tensor, scale: int) -> Tensor:
+    """(B, C, h, w) of any dtype → (B, C, scale·h, scale·w) floats, bilinear; the image itself if the scale is 1."""
+    if scale == 1:
+        return image
+    return F.interpolate(to_float(image), scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def enlarge(maps: Tensor, place: Place, size: tuple[int, int], *, align_corners: bool) -> Tensor:

@@ -171,7 +171,7 @@ class Case:
 
 
 class Journal:
-    """The results so far: a line of JSON for every unit that was begun, and one for its outcome."""
+    """The results so far: one JSON line when a unit starts, and one with its outcome."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -191,7 +191,7 @@ class Journal:
 
 
 def measure(card: Card, journal: Journal, seconds: float) -> None:
-    """Measures every unit of the plan that was not begun yet, until time runs out."""
+    """Measures the units of the plan that have not started yet, until time runs out."""
     end = time.monotonic() + seconds
     if not journal.facts():
         journal.write(facts=about(card))

@@ -52,7 +52,7 @@ def file_name(results: dict[str, Any]) -> str:
 
 
 class Figures:
-    """Looks up records; None stands for what was not measured."""
+    """Looks up records; None means not measured."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.records = {Unit(*(r[field] for field in Unit._fields)): r for r in results["records"]}

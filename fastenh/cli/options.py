@@ -17,7 +17,7 @@ import typer
 
 from fastenh.memory import is_out_of_memory
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are already there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Strength = Annotated[float, typer.Option(help="0 leaves the photo as it is, 1 is the whole retouch.")]

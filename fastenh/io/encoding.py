@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh.io.colour import LUMINANCE, bands, clamp
 from fastenh.io.formats.base import Header
 from fastenh.ops import op
+from fastenh.tiles import upscale
 
 
 def model_input(pixels: np.ndarray, header: Header, bounded: bool = True) -> Tensor:
@@ -85,9 +85,7 @@ def _enlarged(x: Tensor, retouched: Tensor, old: Header, new: Header, scale: int
     """All channels of the result, in floats, for models that enlarge or have no bounds."""
 
     def enlarge(planes: Tensor) -> Tensor:
-        if scale == 1:
-            return planes
-        return F.interpolate(planes[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
+        return upscale(planes[None], scale)[0]
 
     colours, space = x[: old.colours], old.colour_space
     if not bounded:

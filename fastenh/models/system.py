@@ -26,7 +26,8 @@ from fastenh.tiles import Place, Tile, tiles
 
 
 class Sides(NamedTuple):
-    """Requirements on the height and width of a system's input. The engine pads images and crops results."""
+    """Requirements of `System.render` on the height and width of a tile. The engine pads tiles and crops results;
+    `predict` and `prepare` get the image without padding."""
 
     multiple_of: int = 1
     minimum: int = 1
@@ -58,7 +59,8 @@ class Condition:
 class Picture:
     """The whole image, (B, 3, H, W), as input of `predict` and `prepare`: floats in [0, 1] or integers at full scale.
 
-    Here it is in memory. A subclass, `fastenh.pipelines.large.FilePicture`, reads it from a file."""
+    Here it is in memory, as `image`. `fastenh.pipelines.large.FilePicture` reads it from a file and has everything but
+    `image`, so systems use the rest."""
 
     def __init__(self, image: Tensor) -> None:
         self.image, self.device = image, image.device
@@ -172,7 +174,9 @@ class System(nn.Module):
 def write_tile(result: Tensor, image: Tensor, out: Tensor | None) -> Tensor:
     """What `render` returns: a result in floats converted to the dtype of `image`, rounded, into `out` if given."""
     result = from_float(result, image.dtype)
-    return result if out is None or out.shape != result.shape else out.copy_(result)
+    if out is None or out.shape != result.shape:  # the engine reports a wrong shape
+        return result
+    return out.copy_(result)
 
 
 class Plain(System):

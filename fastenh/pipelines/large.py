@@ -41,10 +41,10 @@ class FilePicture(Picture):
     @functools.cached_property  # the file is read only if it is asked for
     def overview(self) -> Tensor:  # type: ignore[override]
         step = -(-max(self.size) // OVERVIEW)
-        stored = self.header.orientation  # k-th pixels are picked as stored, then turned upright
+        # Every k-th pixel is picked as stored, then turned upright.
         rows, columns = (range(0, length, step) for length in (self.header.height, self.header.width))
         picked = self._stored(torch.tensor(rows), torch.tensor(columns))
-        return self._model_input(apply_orientation(picked, stored))
+        return self._model_input(apply_orientation(picked, self.header.orientation))
 
     def pick(self, rows: Tensor, columns: Tensor) -> Tensor:
         orientation = self.header.orientation
@@ -65,9 +65,9 @@ class FilePicture(Picture):
         """Band after band as the rows are stored, so that one pass decodes the file once."""
         height, width = self.size
         for first in range(0, self.header.height, side):
-            top, left, *_ = self.place_of_rows(first, min(first + side, self.header.height))
-            last = min(first + side, self.header.height) - first
-            down, across = (last, width) if self.header.orientation < 5 else (height, last)
+            last = min(first + side, self.header.height)
+            top, left, *_ = self.place_of_rows(first, last)
+            down, across = (last - first, width) if self.header.orientation < 5 else (height, last - first)
             band = Tile(top, top + down, left, left + across).grown(halo, height, width)
             pixels = self.crop(band)
             for tile in tiles(down, across, side):
@@ -104,7 +104,7 @@ def enhance_by_strips(
     """Retouch a picture into the file `target`, a strip at a time; returns the system's notes."""
     old, scale, bounded = rows.header, engine.scale, engine.system.bounded
     picture = FilePicture(rows, engine)
-    decision = engine.prepare(picture, engine.predict(picture, options), options)
+    decision = engine.decide(picture, options)
     orientation = 1 if engine.system.colour_map else old.orientation  # colour maps render rows as they are stored
     halo, m = engine.halo(options), engine.system.sides.multiple_of
     tall = max(picture.tall // m, 1) * m

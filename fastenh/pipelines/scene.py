@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastenh.engine import Engine, Options
+from fastenh.engine import Decision, Engine, Options
 from fastenh.models.system import Picture
 from fastenh.ops.op import to_float
 
@@ -49,8 +49,8 @@ class Scene:
         return (colours - before).abs().mean() > CUT
 
     def enhance(self, image: Tensor, begins_scene: bool, out: Tensor | None = None) -> Tensor:
-        if self.options.strength == 0 and self.engine.scale == 1:
-            return image if out is None else out.copy_(image)
+        if self.options.strength == 0:
+            return self.engine.render(image, self.options, Decision(()), out=out)
         picture = Picture(image)
         if begins_scene or self.params is None:
             self.params = self.target = self.engine.predict(picture, self.options)
