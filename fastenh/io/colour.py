@@ -199,6 +199,39 @@ def profile_of(
     return undated(imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, transferfunction=curve))
 
 
+def is_cmyk(icc: bytes) -> bool:
+    """Whether a profile is for CMYK, by the header of ICC.1."""
+    return icc[16:20] == b"CMYK" and icc[36:40] == b"acsp"
+
+
+@functools.lru_cache(8)
+def cmyk_profile(icc: bytes) -> bytes:
+    """The profile where lcms2 can convert CMYK by it, else b""."""
+    try:
+        cmyk_to_srgb(np.zeros((1, 1, 4), np.uint8), icc)
+        return icc if is_cmyk(icc) else b""
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return b""
+
+
+def cmyk_to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
+    """(rows, width, 4) of uint8 or uint16, 0 for no ink, as sRGB, (rows, width, 3) of the same dtype: by a profile from
+    `cmyk_profile`, or without one R = (1 − C)(1 − K), G = (1 − M)(1 − K), B = (1 − Y)(1 − K)."""
+    if icc:
+        import imagecodecs
+
+        return imagecodecs.cms_transform(
+            np.ascontiguousarray(pixels), icc, profile_of(), colorspace="cmyk", outcolorspace="rgb", intent=RELATIVE
+        )
+    full = np.iinfo(pixels.dtype).max
+    left = (full - pixels).astype(np.uint32)
+    return ((left[..., :3] * left[..., 3:] + full // 2) // full).astype(pixels.dtype)
+
+
 def adobe_rgb() -> bytes:
     """The ICC profile of Adobe RGB (1998)."""
     import imagecodecs

@@ -180,13 +180,17 @@ def read_exif(exif: bytes) -> ExifFields:
         tags = read_directory(exif)
     except ValueError:
         return ExifFields(orientation)
+    below = tags.below(EXIF_DIRECTORY)
+    adobe_rgb = below.block(0xA001) == b"\xff\xff" and below.below(INTEROPERABILITY).block(1)[:3] == b"R03"
+    return ExifFields(orientation, resolution(tags), adobe_rgb)
+
+
+def resolution(tags: Directory) -> tuple[float, float] | None:
+    """Pixels per inch, across and down; None where a directory does not say it."""
     unit = {2: 1.0, 3: 2.54}.get(int.from_bytes(tags.block(296), "little"), 0.0)
     across, down = (np.frombuffer(tags.block(tag)[:8].rjust(8, b"\0"), "<u4").astype(float) for tag in (282, 283))
     known = unit and across.min() > 0 and down.min() > 0
-    dpi = (unit * float(across[0] / across[1]), unit * float(down[0] / down[1])) if known else None
-    below = tags.below(EXIF_DIRECTORY)
-    adobe_rgb = below.block(0xA001) == b"\xff\xff" and below.below(INTEROPERABILITY).block(1)[:3] == b"R03"
-    return ExifFields(orientation, dpi, adobe_rgb)
+    return (unit * float(across[0] / across[1]), unit * float(down[0] / down[1])) if known else None
 
 
 def upright_xmp(xmp: bytes) -> bytes:

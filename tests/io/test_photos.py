@@ -558,8 +558,6 @@ REFUSED = {
     "text": (b"hello, this is text", "starts with b'hello, this "),
     "huge png": (png_header(200_000, 200_000), "expected a whole PNG, got a damaged one"),
     "huge jpeg": (jpeg_header(65_000, 64_000), "expected at most 268 megapixels, got 65000×64000"),
-    "CMYK JPEG": (encoded(smooth().convert("CMYK"), "JPEG"), "expected RGB or gray, got CMYK"),
-    "CMYK TIFF": (encoded(smooth().convert("CMYK"), "TIFF"), "expected RGB or gray, got CMYK"),
     "Lab": (encoded(smooth().convert("LAB"), "TIFF"), "expected RGB or gray, got CIELAB"),
     "32 bits": (encoded(Image.fromarray(np.zeros((4, 5), np.int32)), "TIFF"), "floats of 16 or 32, got int"),
     "pages": (pages(3), "expected one picture, got several pages"),

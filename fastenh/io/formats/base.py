@@ -113,7 +113,7 @@ class Header:
     The pixels are (height, width, channels) of `dtype`, integers at full scale, floats with 1 for white. The channels
     begin with the `colours`, 3 or for a gray photo 1; one of the others may be alpha. `orientation` is EXIF's, 1 to 8;
     photos from `read_photo` have 1. `storage` belongs to the format: how the file was compressed, and blocks of bytes
-    that only the same format can store again.
+    that only the same format can store again. `notes` are for the user, a line each: what reading changed.
     """
 
     format: str  # the name of a `Format`
@@ -129,6 +129,7 @@ class Header:
     chromaticities: tuple[float, ...] = ()  # of linear values: x, y of red, green, blue and white; () is sRGB's
     metadata: Metadata = field(default=Metadata(), repr=False)
     storage: dict[str, Any] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, format: str, pixels: np.ndarray, about: Metadata, orientation: int = 1, **storage: Any) -> Header:
@@ -185,6 +186,11 @@ class WriteError(Exception):
     """A library's message about a file that it could not write."""
 
 
+def cmyk_note(icc: bytes) -> str:
+    """For a photo that was converted by a profile from `cmyk_profile`, or without one."""
+    return f"CMYK was converted to sRGB {'by its' if icc else 'approximately, without a usable'} ICC profile"
+
+
 def check_size(width: int, height: int) -> None:
     """Raise Unsupported for a picture of more than `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
@@ -213,11 +219,11 @@ def first_line(text: str) -> str:
 # would write EXIF and XMP anew, without maker notes and the tags that it does not know
 
 
-def load_image(image: Image.Image) -> np.ndarray:
+def load_image(image: Image.Image, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> np.ndarray:
     """The pixels, (height, width, channels), of an image that Pillow has opened. Raises Unsupported where it is too
-    large, or neither RGB nor gray."""
+    large, or has none of these modes."""
     check_size(*image.size)
-    if image.mode not in ("L", "RGB", "RGBA"):
+    if image.mode not in modes:
         raise Unsupported(f"expected RGB or gray, got {image.mode}")
     try:
         image.load()

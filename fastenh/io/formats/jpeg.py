@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import JpegImagePlugin
 
-from fastenh.io.colour import adobe_rgb
-from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, load_image, save_image
+from fastenh.io.colour import adobe_rgb, cmyk_profile, cmyk_to_srgb, profile_of
+from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, cmyk_note, load_image, save_image
 from fastenh.io.metadata import EXIF_START, ExifFields, Metadata, read_exif, without_thumbnails
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how it is coded
@@ -60,13 +60,19 @@ class Jpeg(Format):
         bare = b"\xff\xd8" + _joined((marker, data) for marker, data in segments if marker not in METADATA) + rest
         del rest
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(bare))  # Image.open has a limit that all of a process shares
-        pixels = load_image(image)
+        pixels = load_image(image, ("L", "RGB", "CMYK"))
 
         exif = exif_of(segments)
         fields = read_exif(exif) if exif else ExifFields()
         icc = _profile(_contents(segments, APP2, ICC))
         if not icc and fields.adobe_rgb and image.mode == "RGB":
             icc = adobe_rgb()
+        notes: tuple[str, ...] = ()
+        if image.mode == "CMYK":
+            profile = cmyk_profile(icc)
+            if "adobe" not in image.info:  # only Adobe's programs store 255 for no ink, which Pillow takes for granted
+                pixels = 255 - pixels
+            pixels, icc, notes = cmyk_to_srgb(pixels, profile), profile_of(), (cmyk_note(profile),)
         packets = _contents(segments, APP1, XMP)
         xmp, extended = _join_xmp(packets[-1] if packets else b"", _contents(segments, APP1, EXTENDED_XMP))
         resources = b"".join(_contents(segments, APP13, PHOTOSHOP))
@@ -82,7 +88,7 @@ class Jpeg(Format):
             progressive=bool(image.info.get("progressive")), comment=image.info.get("comment", b""),
             extended_xmp=extended,
         )  # fmt: skip
-        return header, pixels
+        return replace(header, notes=notes), pixels
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
         """Without `quality`, with the quantisation tables and subsampling that the photo came with."""

@@ -17,8 +17,42 @@ DTYPES = {"uint8": "uint8", "uint16": "uint16", "half": "float16", "float": "flo
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
-class OpenImageIOReader:
-    """A file that is read by rows: its `header`, and `read`. Raises ValueError for what is no photo of one picture.
+class BlockReader:
+    """A file that is read by rows: its `header`, and `read`. A subclass decodes rows in whole strips or tiles."""
+
+    path: Path
+    header: Header
+    _step = 1  # the number of rows that are decoded together
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[int, np.ndarray]] = []  # decoded rows, each block with the number of its first row
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored.
+
+        Decoders hardly go back, so rows that the previous call decoded and this one needs again are kept: those above a
+        strip, the rest of a row of tiles. Nothing else stays in memory."""
+        blocks = [(first, rows) for first, rows in self._blocks if first + len(rows) > top]
+        if blocks and blocks[0][0] > top:
+            blocks = []
+        end = blocks[-1][0] + len(blocks[-1][1]) if blocks else top // self._step * self._step
+        if end < bottom:  # copies, which free the rows above `top` before more are decoded
+            self._blocks = blocks = [(max(first, top), rows[max(top - first, 0) :].copy()) for first, rows in blocks]
+            aligned = min(-(-bottom // self._step) * self._step, self.header.height)
+            blocks.append((end, self._decode(end, aligned)))
+        self._blocks = blocks
+        parts = [rows[max(top - first, 0) : max(bottom - first, 0)] for first, rows in self._blocks]
+        if len(parts) == 1 and len(parts[0]) == len(self._blocks[0][1]):
+            return parts[0]
+        return np.concatenate(parts)  # a copy, which holds no other rows in memory
+
+    def _decode(self, first: int, end: int) -> np.ndarray:
+        """Rows from `first` up to `end`, which lie between, not within, rows that are decoded together."""
+        raise NotImplementedError
+
+
+class OpenImageIOReader(BlockReader):
+    """A file that is read through OpenImageIO. Raises ValueError for what is no photo of one picture.
 
     Formats override what they know better than OpenImageIO.
     """
@@ -26,6 +60,7 @@ class OpenImageIOReader:
     def __init__(self, path: Path, format: Format) -> None:
         import OpenImageIO as oiio  # not on every machine that runs the ops
 
+        super().__init__()
         self.path, self._format = path, format
         self._bare: IO[bytes] | None = None  # a copy without metadata that would exhaust OpenImageIO's memory
         for part in self._read_metadata():
@@ -40,30 +75,10 @@ class OpenImageIOReader:
         if refusal:
             raise ValueError(f"{path}: expected {refusal}")
         self.header = self._header()
-        self._blocks: list[tuple[int, np.ndarray]] = []  # decoded rows, each block with the number of its first row
-        self._step = self._spec.tile_height or 1  # the number of rows that are decoded together
+        self._step = self._spec.tile_height or 1
         if self._spec.get_string_attribute("planarconfig") == "separate" and not self._spec.tile_height:
             strip = self._spec.get_int_attribute("tiff:RowsPerStrip")
             self._step = strip if 0 < strip < self._spec.height else self._spec.height
-
-    def read(self, top: int, bottom: int) -> np.ndarray:
-        """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored.
-
-        Decoders hardly go back, so rows that the previous call decoded and this one needs again are kept: those above a
-        strip, the rest of a row of tiles. Nothing else stays in memory."""
-        blocks = [(first, rows) for first, rows in self._blocks if first + len(rows) > top]
-        if blocks and blocks[0][0] > top:
-            blocks = []
-        end = blocks[-1][0] + len(blocks[-1][1]) if blocks else top // self._step * self._step
-        if end < bottom:  # copies, which free the rows above `top` before more are decoded
-            self._blocks = blocks = [(max(first, top), rows[max(top - first, 0) :].copy()) for first, rows in blocks]
-            aligned = min(-(-bottom // self._step) * self._step, self._spec.height)
-            blocks.append((end, self._decode(end, aligned)))
-        self._blocks = blocks
-        parts = [rows[max(top - first, 0) : max(bottom - first, 0)] for first, rows in self._blocks]
-        if len(parts) == 1 and len(parts[0]) == len(self._blocks[0][1]):
-            return parts[0]
-        return np.concatenate(parts)  # a copy, which holds no other rows in memory
 
     # ---- what formats may override
 
@@ -105,7 +120,6 @@ class OpenImageIOReader:
         )  # fmt: skip
 
     def _decode(self, first: int, end: int) -> np.ndarray:
-        """Rows from `first` up to `end`, which lie between, not within, rows that are decoded together."""
         spec, dtype = self._spec, self.header.dtype
         kind, y = KINDS[str(dtype)], (spec.y + first, spec.y + end)
         if not spec.tile_width:

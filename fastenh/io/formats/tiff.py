@@ -1,6 +1,5 @@
-"""TIFF: read through OpenImageIO, but for its metadata. Integers compressed by ZIP are written here by ISA-L, which
-deflates ten times as fast as zlib; the files are as small, and every program reads them. All others are written through
-OpenImageIO."""
+"""TIFF: read through OpenImageIO, or where that errs by `SegmentReader`, but for its metadata; written here. ISA-L
+deflates ten times as fast as zlib; the files are as small, and every program reads them."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import re
 import shutil
 import struct
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,13 +18,27 @@ from typing import BinaryIO
 import numpy as np
 
 from fastenh.io import metadata
-from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, RowWriter
-from fastenh.io.formats.rows import OpenImageIOReader, OpenImageIOWriter, new_spec
+from fastenh.io.colour import cmyk_profile, profile_of
+from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, Rows, RowWriter, cmyk_note, first_line
+from fastenh.io.formats.rows import DTYPES, OpenImageIOReader
+from fastenh.io.formats.segments import (
+    BLACK_IS_0,
+    CMYK,
+    COLOURS,
+    DIFFERENCES,
+    FLOAT_DIFFERENCES,
+    NO_PREDICTOR,
+    OLD_JPEG,
+    RGB,
+    WHITE_IS_0,
+    Layout,
+    SegmentReader,
+    read_layout,
+)
 from fastenh.io.metadata import Directory, DirectoryReader, Entry, Metadata, Overlap, Tag, read_directory
 
-KEPT_COMPRESSION = ("none", "lzw", "zip", "packbits")  # any other becomes zip, which is lossless
-WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
-COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, YCBCR: 3}  # as OpenImageIO returns them
+NONE, LZW, PACKBITS, ZSTD = 1, 5, 32773, 50000
+COMPRESSIONS = {"none": NONE, "lzw": LZW, "zip": 8, "packbits": PACKBITS, "zstd": ZSTD}  # that are written
 SUBFILE_TYPE, WIDTH, HEIGHT, SUB_DIRECTORIES, LAYERS = 254, 256, 257, 330, 37724
 REDUCED = 1  # a bit of the subfile type: the picture is a smaller version of another
 MAX_SMALL_PICTURES = 64  # beside the photo: thumbnails, a pyramid
@@ -40,12 +54,27 @@ class Tiff(Format):
     by_rows = True
     extra_channels = True
 
-    def open(self, path: Path) -> TiffReader:
-        return TiffReader(path, self)
+    def open(self, path: Path) -> Rows:
+        directory, left_out = Directory(), list[str]()
+        with open(path, "rb") as file:
+            try:
+                directory = read_directory(file)
+            except Overlap as error:
+                left_out.append(f"all metadata, any ICC profile too: {error}")
+            except ValueError:  # a damaged directory; its pixels may be readable
+                pass
+            layout = read_layout(file, directory.block(metadata.ICC))
+            refusal = (layout and layout.refusal()) or _pictures_refusal(file)
+        if refusal:
+            raise ValueError(f"{path}: expected {refusal}")
+        if layout and layout.needs_imagecodecs:
+            for part in left_out:
+                warnings.warn(f"{path}: left out {part}", stacklevel=2)
+            return SegmentReader(path, _header(layout, directory), layout, directory.block(metadata.ICC))
+        return TiffReader(path, self, directory, layout, left_out)
 
     def writer(self, path: Path, header: Header) -> RowWriter:
-        zipped = header.dtype.kind == "u" and header.storage.get("compression", "zip") == "zip"
-        return ZipTiffWriter(path, header) if zipped else TiffWriter(path, header, self)
+        return TiffWriter(path, header)
 
     def has_end(self, file: BinaryIO, size: int) -> bool:
         """The first directory with its values, and all strips or tiles."""
@@ -68,93 +97,81 @@ class Tiff(Format):
 
 
 class TiffReader(OpenImageIOReader):
+    def __init__(
+        self, path: Path, format: Format, directory: Directory, layout: Layout | None, left_out: list[str]
+    ) -> None:
+        self._directory, self._layout, self._left_out = directory, layout, left_out
+        super().__init__(path, format)
+
     def _read_metadata(self) -> list[str]:
-        self._directory = Directory()
-        try:
-            with open(self.path, "rb") as file:
-                self._directory = read_directory(file)
-        except Overlap as error:
+        if self._left_out:
             self._bare = tempfile.NamedTemporaryFile(suffix=self.path.suffix)  # noqa: SIM115
             shutil.copyfile(self.path, self._bare.name)
             try:
                 _remove_metadata(Path(self._bare.name))
             except ValueError as problem:
                 raise ValueError(f"{self.path}: {problem}") from None
-            return [f"all metadata, any ICC profile too: {error}"]
-        except ValueError:  # a damaged directory; its pixels may be readable
-            pass
-        return []
+        return self._left_out
 
     def _colours(self) -> int:
         """OpenImageIO names the channels of a TIFF by their number alone."""
-        colours = COLOURS.get(self._photometric, 0)
-        return colours if colours <= self._spec.nchannels else 0
+        return COLOURS[self._layout.photometric] if self._layout else 0
 
     def _refusal(self) -> str | None:
+        spec, layout = self._spec, self._layout
+        if layout is None:
+            return "a whole TIFF, got a damaged one (its directory)"
         if refusal := super()._refusal():
             return refusal
-        if self._photometric == WHITE_IS_0 and str(self._spec.format) in ("half", "float"):
-            return "floats with 0 for black, got 0 for white"
-        if self._spec.get_int_attribute("tiff:subfiletype") & REDUCED:
-            return "a photo at its full size first, got a small picture of it"
-        with open(self.path, "rb") as file, contextlib.suppress(ValueError):
-            for number, is_small in enumerate(_other_pictures(file)):
-                if not is_small:
-                    return "one picture, got several pages"
-                if number == MAX_SMALL_PICTURES:
-                    return f"one picture, got more than {MAX_SMALL_PICTURES} small ones beside it"
+        if (DTYPES[str(spec.format)], spec.nchannels) != (layout.dtype.name, layout.channels):
+            got = f"{spec.nchannels} of {spec.format} from OpenImageIO"
+            return f"{layout.channels} channels of {layout.dtype}, as the file says, got {got}"
         return None
 
     def _header(self) -> Header:
-        header, directory = super()._header(), self._directory
-        compression = self._spec.get_string_attribute("compression")
-        resources = metadata.without_thumbnails(directory.block(metadata.RESOURCES))
-        iptc = resources or metadata.iptc_resources(directory.block(metadata.IPTC))
-        exif = metadata.exif_block(_without_structure(directory))
-        about = Metadata(directory.block(metadata.ICC), exif, directory.block(metadata.XMP), iptc, header.metadata.dpi)
-        kept = compression if compression in KEPT_COMPRESSION else "zip"
-        return replace(header, metadata=about, storage={"compression": kept})
+        assert self._layout
+        header = super()._header()
+        return replace(
+            header, metadata=_metadata(self._directory, header.metadata.dpi), storage=_storage(self._layout)
+        )  # fmt: skip
 
     def _decode(self, first: int, end: int) -> np.ndarray:
-        rows = super()._decode(first, end)
-        if self._photometric == WHITE_IS_0:  # OpenImageIO inverts all channels of 8 bits, even alpha, and none of 16
-            wrong = rows[..., 1:] if rows.dtype == np.uint8 else rows[..., :1]
+        assert self._layout
+        rows, inverted = super()._decode(first, end), self._spec.get_int_attribute("tiff:PhotometricInterpretation", -1)
+        if self._layout.photometric == WHITE_IS_0:
+            # OpenImageIO inverts all channels of 8 bits, even alpha, and none of 16, or of a file without the tag.
+            right = rows.dtype == np.uint8 and inverted == WHITE_IS_0
+            wrong = rows[..., 1:] if right else rows[..., :1]
             np.invert(wrong, out=wrong)
         return rows
 
-    @property
-    def _photometric(self) -> int:
-        return self._spec.get_int_attribute("tiff:PhotometricInterpretation", -1)
+    def _damaged(self, problem: str) -> Exception:
+        if (self._layout and self._layout.compression == OLD_JPEG) or "can not handle" in problem:
+            got = "old-style JPEG" if "JPEG" in problem else "another"
+            return ValueError(f"{self.path}: expected a TIFF that libtiff reads, got {got} ({first_line(problem)})")
+        return super()._damaged(problem)
 
 
-class TiffWriter(OpenImageIOWriter):
-    def __init__(self, path: Path, header: Header, format: Format) -> None:
-        spec = new_spec(header)
-        spec["compression"] = header.storage.get("compression", "zip")
-        super().__init__(path, header, format, spec)
-        self._header = header
-
-    def close(self) -> None:
-        super().close()
-        _add_metadata(self._path, self._header)
-
-
-class ZipTiffWriter:
-    """Writes a TIFF of 8 or 16 bits by rows, from the first to the last."""
+class TiffWriter:
+    """Writes a TIFF by rows, from the first to the last."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        from isal import isal_zlib  # not on every machine that runs the ops
-
-        row = header.width * header.channels * header.dtype.itemsize
-        self._path, self._header, self._compress = path, header, isal_zlib.compress
+        dtype = np.dtype(np.float32) if header.dtype == np.float16 else header.dtype  # few programs read 16-bit floats
+        header = replace(header, dtype=dtype)
+        row = header.width * header.channels * dtype.itemsize
+        self._path, self._header = path, header
+        self._compression = COMPRESSIONS[header.storage.get("compression", "zip")]
+        predicts = self._compression not in (NONE, PACKBITS)
+        self._predictor = NO_PREDICTOR if not predicts else DIFFERENCES if dtype.kind == "u" else FLOAT_DIFFERENCES
         self._strip = max(1, AT_ONCE // row)  # rows
-        self._big = row * header.height > MAX_CLASSIC
-        self._pending = np.empty((0, header.width, header.channels), header.dtype)
+        self._big = row * header.height > (MAX_CLASSIC / 1.5 if self._compression == LZW else MAX_CLASSIC)
+        self._pending = np.empty((0, header.width, header.channels), dtype)
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         path.write_bytes(b"II\x2b\0\x08\0\0\0" + bytes(8) if self._big else b"II*\0" + bytes(4))
 
     def write(self, rows: np.ndarray) -> None:
+        rows = rows.astype(self._header.dtype, copy=False)
         rows = np.concatenate([self._pending, rows]) if len(self._pending) else rows
         full = len(rows) // self._strip * self._strip
         self._pending = rows[full:].copy()
@@ -169,12 +186,15 @@ class ZipTiffWriter:
 
         shorts = {
             258: [8 * header.dtype.itemsize] * header.channels,
-            259: [8],  # ZIP
+            259: [self._compression],
             274: [header.orientation],
             277: [header.channels],
             284: [1],  # the channels of a pixel are side by side
-            317: [2],  # differences
         }
+        if self._predictor != NO_PREDICTOR:
+            shorts[317] = [self._predictor]
+        if header.dtype.kind == "f":
+            shorts[339] = [3] * header.channels
         tags = Directory({tag: numbers(3, "H", *values) for tag, values in shorts.items()} | _channel_tags(header))
         for tag, value in ((WIDTH, header.width), (HEIGHT, header.height), (278, self._strip)):
             tags[tag] = numbers(4, "I", value)
@@ -188,17 +208,64 @@ class ZipTiffWriter:
     def _append(self, rows: np.ndarray) -> None:
         with open(self._path, "ab") as file:
             for top in range(0, len(rows), self._strip):
-                strip = np.array(rows[top : top + self._strip], order="C")
-                strip[:, 1:] -= rows[top : top + self._strip, :-1]  # each value minus the one to its left
-                data = self._compress(strip, DEFLATE_LEVEL)
-                if len(data) >= strip.nbytes:  # ISA-L expands noise beyond zlib's `compressBound`, and readers such as
-                    data = zlib.compress(strip.tobytes(), 0)  # OpenImageIO have room for no more: store it
+                data = self._packed(rows[top : top + self._strip])
                 self._offsets.append(file.tell())
                 self._sizes.append(file.write(data))
                 file.write(bytes(len(data) % 2))  # offsets are even
 
+    def _packed(self, rows: np.ndarray) -> bytes | bytearray:
+        """A strip."""
+        import imagecodecs  # not on every machine that runs the ops
+        from isal import isal_zlib
+
+        strip = np.array(rows, order="C")
+        if self._predictor == DIFFERENCES:
+            strip[:, 1:] -= rows[:, :-1]  # each value minus the one to its left
+        elif self._predictor == FLOAT_DIFFERENCES:
+            strip = imagecodecs.floatpred_encode(strip, axis=-2)
+        if self._compression == PACKBITS:
+            return imagecodecs.packbits_encode(strip.reshape(len(rows), -1).view(np.uint8), axis=-1)
+        if self._compression == LZW:
+            return imagecodecs.lzw_encode(strip.tobytes())
+        if self._compression == ZSTD:
+            return imagecodecs.zstd_encode(strip.tobytes())
+        if self._compression == NONE:
+            return strip.tobytes()
+        data = isal_zlib.compress(strip, DEFLATE_LEVEL)
+        # ISA-L expands noise beyond zlib's `compressBound`, and readers such as OpenImageIO have room for no more.
+        return data if len(data) < strip.nbytes else zlib.compress(strip.tobytes(), 0)
+
 
 # ---- directories
+
+
+def _header(layout: Layout, directory: Directory) -> Header:
+    """Of a file that is read by imagecodecs."""
+    colours, kinds = COLOURS[layout.photometric], layout.extra
+    alpha = next((colours + place for place, kind in enumerate(kinds) if kind in (1, 2)), None)
+    about = _metadata(directory, metadata.resolution(directory))
+    notes: tuple[str, ...] = ()
+    if layout.photometric == CMYK:
+        notes = (cmyk_note(cmyk_profile(about.icc)),)
+        about = replace(about, icc=profile_of())
+    orientation = int.from_bytes(directory.block(metadata.ORIENTATION), "little")
+    return Header(
+        Tiff.name, layout.height, layout.width, layout.channels, layout.dtype, colours, alpha,
+        alpha is not None and kinds[alpha - colours] == 1, orientation if orientation in range(1, 9) else 1,
+        metadata=about, storage=_storage(layout), notes=notes,
+    )  # fmt: skip
+
+
+def _metadata(directory: Directory, dpi: tuple[float, float] | None) -> Metadata:
+    resources = metadata.without_thumbnails(directory.block(metadata.RESOURCES))
+    iptc = resources or metadata.iptc_resources(directory.block(metadata.IPTC))
+    exif = metadata.exif_block(_without_structure(directory))
+    return Metadata(directory.block(metadata.ICC), exif, directory.block(metadata.XMP), iptc, dpi)
+
+
+def _storage(layout: Layout) -> dict[str, str]:
+    """Compressions that are not written become zip, which loses nothing."""
+    return {"compression": next((name for name, code in COMPRESSIONS.items() if code == layout.compression), "zip")}
 
 
 def _channel_tags(header: Header) -> dict[int, Tag]:
@@ -241,6 +308,21 @@ def _fraction(value: float) -> tuple[int, int]:
     return min(round(value * scale), 2**32 - 1), scale
 
 
+def _pictures_refusal(file: BinaryIO) -> str | None:
+    """For a file whose first picture is not the only one of its size, what was expected and what came instead."""
+    with contextlib.suppress(ValueError):
+        reader = DirectoryReader(file)
+        first = {entry.tag: entry for entry in reader.entries(reader.first)[0]}
+        if SUBFILE_TYPE in first and reader.number(first[SUBFILE_TYPE]) & REDUCED:
+            return "a photo at its full size first, got a small picture of it"
+        for number, is_small in enumerate(_other_pictures(file)):
+            if not is_small:
+                return "one picture, got several pages"
+            if number == MAX_SMALL_PICTURES:
+                return f"one picture, got more than {MAX_SMALL_PICTURES} small ones beside it"
+    return None
+
+
 def _other_pictures(file: BinaryIO) -> Iterator[bool]:
     """For each directory but the first, on pages and below the first, whether it holds a smaller version of another
     picture, or no picture. ValueError where a page is damaged."""
@@ -265,20 +347,6 @@ def _other_pictures(file: BinaryIO) -> Iterator[bool]:
         read.add(page)
         entries, page = reader.entries(page)
         yield is_small(entries)
-
-
-def _add_metadata(path: Path, header: Header) -> None:
-    """Add metadata to a TIFF that has its pixels already: a new directory at the end of the file replaces the old one,
-    and takes over the entries that say where the pixels are. OpenImageIO takes any three channels for RGB, so what they
-    are is written anew as well."""
-    with open(path, "r+b") as file:
-        reader = DirectoryReader(file)
-        tags: dict[int, Tag | bytes] = {
-            **reader.stored(), **metadata_tags(header.metadata), **_channel_tags(header),
-        }  # fmt: skip
-        place = _even_end(file)
-        file.write(metadata.pack_directory(tags, place, reader.layout is metadata.BIG))
-        _set_first(file, reader, place)
 
 
 def _remove_metadata(path: Path) -> None:
