@@ -185,6 +185,28 @@ def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[f
 
 
 @functools.cache
+def declared(colours: int, gamma: float | None, primaries: tuple[float, ...], white: tuple[float, ...]) -> ColourSpace:
+    """Numbers whose curve and primaries a file gives without a profile: light = number ** gamma, or sRGB's curve for
+    None; primaries are sRGB's for (). Gray has a curve alone."""
+    if colours == 3:
+        return from_profile(profile_of(gamma, primaries or PRIMARIES, white or WHITE), 3)
+    import imagecodecs
+
+    return from_profile(imagecodecs.cms_profile("gray", gamma=gamma) if gamma else b"", 1)
+
+
+def are_chromaticities(numbers: tuple[float, ...]) -> bool:
+    """Whether these are x, y of three primaries and of a white that they mix to; some programs write zeros."""
+    if len(numbers) != 8:
+        return False
+    x, y = np.reshape(numbers, (4, 2)).T.astype(float)
+    xyz = np.stack([x, y, 1 - x - y])
+    if not np.isfinite(xyz).all() or abs(np.linalg.det(xyz[:, :3])) < 1e-6:
+        return False
+    return bool(y[3] > 0 and (np.linalg.solve(xyz[:, :3], xyz[:, 3]) > 0).all())
+
+
+@functools.cache
 def profile_of(
     gamma: float | None = None, primaries: tuple[float, ...] = PRIMARIES, white: tuple[float, ...] = WHITE
 ) -> bytes:

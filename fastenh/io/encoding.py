@@ -63,7 +63,7 @@ def apply_change(
             )
         return result
     result = np.empty(pixels.shape, new.dtype)
-    if (old.linear, old.premultiplied) == (new.linear, False) and not (dither or new.premultiplied):
+    if (old.encoding, old.premultiplied) == (new.encoding, False) and not (dither or new.premultiplied):
         out = planes(result)
         space.apply_change(x[:colours], retouched, out[:colours])
         for band in bands(x) if old.channels > colours else ():
@@ -71,7 +71,7 @@ def apply_change(
         return result
     for band in bands(x):
         numbers = unpremultiply(op.to_float(x[:, band]), old)
-        if new.linear == old.linear:
+        if new.encoding == old.encoding:
             after = space.apply_change(numbers[:colours], retouched[:, band])
         else:
             encoded = space.to_srgb(numbers[:colours])
@@ -91,24 +91,24 @@ def _enlarged(x: Tensor, retouched: Tensor, old: Header, new: Header, scale: int
     if not bounded:
         weights = torch.tensor(LUMINANCE)[:, None, None]
         after = retouched if old.colours == 3 else (retouched * weights).sum(0, keepdim=True)
-        if new.linear != old.linear:
+        if new.encoding != old.encoding:
             after = new.colour_space.from_srgb(space.to_srgb(after))
     else:
         encoded = space.to_srgb(colours)
         wanted = enlarge(encoded.nan_to_num()) + (retouched - enlarge(clamp(encoded)))
         after = new.colour_space.from_srgb(wanted)
-        if new.linear == old.linear:  # what the conversion there and back loses
+        if new.encoding == old.encoding:  # what the conversion there and back loses
             after = after + enlarge((colours - space.from_srgb(encoded)).nan_to_num(0, 0, 0))
     return torch.cat([after, enlarge(x[old.colours :])]) if old.channels > old.colours else after
 
 
 def convert(pixels: np.ndarray, old: Header, new: Header, dither: bool = False, top: int = 0) -> np.ndarray:
-    """Rows of a photo, from `top` on, as another header has them: depth, linear or not, alpha multiplied in or not."""
-    if (old.dtype, old.linear, old.premultiplied) == (new.dtype, new.linear, new.premultiplied) and not dither:
+    """Rows of a photo, from `top` on, as another header has them: depth, curve, alpha multiplied in or not."""
+    if (old.dtype, old.encoding, old.premultiplied) == (new.dtype, new.encoding, new.premultiplied) and not dither:
         return pixels
     numbers = unpremultiply(to_float(pixels), old)
     colours = numbers[: old.colours]
-    if old.linear != new.linear:
+    if old.encoding != new.encoding:
         colours = new.colour_space.from_srgb(old.colour_space.to_srgb(colours))
         numbers = torch.cat([colours, numbers[old.colours :]])
     return from_float(premultiply(numbers, new), new.dtype, dither, top)

@@ -27,7 +27,8 @@ class FileOptions(Options):
 def enhance_file(
     engine: Engine, source: Path, target: Path, options: FileOptions, overwrite: bool = False
 ) -> tuple[str, ...]:
-    """Retouch one file into another, atomically; returns the notes of reading and of the system. A new file gets the photo's permissions.
+    """Retouch one file into another, atomically; returns the notes of reading and of the system. A new file gets the
+    photo's permissions.
 
     A PNG, TIFF or OpenEXR of more than 2²⁶ pixels is processed by strips if the system can render parts of an image.
     This takes a few hundred megabytes of memory for any size, plus the largest piece that a TIFF stores as a whole (a
@@ -39,12 +40,12 @@ def enhance_file(
         old, new = photo.header, stored_as(photo.header, target)
         can = FORMATS[new.format].by_rows and (old.orientation == 1 or new.format == old.format) and engine.tileable
         if can and old.height * old.width * engine.scale**2 > LARGE:
-            return old.notes + enhance_by_strips(engine, photo, target, new, options, options.dither, overwrite)
+            return new.notes + enhance_by_strips(engine, photo, target, new, options, options.dither, overwrite)
         photo = all_rows(photo)
     header = stored_as(photo.header, target)
     after, notes = enhance_photo(engine, photo, options, header)
     write_stored(after, target, options.quality, overwrite, source)
-    return photo.header.notes + notes
+    return after.header.notes + notes
 
 
 @torch.inference_mode()

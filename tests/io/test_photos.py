@@ -16,6 +16,7 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, PngImagePlugin
@@ -350,6 +351,64 @@ def test_colours_of_a_png_by_their_code(tmp_path):
     assert read_photo(tmp_path / "a.png").header.metadata.icc == adobe
     (tmp_path / "a.png").write_bytes(png_with(chunk(b"cICP", bytes((12, 13, 0, 1))), image=smooth().convert("L")))
     assert read_photo(tmp_path / "a.png").header.metadata.icc == b""  # a profile of RGB is none of gray
+
+
+def test_gamma_and_chromaticities_of_a_png(tmp_path):
+    """Without a profile they say what its numbers are; in a PNG they stay so, other formats get sRGB's curve."""
+    numbers = np.linspace(0, 65535, 64).astype(np.uint16)
+    ramp = Photo(Header("", 1, 64, 3, np.dtype(np.uint16), 3), np.repeat(numbers[None, :, None], 3, 2))
+    write_photo(ramp, tmp_path / "ramp.png")
+    srgb = np.array([31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000], ">u4").tobytes()
+    wide = np.array([31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000], ">u4").tobytes()
+
+    def with_chunks(*chunks: bytes) -> Photo:
+        data = (tmp_path / "ramp.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(data[:33] + b"".join(chunks) + data[33:])
+        return read_photo(tmp_path / "a.png")
+
+    def gamma(value: int) -> bytes:
+        return chunk(b"gAMA", struct.pack(">I", value))
+
+    for value in (100_000, 55_556):
+        photo = with_chunks(gamma(value), chunk(b"cHRM", srgb))
+        write_photo(photo, tmp_path / "b.png", overwrite=True)
+        write_photo(photo, tmp_path / "b.jpg", overwrite=True, quality=100)
+        light = (numbers / 65535) ** (100_000 / value)
+        expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        shown = Image.open(tmp_path / "b.jpg")
+        assert np.abs(np.asarray(shown)[0].T - expected).max() < 2 and "icc_profile" not in shown.info
+        assert np.array_equal(read_photo(tmp_path / "b.png").pixels, photo.pixels)
+        assert chunks_of(tmp_path / "b.png")[b"gAMA"] == struct.pack(">I", value)
+        assert b"iCCP" not in chunks_of(tmp_path / "b.png")
+        encoded = photo.header.colour_space.to_srgb(torch.from_numpy(numbers / 65535).float().expand(3, 1, -1))
+        assert np.abs(255 * encoded[:, 0].numpy() - expected).max() < 0.2
+
+    for chunks in (
+        [gamma(45_455)], [gamma(45_455), chunk(b"cHRM", srgb)], [gamma(0)], [chunk(b"cHRM", bytes(32))],
+        [gamma(100_000), chunk(b"sRGB", b"\0")], [gamma(100_000), chunk(b"cICP", bytes((1, 13, 0, 1)))],
+    ):  # fmt: skip
+        assert with_chunks(*chunks).header.colour_space.is_srgb, chunks
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(imagecodecs.cms_profile("adobergb")))
+    header = with_chunks(profile, gamma(100_000), chunk(b"cHRM", wide)).header
+    assert header.gamma is None and not header.chromaticities
+
+    photo = with_chunks(gamma(100_000), chunk(b"cHRM", wide))
+    write_photo(photo, tmp_path / "b.jpg", overwrite=True, quality=100)
+    icc = Image.open(tmp_path / "b.jpg").info["icc_profile"]
+    assert np.allclose(colorants(icc), P3_COLORANTS, atol=3e-4)
+    light = numbers / 65535
+    expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(Image.open(tmp_path / "b.jpg"))[0].T - expected).max() < 2
+
+
+def test_gamma_of_a_gray_png(tmp_path):
+    Image.fromarray(np.full((4, 4), 128, np.uint8)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + data[33:])
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.jpg")
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.exr")
+    assert np.asarray(Image.open(tmp_path / "b.jpg")).tolist() == [[188] * 4] * 4
+    assert np.allclose(read_photo(tmp_path / "b.exr").pixels, 128 / 255, atol=1e-3)
 
 
 def test_gray_with_alpha_becomes_rgba_in_a_heic(tmp_path):

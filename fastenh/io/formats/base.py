@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from fastenh.io.colour import ColourSpace, from_profile, linear_light
+from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of
 from fastenh.io.metadata import EXIF_START, Metadata, exif_within
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
@@ -126,7 +126,8 @@ class Header:
     premultiplied: bool = False  # colours are multiplied by alpha
     orientation: int = 1
     linear: bool = False  # pixel values are proportional to light
-    chromaticities: tuple[float, ...] = ()  # of linear values: x, y of red, green, blue and white; () is sRGB's
+    gamma: float | None = None  # light is a pixel value to this power
+    chromaticities: tuple[float, ...] = ()  # of linear values, or without a profile: x, y of red, green, blue and white
     metadata: Metadata = field(default=Metadata(), repr=False)
     storage: dict[str, Any] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -145,7 +146,19 @@ class Header:
     def colour_space(self) -> ColourSpace:
         if self.linear:
             return linear_light(self.colours, self.chromaticities[:6], self.chromaticities[6:])
+        if self.declares_colours:
+            return declared(self.colours, self.gamma, self.chromaticities[:6], self.chromaticities[6:])
         return from_profile(self.metadata.icc, self.colours)
+
+    @property
+    def declares_colours(self) -> bool:
+        """Whether a gamma or chromaticities, which only files of the same format say, stand in place of a profile."""
+        return not self.linear and (self.gamma is not None or bool(self.chromaticities))
+
+    @property
+    def encoding(self) -> tuple[bool, bool]:
+        """Equal in two headers of one photo where its pixel values need no conversion from the one to the other."""
+        return self.linear, self.declares_colours
 
     def upright(self) -> Header:
         """The header of the same photo with its orientation applied."""
@@ -169,10 +182,13 @@ class Header:
             raise ValueError(f"expected colours and alpha alone for {format.name}, got {self.channels} channels")
         if has_alpha and not format.alpha:
             raise ValueError(f"expected a photo without transparency for {format.name}, got one with; PNG keeps it")
+        if self.declares_colours:  # the primaries stay, and the curve becomes sRGB's, which suits 8 bits
+            primaries, white = self.chromaticities[:6], self.chromaticities[6:]
+            about = replace(about, icc=profile_of(None, primaries, white) if primaries and not format.linear else b"")
         dtype = next((depth for depth in format.depths if np.can_cast(self.dtype, depth)), format.depths[-1])
         return replace(
             self, format=format.name, dtype=np.dtype(dtype), linear=format.linear,
-            premultiplied=format.linear and has_alpha,
+            premultiplied=format.linear and has_alpha, gamma=None,
             chromaticities=self.chromaticities if format.linear and self.linear else (),
             metadata=replace(about, icc=b"") if format.linear or self.linear else about, storage={},
         )  # fmt: skip

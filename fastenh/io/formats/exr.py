@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
+from fastenh.io.colour import are_chromaticities
 from fastenh.io.formats.base import Format, Header, take
 from fastenh.io.formats.rows import KINDS, OpenImageIOReader, OpenImageIOWriter, new_spec
 
@@ -60,7 +59,7 @@ class ExrReader(OpenImageIOReader):
         header, numbers = super()._header(), tuple(self._spec.getattribute("chromaticities") or ())
         return replace(
             header, premultiplied=header.alpha is not None, linear=True, storage={"spec": oiio.ImageSpec(self._spec)},
-            chromaticities=numbers if _are_chromaticities(numbers) else (),
+            chromaticities=numbers if are_chromaticities(numbers) else (),
         )  # fmt: skip
 
 
@@ -82,17 +81,6 @@ def _spec(header: Header) -> Any:
     spec.set_format(KINDS[str(header.dtype)])
     spec.channelformats = stored.channelformats  # () where all channels have the same
     return spec
-
-
-def _are_chromaticities(numbers: tuple[float, ...]) -> bool:
-    """Whether these are x, y of three primaries and of a white that they mix to; some programs write zeros."""
-    if len(numbers) != 8:
-        return False
-    x, y = np.reshape(numbers, (4, 2)).T.astype(float)
-    xyz = np.stack([x, y, 1 - x - y])
-    if not np.isfinite(xyz).all() or abs(np.linalg.det(xyz[:, :3])) < 1e-6:
-        return False
-    return bool(y[3] > 0 and (np.linalg.solve(xyz[:, :3], xyz[:, 3]) > 0).all())
 
 
 def _word(file: BinaryIO) -> bytes:

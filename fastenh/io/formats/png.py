@@ -14,6 +14,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
+from fastenh.io.colour import PRIMARIES, WHITE, are_chromaticities
 from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, take
 from fastenh.io.formats.rows import OpenImageIOReader
 from fastenh.io.metadata import EXIF_START, Metadata, check_exif, coded_profile, exif_orientation
@@ -84,9 +85,11 @@ class PngReader(OpenImageIOReader):
         exif = next((data for kind, data in chunks if kind == b"eXIf"), b"").removeprefix(EXIF_START)
         icc = _profile(chunks, 3 if header.channels > 2 else 1)
         about = replace(header.metadata, icc=icc, exif=exif, xmp=_xmp(chunks), aspect=_aspect(chunks))
+        gamma, chromaticities = (None, ()) if icc else _declared(chunks, header.colours)
         return replace(
-            header, premultiplied=False, orientation=exif_orientation(exif), metadata=about, storage={"chunks": chunks}
-        )
+            header, premultiplied=False, orientation=exif_orientation(exif), metadata=about, storage={"chunks": chunks},
+            gamma=gamma, chromaticities=chromaticities,
+        )  # fmt: skip
 
 
 class PngWriter:
@@ -218,6 +221,22 @@ def _profile(chunks: Chunks, colours: int) -> bytes:
         return coded_profile(coded[0], coded[1], colours)
     data = next((data for kind, data in chunks if kind == b"iCCP"), b"")
     return _unpacked(data.split(b"\0", 1)[-1][1:])
+
+
+def _declared(chunks: Chunks, colours: int) -> tuple[float | None, tuple[float, ...]]:
+    """Gamma by gAMA, None for sRGB's curve, and chromaticities by cHRM, () for sRGB's, of a PNG without a profile; both
+    are void where a chunk says sRGB, or the colours by a code. Within 5 %, as in libpng, a gamma of 2.2 means sRGB."""
+    found = dict(reversed(chunks))  # of several, the first counts
+    if b"sRGB" in found or found.get(b"cICP", b"\2")[:1] != b"\2":
+        return None, ()
+    whole = found.get(b"gAMA", b"")
+    gamma = 100_000 / max(struct.unpack(">I", whole)[0], 1) if len(whole) == 4 else 2.2
+    numbers = np.frombuffer(found.get(b"cHRM", b"")[:32], ">u4") / 100_000 if len(found.get(b"cHRM", b"")) == 32 else ()
+    chromaticities = tuple(float(number) for number in (*numbers[2:], *numbers[:2]))  # white comes first
+    known = are_chromaticities(chromaticities) and not np.allclose(chromaticities, (*PRIMARIES, *WHITE), atol=1e-3)
+    return gamma if 0.1 < gamma < 10 and abs(
+        gamma / 2.2 - 1
+    ) > 0.05 else None, chromaticities if known and colours == 3 else ()
 
 
 def _aspect(chunks: Chunks) -> tuple[int, int] | None:
