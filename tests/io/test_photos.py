@@ -258,6 +258,48 @@ def test_photoshop_resources_keep_their_names_and_order(tmp_path, suffix):
         assert dict(written.applist)["APP13"] == b"Photoshop 3.0\0" + b"".join(kept)
 
 
+def raw_profile(name: str, content: bytes, kind: bytes) -> bytes:
+    """A text chunk as ImageMagick writes one."""
+    digits = content.hex()
+    lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    text = f"\n{name}\n{len(content):8}\n{lines}\n".encode()
+    between = {b"tEXt": b"\0", b"zTXt": b"\0\0", b"iTXt": b"\0\0\0\0\0"}[kind]
+    return chunk(
+        kind, f"Raw profile type {name}".encode() + between + (zlib.compress(text) if kind == b"zTXt" else text)
+    )
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+def test_profiles_that_imagemagick_writes_as_texts(tmp_path, kind):
+    exif, icc, xmp = exif_with(6), imagecodecs.cms_profile("adobergb"), b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    records = b"\x1c\x02\x05\0\x03abc"
+    iptc = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(records)) + records
+    texts = [raw_profile(*one, kind) for one in (("exif", exif), ("icc", icc), ("xmp", xmp), ("iptc", iptc))]
+    (tmp_path / "a.png").write_bytes(png_with(b"".join(texts)))
+    photo = read_photo(tmp_path / "a.png")
+    about = photo.header.metadata
+    assert (about.icc, about.xmp, about.iptc) == (icc, xmp, iptc)
+    assert np.array_equal(photo.pixels, UPRIGHT[6](np.asarray(Image.open(tmp_path / "a.png"))))
+    write_photo(photo, tmp_path / "b.png")
+    write_photo(photo, tmp_path / "b.jpg")
+    for name in ("b.png", "b.jpg"):
+        written = Image.open(tmp_path / name)
+        assert written.getexif()[0x0112] == 1 and written.getexif()[0x010F] == "a camera"
+        assert written.info["icc_profile"] == icc
+    data = (tmp_path / "b.png").read_bytes()
+    assert [data.count(b"Raw profile type " + name) for name in (b"exif", b"icc", b"xmp", b"iptc")] == [0, 0, 0, 1]
+    assert read_photo(tmp_path / "b.jpg").header.metadata.iptc == iptc
+
+
+def test_a_chunk_goes_before_a_text_and_damaged_texts_are_left(tmp_path):
+    text = raw_profile("exif", exif_with(6), b"tEXt")
+    (tmp_path / "a.png").write_bytes(png_with(text + chunk(b"eXIf", exif_with(3).removeprefix(b"Exif\0\0"))))
+    assert np.array_equal(read_photo(tmp_path / "a.png").pixels, np.asarray(Image.open(tmp_path / "a.png"))[::-1, ::-1])
+    for content in (b"\nexif\n 40\n4d4d", b"\nexif\n 3\n4d4", b"exif", b"", b"\nexif\n999999999999\n4d4d002a"):
+        (tmp_path / "a.png").write_bytes(png_with(chunk(b"tEXt", b"Raw profile type exif\0" + content)))
+        assert read_photo(tmp_path / "a.png").header.metadata.exif == b""
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_xmp_and_texts_of_a_png(tmp_path, compressed):
     texts = PngImagePlugin.PngInfo()
@@ -904,6 +946,28 @@ def test_pixels_come_back_as_they_were_stored(tmp_path, suffix, channels, dtype)
     result = read_pixels(tmp_path / f"a.{suffix}")
     assert result.dtype == dtype and result.flags.writeable and result.flags.c_contiguous
     assert np.array_equal(result, np.broadcast_to(pixels[..., :1], (12, 20, 3)) if channels == 1 else pixels[..., :3])
+
+
+def test_nobody_invents_a_date_or_a_resolution(tmp_path):
+    """Equal runs give equal bytes, in the second after, too."""
+    image = Image.fromarray(PIXELS)
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    image.save(tmp_path / "a.jpg", exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.header.metadata.dpi is None
+    for name in ("b.exr", "b.tif", "b.png", "b.jpg"):
+        write_photo(photo, tmp_path / name)
+        spec = oiio.ImageInput.open(str(tmp_path / name)).spec()
+        names = {attribute.name for attribute in spec.extra_attribs}
+        assert not names & {"DateTime", "XResolution", "YResolution", "ResolutionUnit"}, name
+    spec = oiio.ImageSpec(20, 12, 3, "half")
+    spec["DateTime"] = "2001:02:03 04:05:06"
+    file = oiio.ImageOutput.create(str(tmp_path / "a.exr"))
+    assert file.open(str(tmp_path / "a.exr"), spec) and file.write_image(PIXELS) and file.close()
+    write_photo(read_photo(tmp_path / "a.exr"), tmp_path / "c.exr")
+    spec = oiio.ImageInput.open(str(tmp_path / "c.exr")).spec()
+    assert spec.get_string_attribute("DateTime") == "2001:02:03 04:05:06"
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -66,11 +66,14 @@ class ExrReader(OpenImageIOReader):
 def _spec(header: Header) -> Any:
     """OpenImageIO's description of a new file: where the photo was an OpenEXR, that of its file with all attributes."""
     if "spec" not in header.storage:
-        return new_spec(header)
+        spec = new_spec(header)
+        spec["DateTime"] = ""  # else OpenImageIO takes now for the date of the capture
+        return spec
     import OpenImageIO as oiio
 
     stored = header.storage["spec"]
     spec = oiio.ImageSpec(stored)
+    spec["DateTime"] = spec.get_string_attribute("DateTime")
     turned = header.orientation == 1 and spec.get_int_attribute("Orientation", 1) != 1
     if turned or (header.width, header.height) != (spec.width, spec.height):
         spec["Orientation"] = header.orientation

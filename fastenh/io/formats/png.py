@@ -17,7 +17,15 @@ import numpy as np
 from fastenh.io.colour import PRIMARIES, WHITE, are_chromaticities
 from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, take
 from fastenh.io.formats.rows import OpenImageIOReader
-from fastenh.io.metadata import EXIF_START, Metadata, check_exif, coded_profile, exif_orientation
+from fastenh.io.metadata import (
+    EXIF_START,
+    Metadata,
+    check_exif,
+    coded_profile,
+    exif_orientation,
+    iptc_resources,
+    without_thumbnails,
+)
 
 Chunks = list[tuple[bytes, bytes]]  # kind and data
 
@@ -27,6 +35,8 @@ PIXEL_CHUNKS = set(b"IHDR PLTE IDAT IEND tRNS bKGD hIST sBIT sPLT acTL fcTL fdAT
 ANEW_CHUNKS = {b"iCCP", b"eXIf", b"pHYs"}
 COLOUR_CHUNKS = set(b"cHRM gAMA sRGB cICP mDCV mDCv cLLI cLLi sCAL".split())
 XMP_START = b"XML:com.adobe.xmp\0"
+RAW_START = b"raw profile type "  # in lower case
+OLD_TEXTS = tuple(RAW_START + name for name in (b"exif\0", b"app1\0", b"xmp\0", b"icc\0", b"icm\0"))  # become chunks
 MAX_CHUNKS = 4096  # that are kept
 MAX_UNPACKED = 2**24  # bytes of an ICC profile or XMP packet
 MAX_SEEN = 2**18  # bytes of metadata that OpenImageIO is given: it may make many times as many of them
@@ -84,7 +94,9 @@ class PngReader(OpenImageIOReader):
         header, chunks = super()._header(), self._chunks
         exif = next((data for kind, data in chunks if kind == b"eXIf"), b"").removeprefix(EXIF_START)
         icc = _profile(chunks, 3 if header.channels > 2 else 1)
-        about = replace(header.metadata, icc=icc, exif=exif, xmp=_xmp(chunks), aspect=_aspect(chunks))
+        about = replace(
+            header.metadata, icc=icc, exif=exif, xmp=_xmp(chunks), iptc=_iptc(chunks), aspect=_aspect(chunks)
+        )
         gamma, chromaticities = (None, ()) if icc else _declared(chunks, header.colours)
         return replace(
             header, premultiplied=False, orientation=exif_orientation(exif), metadata=about, storage={"chunks": chunks},
@@ -143,6 +155,18 @@ def _read_chunks(path: Path) -> tuple[Chunks, list[str]]:
     chunks: Chunks = []
     left_out: list[str] = []
     once, more = set(), 0
+
+    def add(kind: bytes, data: bytes) -> None:
+        nonlocal once
+        name = {b"iCCP": "the ICC profile", b"eXIf": "EXIF"}.get(kind, "XMP" if _is_xmp(kind, data) else "")
+        try:
+            if name not in once:  # of several, the first counts
+                _check(kind, data)
+                chunks.append((kind, data))
+        except ValueError as error:
+            left_out.append(f"{name}: {error}")
+        once |= {name} - {""}
+
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
@@ -154,14 +178,13 @@ def _read_chunks(path: Path) -> tuple[Chunks, list[str]]:
             data = file.read(min(size, 1 << 28))
             if len(data) < size or len(file.read(4)) < 4:
                 break
-            name = {b"iCCP": "the ICC profile", b"eXIf": "EXIF"}.get(kind, "XMP" if _is_xmp(kind, data) else "")
-            try:
-                if name not in once:  # of several, the first counts
-                    _check(kind, data)
-                    chunks.append((kind, data))
-            except ValueError as error:
-                left_out.append(f"{name}: {error}")
-            once |= {name} - {""}
+            add(kind, data)
+    for kind, data in chunks[:]:  # after all chunks of their own, which go first
+        try:
+            if raw := _raw_profile(kind, data):
+                add(*raw)
+        except ValueError as error:
+            left_out.append(f"a text that holds metadata: {error}")
     return chunks, left_out + ([f"{more} chunks: expected at most {MAX_CHUNKS}"] if more else [])
 
 
@@ -173,6 +196,46 @@ def _check(kind: bytes, data: bytes) -> None:
         _profile([(kind, data)], 3)
     elif _is_xmp(kind, data):
         _xmp([(kind, data)])
+
+
+def _raw_profile(kind: bytes, data: bytes) -> tuple[bytes, bytes] | None:
+    """The chunk in which PNG has the EXIF, XMP or ICC profile that ImageMagick and others write as a text."""
+    name, content = _raw_text(kind, data)
+    if name in (b"exif", b"app1") and content.startswith((EXIF_START, b"II", b"MM")):
+        return b"eXIf", content.removeprefix(EXIF_START)
+    if name in (b"xmp", b"app1") and content:
+        return b"iTXt", XMP_START + bytes(4) + content.removeprefix(b"http://ns.adobe.com/xap/1.0/\0")
+    if name in (b"icc", b"icm") and content:
+        return b"iCCP", b"ICC profile\0\0" + zlib.compress(content)
+    return None
+
+
+def _raw_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """The name and content of a text "Raw profile type NAME": a line with the name, one with the length, hexadecimal
+    digits. b"" for other chunks, and as the content of a damaged one; ValueError for one that is too large."""
+    keyword, _, rest = data.partition(b"\0")
+    if kind not in (b"tEXt", b"zTXt", b"iTXt") or not keyword.lower().startswith(RAW_START):
+        return b"", b""
+    packed = _is_compressed_text(kind, data)
+    rest = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else rest
+    text = _unpacked(rest) if packed else rest
+    if len(text) > MAX_UNPACKED:
+        raise ValueError(f"expected at most {MAX_UNPACKED >> 20} MiB, got {len(text) >> 20}")
+    content = b""
+    if parts := re.match(rb"\s*[^\n]*\n\s*(\d{1,9})\s*\n([0-9a-fA-F\s]*)", text):
+        with contextlib.suppress(ValueError):
+            content = bytes.fromhex(parts[2].decode())
+        content = content[: int(parts[1])] if len(content) >= int(parts[1]) else b""
+    return keyword[len(RAW_START) :].lower(), content
+
+
+def _iptc(chunks: Chunks) -> bytes:
+    """Photoshop's image resources, for which PNG has no chunk, from a text."""
+    for kind, data in chunks:
+        name, content = _raw_text(kind, data)
+        if name in (b"iptc", b"8bim") and content:
+            return without_thumbnails(content) if content.startswith(b"8BIM") else iptc_resources(content)
+    return b""
 
 
 def _copy_bare(source: Path, target: IO[bytes]) -> None:
@@ -207,7 +270,7 @@ def _new_chunks(chunks: Chunks, metadata: Metadata) -> Chunks:
         (kind, data)
         for kind, data in chunks
         if (kind[3:].islower() and kind not in PIXEL_CHUNKS | ANEW_CHUNKS) or kind in COLOUR_CHUNKS
-        if not _is_xmp(kind, data)
+        if not _is_xmp(kind, data) and not data.lower().startswith(OLD_TEXTS)
     ]
 
 
