@@ -96,6 +96,11 @@ def small_pictures(count: int, pages: bool) -> bytes:
     return photo[:-4] + struct.pack("<I", places[0]) + after
 
 
+def hexadecimal(content: bytes) -> bytes:
+    """As ImageMagick writes it into a text."""
+    return b"\nexif\n%d\n%s\n" % (len(content), content.hex().encode())
+
+
 BLOCK = 10_000_000
 PACKED = zlib.compress(bytes(1 << 26), 9)
 READ = {  # without some of its metadata
@@ -107,6 +112,9 @@ READ = {  # without some of its metadata
     "exif of known tags.png": lambda: png((b"eXIf", exif_of_known_tags(1 << 20))),
     "profile.png": lambda: png((b"iCCP", b"a profile\0\0" + PACKED)),
     "xmp.png": lambda: png((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + PACKED)),
+    "packed raw profile.png": lambda: png((b"zTXt", b"Raw profile type exif\0\0" + PACKED)),
+    "raw profile.png": lambda: png((b"tEXt", b"Raw profile type iptc\0\niptc\n20000000\n" + b"00" * 20_000_000)),
+    "exif in a text.png": lambda: png((b"tEXt", b"Raw profile type exif\0" + hexadecimal(exif_bomb(1 << 20)))),
     "chunks.png": lambda: png(*[(b"tEXt", b"Comment\0a")] * 100_000),
     "tags.tif": lambda: tiff([(40_000 + n, 1, BLOCK) for n in range(4000)], bytes(BLOCK)),
     "blocks.tif": lambda: tiff([(tag, 1, BLOCK) for tag in (700, 33723, 34377, 34675, 37724)], bytes(BLOCK)),

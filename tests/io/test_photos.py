@@ -1,11 +1,13 @@
 """Photos come back as they were stored, turned upright once; whatever is no whole photo is refused."""
 
+import ctypes
 import errno
 import hashlib
 import io
 import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
@@ -879,6 +881,37 @@ def test_damage_anywhere_is_an_image_or_a_value_error(data, format, tmp_path_fac
         assert str(error).startswith(f"{path}: expected")
     else:
         assert photo.pixels.size > 0 and photo.pixels.dtype in (np.uint8, np.uint16, np.float16, np.float32)
+
+
+def damaged_pngs() -> dict[str, bytes]:
+    good = encoded(Image.fromarray(PIXELS), "PNG")
+    header, end = good[:33], good[-12:]
+    adler = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS))[:-4] + b"1234"
+    return {
+        "cut": good[:-90],
+        "checksum": good.replace(b"IDAT", b"IDAT\0", 1),
+        "header": good[:16] + b"\x07" + good[17:],
+        "filter": header + chunk(b"IDAT", zlib.compress(b"\x09" * 61 * 12)) + end,
+        "sum": header + chunk(b"IDAT", adler) + end,
+        "short": header + chunk(b"IDAT", zlib.compress(bytes(100))) + end,
+        "no pixels": header + end,
+    }
+
+
+@pytest.mark.parametrize("name", damaged_pngs())
+def test_libpng_prints_nothing(tmp_path, name, capfd):
+    (tmp_path / "a.png").write_bytes(damaged_pngs()[name])
+
+    def read(_: int) -> None:
+        with pytest.raises(ValueError, match="expected a whole PNG, got a damaged one"):
+            read_photo(tmp_path / "a.png")
+
+    with ThreadPoolExecutor(4) as pool:  # some may be inside libpng while others leave it
+        list(pool.map(read, range(8)))
+    assert capfd.readouterr().err == ""
+    libc = ctypes.CDLL(None)
+    libc.perror(b"and after that C's stderr")
+    assert "and after that C's stderr" in capfd.readouterr().err
 
 
 def test_folders_pipes_and_missing_files(tmp_path):

@@ -4,10 +4,16 @@ The files are as small, and every program reads them."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import platform
 import re
 import struct
+import sys
 import tempfile
+import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -70,6 +76,14 @@ class Png(Format):
 
 
 class PngReader(OpenImageIOReader):
+    def __init__(self, path: Path, format: Format) -> None:
+        with _silent_libpng():
+            super().__init__(path, format)
+
+    def _decode(self, first: int, end: int) -> np.ndarray:
+        with _silent_libpng():
+            return super()._decode(first, end)
+
     def _read_metadata(self) -> list[str]:
         self._chunks, left_out = _read_chunks(self.path)
         texts = (data for kind, data in self._chunks if _is_compressed_text(kind, data))
@@ -146,6 +160,40 @@ class PngWriter:
                     file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc))
 
 
+# ---- libpng prints an error to C's stderr after OpenImageIO has taken it into a message of its own
+
+
+_lock, _inside = threading.Lock(), 0
+
+
+@contextlib.contextmanager
+def _silent_libpng() -> Iterator[None]:
+    """Meanwhile C's stderr is /dev/null; Python's and C++'s are as they were. Threads may be inside together."""
+    global _inside
+    stderr, usual, null = _c_stderr()
+    with _lock:
+        _inside += 1
+        stderr.value = null
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            stderr.value = null if _inside else usual
+
+
+@functools.cache
+def _c_stderr() -> tuple[ctypes.c_void_p, int | None, int | None]:
+    """C's stderr, and the streams to assign to it: the usual one and /dev/null."""
+    names = {"linux": "stderr" if platform.libc_ver()[0] == "glibc" else "", "darwin": "__stderrp"}
+    if not names.get(sys.platform):  # elsewhere it is a constant
+        return ctypes.c_void_p(), None, None
+    library = ctypes.CDLL(None)
+    library.fopen.restype = ctypes.c_void_p
+    stderr = ctypes.c_void_p.in_dll(library, names[sys.platform])
+    return stderr, stderr.value, library.fopen(b"/dev/null", b"w")
+
+
 # ---- chunks
 
 
@@ -184,6 +232,7 @@ def _read_chunks(path: Path) -> tuple[Chunks, list[str]]:
             if raw := _raw_profile(kind, data):
                 add(*raw)
         except ValueError as error:
+            chunks.remove((kind, data))
             left_out.append(f"a text that holds metadata: {error}")
     return chunks, left_out + ([f"{more} chunks: expected at most {MAX_CHUNKS}"] if more else [])
 
