@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -190,11 +190,18 @@ class OpenImageIOWriter:
     def write(self, rows: np.ndarray) -> None:
         top, self._next = self._next, self._next + len(rows)
         if not self._file.write_scanlines(top, self._next, 0, np.ascontiguousarray(rows)):
-            raise WriteError(first_line(self._file.geterror()))
+            self._fail(self._file.geterror())
 
     def close(self) -> None:
         if not self._file.close():
-            raise WriteError(first_line(self._file.geterror()))
-        with open(self._path, "rb") as file:  # neither libtiff nor OpenEXR reports that the disk is full at the end
-            if not self._format.is_complete(file):
-                raise WriteError("there is only a part of it; is there room on the disk?")
+            self._fail(self._file.geterror())
+        with open(self._path, "rb") as file:  # OpenEXR does not report that the disk is full at the end
+            complete = self._format.is_complete(file)
+        if not complete:
+            self._fail("there is only a part of it; is there room on the disk?")
+
+    def _fail(self, problem: str) -> NoReturn:
+        """Raise OSError where the disk takes no more, which OpenImageIO does not say, or WriteError."""
+        with open(self._path, "ab") as file:
+            file.write(bytes(2**20))
+        raise WriteError(first_line(problem))
