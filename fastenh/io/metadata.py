@@ -26,7 +26,7 @@ DIRECTORIES = (EXIF_DIRECTORY, 0x8825, INTEROPERABILITY)  # tags whose value is 
 # Tags that say how and where the pixels of a TIFF are stored, or that are pictures themselves: thumbnails, layers.
 STRUCTURE = {
     *range(254, 260), 262, 263, 266, 273, ORIENTATION, *range(277, 282), 284, *range(288, 294), 301, 317, 320, 321,
-    *range(322, 326), 330, 332, 334, *range(336, 343), 347, *range(512, 522), *range(529, 533),
+    *range(322, 326), 330, *range(332, 335), *range(336, 343), 347, *range(512, 522), *range(529, 533),
     *BLOCKS, 37724, 50255,
 }  # fmt: skip
 EXIF_START = b"Exif\0\0"  # in the files of some formats, before the block

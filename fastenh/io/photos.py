@@ -4,7 +4,8 @@ The depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. Wha
 with its ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
 quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP is lossless. What changes: a
 photo stored on its side is turned upright once, and its orientation tags then say so; thumbnails, gain maps and layers,
-which show the photo as it was, are dropped. A TIFF's byte order and strips may change, and where in it EXIF lies.
+which show the photo as it was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may change, and where in
+it EXIF lies.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
     """Read a photo, upright, in any format of `fastenh.io.formats.registry`; some need a package to be installed.
 
     Raises OSError where the file cannot be read, and ValueError, in one line and before any pixel is decoded, for what
-    is no photo of one picture in RGB or gray of at most 2²⁸ pixels; ValueError too where the pixels are damaged.
+    is no photo of one picture in RGB, gray or CMYK of at most 2²⁸ pixels; ValueError too where the pixels are damaged.
     """
     photo = open_photo(Path(path))
     return photo if isinstance(photo, Photo) else all_rows(photo)

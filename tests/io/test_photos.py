@@ -622,6 +622,12 @@ def test_jpeg_with_several_pictures_is_its_first(tmp_path):
     assert read_photo(path).pixels.shape == (48, 64, 3)
 
 
+def test_a_jfif_segment_that_is_too_short_is_passed_over(tmp_path):
+    data = encoded(smooth(), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe0\0\x07JFIF\0" + data[20:])
+    assert np.array_equal(read_photo(tmp_path / "a.jpg").pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
 def png_header(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")

@@ -170,6 +170,13 @@ def test_what_is_not_read_is_named(tmp_path, bits, kind, photometric, got):
         read_photo(tmp_path / "a.tif")
 
 
+def test_planar_colours_at_half_the_size_are_not_called_damage(tmp_path):
+    tags = {256: (4,), 257: (4,), 258: (8,) * 3, 259: (1,), 262: (6,), 277: (3,), 278: (4,), 284: (2,), 530: (2, 2)}
+    (tmp_path / "a.tif").write_bytes(by_hand(tags, bytes(16), bytes(4), bytes(4)))
+    with pytest.raises(ValueError, match="expected TIFF of a kind that can be read, got another"):
+        read_photo(tmp_path / "a.tif")
+
+
 def test_channels_of_different_depths_are_refused(tmp_path):
     tags = {256: (2,), 257: (1,), 258: (5, 6, 5), 259: (1,), 262: (2,), 277: (3,), 278: (1,)}
     (tmp_path / "a.tif").write_bytes(by_hand(tags, bytes(4)))

@@ -22,7 +22,7 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 SCAN, END = 0xDA, 0xD9
 ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
-APP1, APP2, APP13 = 0xE1, 0xE2, 0xED
+APP0, APP1, APP2, APP13 = 0xE0, 0xE1, 0xE2, 0xED
 METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # all but JFIF's and Adobe's segments, which say how colours are coded
 XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
@@ -56,8 +56,10 @@ class Jpeg(Format):
         if marker in LOSSLESS or bits != 8:
             got = "a lossless one" if marker in LOSSLESS else f"one of {bits}"
             raise Unsupported(f"expected a lossy JPEG of 8 bits, got {got}")
-        # Pillow looks for the resolution in EXIF, and parses all of it for that: it gets a file without metadata.
-        bare = b"\xff\xd8" + _joined((marker, data) for marker, data in segments if marker not in METADATA) + rest
+        # Pillow looks for the resolution in EXIF, and parses all of it for that: it gets a file without metadata, and
+        # without JFIF segments that are too short, which libjpeg passes over.
+        kept = ((marker, data) for marker, data in segments if marker not in METADATA)
+        bare = b"\xff\xd8" + _joined(one for one in kept if one[0] != APP0 or len(one[1]) >= 14) + rest
         del rest
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(bare))  # Image.open has a limit that all of a process shares
         pixels = load_image(image, ("L", "RGB", "CMYK"))

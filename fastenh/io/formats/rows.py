@@ -154,8 +154,13 @@ class OpenImageIOReader(BlockReader):
     def _damaged(self, problem: str) -> Exception:
         if is_out_of_memory(problem):
             return MemoryError(f"{self.path}: out of memory")
-        reason = first_line(problem)
-        return ValueError(f"{self.path}: expected a whole {self._format.name}, got a damaged one ({reason})")
+        unsupported = "not supported" in problem or "can not handle" in problem
+        what = (
+            (f"{self._format.name} of a kind that can be read", "another")
+            if unsupported
+            else (f"a whole {self._format.name}", "a damaged one")
+        )
+        return ValueError(f"{self.path}: expected {what[0]}, got {what[1]} ({first_line(problem)})")
 
 
 def new_spec(header: Header) -> Any:

@@ -128,9 +128,9 @@ def read_layout(file: BinaryIO, icc: bytes) -> Layout | None:
             kind = f"<u{min(SIZES[entries[tag].type], 8)}"
             return tuple(np.frombuffer(reader.value(entries[tag]), kind).tolist())
 
-        (width, *_), (height, *_), bits = numbers(256), numbers(257), numbers(258, 1)
-        compression, tiled = numbers(259, 1)[0], 322 in entries
-        samples = numbers(277, 3 if compression == OLD_JPEG and numbers(262) == (YCBCR,) else 1)[0]
+        (width,), (height,), (compression,) = numbers(256), numbers(257), numbers(259, 1)
+        (samples,) = numbers(277, 3 if compression == OLD_JPEG and numbers(262) == (YCBCR,) else 1)
+        bits, tiled = numbers(258, 1), 322 in entries
         if not (width and height and 0 < samples <= 1024 and bits):
             return None
         extra = numbers(338)[:samples]

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastenh.io import metadata
 from fastenh.io.colour import cmyk_profile, profile_of
-from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, Rows, RowWriter, cmyk_note, first_line
+from fastenh.io.formats.base import DEFLATE_LEVEL, Format, Header, Rows, RowWriter, cmyk_note
 from fastenh.io.formats.rows import DTYPES, OpenImageIOReader
 from fastenh.io.formats.segments import (
     BLACK_IS_0,
@@ -146,9 +146,8 @@ class TiffReader(OpenImageIOReader):
         return rows
 
     def _damaged(self, problem: str) -> Exception:
-        if (self._layout and self._layout.compression == OLD_JPEG) or "can not handle" in problem:
-            got = "old-style JPEG" if "JPEG" in problem else "another"
-            return ValueError(f"{self.path}: expected a TIFF that libtiff reads, got {got} ({first_line(problem)})")
+        if self._layout and self._layout.compression == OLD_JPEG and "JPEG tables" in problem:
+            return ValueError(f"{self.path}: expected a compression that can be read, got JPEG without its tables")
         return super()._damaged(problem)
 
 
