@@ -224,11 +224,10 @@ def test_compressions_that_are_kept(tmp_path, dtype, name):
     assert (tmp_path / "b.tif").read_bytes() == (tmp_path / "c.tif").read_bytes()
 
 
-@pytest.mark.parametrize("compression", ["zstd", "lzma", "deflate12"])
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
 def test_damage_in_what_imagecodecs_reads(tmp_path, compression):
     pixels = RNG.integers(0, 4096, (30, 40), np.uint16)
-    how = {"compression": compression} if compression != "deflate12" else {"compression": "zlib"}
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata=None, **how)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata=None, compression=compression)
     data = bytearray((tmp_path / "a.tif").read_bytes())
     stored = tags_of(tmp_path / "a.tif")
     data[stored[273][0] + 20 : stored[273][0] + 60] = bytes(40)
@@ -245,4 +244,4 @@ def test_files_of_other_programs(assets, name, dtype, mean):
     if not path.exists():
         pytest.skip("no such file among the assets")
     pixels = read_photo(path).pixels
-    assert pixels.dtype == dtype and abs(pixels[..., : 3 if name == "palette_alpha" else 1].mean() - mean) < 60
+    assert pixels.dtype == dtype and abs(pixels[..., : 3 if name == "palette_alpha" else 1].mean() - mean) < 0.01
