@@ -21,12 +21,14 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 @dataclass(frozen=True)
 class Options:
     """How an image is retouched; `Enhancer` documents the options. `conditions` are those of the system, as
-    `System.check_conditions` returns them."""
+    `System.check_conditions` returns them. `space` is "srgb" for an image of sRGB in [0, 1], whose result is clamped to
+    that, or "file" for a file's own numbers, which only systems without bounds take; None: what the system takes."""
 
     strength: float = 1.0
     denoise: bool = False
     protect_highlights: bool = False
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    space: str | None = None
     RANGES: ClassVar[dict[str, tuple[str, int, int]]] = {"strength": ("a number from 0 to 1", 0, 1)}
 
     def __post_init__(self) -> None:
@@ -34,6 +36,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: expected {expected}, got {value}")
+        if self.space not in (None, "file", "srgb"):
+            raise ValueError(f"space: expected file or srgb, got {self.space!r}")
 
 
 class Decision(NamedTuple):
@@ -71,6 +75,12 @@ class Engine:
         """Whether an image may be rendered in parts that know nothing of each other."""
         square = self.system.sides.square and self.system.tile is None
         return self.system.reach is not None and not square
+
+    def bounded(self, options: Options) -> bool:
+        """Whether an image is sRGB in [0, 1]. ValueError if the options ask for what the system does not take."""
+        if self.system.bounded and options.space == "file":
+            raise ValueError(f"space: expected srgb for {type(self.system).__name__}, which takes no other, got file")
+        return self.system.bounded or options.space == "srgb"
 
     def halo(self, options: Options) -> int:
         """How many pixels around a part of an image its result depends on, rounded up to `sides.multiple_of`."""
@@ -119,15 +129,15 @@ class Engine:
             return same if out is None else out.copy_(same)
         target = out if out is not None and out.device == image.device else None
         place = Place(0, 0, image.shape[2], image.shape[3]) if place is None else place
-        after = self._blended(image, decision, options.strength, place, target)
+        after = self._blended(image, decision, options, place, target)
         if options.denoise or options.protect_highlights:
             flags = {"noise": options.denoise, "highlights": options.protect_highlights}
             after = finish.finish(upscale(image, self.scale), after, **flags)
         return after if out is None or after is out else out.copy_(after)
 
-    def _blended(self, image: Tensor, decision: Decision, strength: float, place: Place, out: Tensor | None) -> Tensor:
-        """(1 − strength) · image + strength · result, clamped to [0, 1] if the system is bounded."""
-        params = decision.params
+    def _blended(self, image: Tensor, decision: Decision, options: Options, place: Place, out: Tensor | None) -> Tensor:
+        """(1 − strength) · image + strength · result, clamped to [0, 1] if the image is bounded."""
+        params, strength, bounded = decision.params, options.strength, self.bounded(options)
         if strength < 1 and (blended := self.system.blend(params, strength)) is not None:
             params, strength = blended, 1.0
         floats = image.is_floating_point()
@@ -136,12 +146,12 @@ class Engine:
         with self._autocast():
             if strength == 1:  # systems take integers directly, without a float copy of the frame
                 result = self._rendered(x, params, decision.local, place, None if wide else out)
-                result = result.clamp_(0, 1) if floats and self.system.bounded else result
+                result = result.clamp_(0, 1) if floats and bounded else result
             else:
                 real = to_float(x)
                 result = self._rendered(real, params, decision.local, place, None)
                 result = upscale(real, self.scale).lerp(result, strength)
-                result = from_float(result.clamp_(0, 1) if self.system.bounded else result, x.dtype)
+                result = from_float(result.clamp_(0, 1) if bounded else result, x.dtype)
         result = result.to(image.dtype)
         return result if out is None or result is out else out.copy_(result)
 

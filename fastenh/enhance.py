@@ -33,6 +33,10 @@ class Enhancer:
     `protect_highlights` keeps highlights from clipping to white. `fastenh.finish` has the formulas. Both work with any
     model. Other keyword arguments are conditions of the model, such as a style; see `fastenh.models.System`.
 
+    A LUT file maps numbers of any range, and results are not clamped. `space` says which numbers of a photo: "file" for
+    its own, "srgb" for sRGB in [0, 1], which its colours are converted to and back; without it, "file" for OpenEXR and
+    photos in floats, "srgb" for others. Models take sRGB only. Arrays and tensors are mapped as they are.
+
     | image | result |
     | --- | --- |
     | path of a photo, or `fastenh.io.Photo` | `Photo`, upright, in the photo's own depth and colours: `.save(path)` |
@@ -78,9 +82,10 @@ class Enhancer:
     @overload
     def enhance(self, image: Pixels, strength: float = 1.0, **options: Any) -> Pixels: ...
     @torch.inference_mode()
-    def enhance(self, image, strength=1.0, *, denoise=False, protect_highlights=False, **conditions):
+    def enhance(self, image, strength=1.0, *, denoise=False, protect_highlights=False, space=None, **conditions):
         conditions = self.engine.system.check_conditions(conditions)
-        options = FileOptions(strength, denoise, protect_highlights, conditions)
+        options = FileOptions(strength, denoise, protect_highlights, conditions, space)
+        bounded = self.engine.bounded(options)
         if isinstance(image, (str, os.PathLike)):
             image = read_photo(image)
         if isinstance(image, Photo):
@@ -88,11 +93,10 @@ class Enhancer:
         if isinstance(image, Image.Image):
             return self._pil(image, options)
         if isinstance(image, np.ndarray):
-            return np.ascontiguousarray(
-                self.engine.enhance(as_batch(image, self.engine.system.bounded), options)[0][0].permute(1, 2, 0).numpy()
-            )
+            result = self.engine.enhance(as_batch(image, bounded), options)[0][0]
+            return np.ascontiguousarray(result.permute(1, 2, 0).numpy())
         if isinstance(image, Tensor):
-            result = self.engine.enhance(as_batch(image, self.engine.system.bounded), options)[0]
+            result = self.engine.enhance(as_batch(image, bounded), options)[0]
             return result if image.ndim == 4 else result[0]
         raise TypeError(f"image: expected a path, Photo, PIL image, NumPy array or tensor, got {type(image).__name__}")
 
@@ -106,6 +110,7 @@ class Enhancer:
         *,
         denoise: bool = False,
         protect_highlights: bool = False,
+        space: str | None = None,
         dither: bool = False,
         quality: int | None = None,
         suffix: str | None = None,
@@ -127,7 +132,8 @@ class Enhancer:
         and FileExistsError if `output` is a file that exists.
         """
         conditions = self.engine.system.check_conditions(conditions)
-        options = FileOptions(strength, denoise, protect_highlights, conditions, dither, quality)
+        options = FileOptions(strength, denoise, protect_highlights, conditions, space, dither, quality)
+        self.engine.bounded(options)
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
         paths = [Path(inputs)] if isinstance(inputs, (str, os.PathLike)) else [Path(path) for path in inputs]

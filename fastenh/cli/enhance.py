@@ -49,8 +49,7 @@ def enhance(
     Depth, colours with their ICC profile, EXIF, XMP, IPTC, resolution and alpha are kept where the output format can
     store them. Photos are turned upright. A JPEG is written with the quality it had. RAW becomes a 16-bit TIFF.
     """
-    finishing = {"denoise": denoise, "protect_highlights": protect_highlights}
-    retouch(inputs, model.load, run, strength, **finishing)
+    retouch(inputs, model.load, run, strength, denoise=denoise, protect_highlights=protect_highlights)
 
 
 def retouch(
@@ -61,6 +60,7 @@ def retouch(
     *,
     denoise: bool = False,
     protect_highlights: bool = False,
+    space: str | None = None,
 ) -> None:
     """Photos through the model that `load` gives, with its conditions."""
     with one_line(run.debug):
@@ -84,7 +84,7 @@ def retouch(
         model, conditions = load()
         engine = Engine(model, run.device, "float32")
         conditions = engine.system.check_conditions(conditions)
-        options = FileOptions(strength, denoise, protect_highlights, conditions, run.dither, run.quality)
+        options = FileOptions(strength, denoise, protect_highlights, conditions, space, run.dither, run.quality)
         places = [job.target.parent for job in planned if not job.error]
         if places and (run.output or folder):  # report an output folder that cannot be made before any work starts
             make_folder(Path(os.path.commonpath(places)))

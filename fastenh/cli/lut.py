@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +11,7 @@ import typer
 
 from fastenh.cli.enhance import retouch
 from fastenh.cli.options import Debug, ModelOptions, Overwrite, RunOptions, Strength, expand_options, one_line, say
+from fastenh.io.luts import OPENCOLORIO_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Inspect, apply, bake and convert LUT files.", no_args_is_help=True)
 
 File = Annotated[
-    Path, typer.Argument(metavar="LUT", help=".cube, Hald CLUT (.png), or .3dl, .clf, .csp, .spi1d, .spi3d.")
+    Path, typer.Argument(metavar="LUT", help=f".cube, .png (Hald CLUT or tiles), {', '.join(OPENCOLORIO_SUFFIXES)}.")
 ]
 Written = Annotated[Path, typer.Option("-o", "--output", help="The .cube to write, or .png for a Hald CLUT.")]
 
@@ -37,30 +40,36 @@ def lut_info(lut: File, debug: Debug = False) -> None:
         import torch
 
         from fastenh.models.lut3d import identity_lut
-        from fastenh.models.lut_file import domain_in_words
+        from fastenh.models.lut_stages import Table, domain_in_words
 
         look = _read(lut)
         # At the LUT's own entries, so that no extreme is missed.
-        inputs = []
         low, high = (torch.tensor(end)[:, None, None] for end in look.domain)
-        if look.shaper is not None:
-            inputs.append(low + (high - low) * torch.linspace(0, 1, look.shaper.shape[1]).expand(3, 1, -1))
-        if look.table is not None:
-            inputs.append(low + (high - low) * identity_lut(look.table.shape[1]).flatten(2))
+        tables = [stage.entries for stage in look.stages if isinstance(stage, Table)]
+        inputs = [low + (high - low) * identity_lut(33).flatten(2)] if not tables else []
+        for entries in tables:
+            size = entries.shape[1]
+            steps = torch.linspace(0, 1, size).expand(3, 1, -1) if entries.ndim == 2 else identity_lut(size).flatten(2)
+            inputs.append(low + (high - low) * steps)
         results = [look(colours[None])[0] for colours in inputs]
         off = max((result - colours).abs().max().item() for colours, result in zip(inputs, results, strict=True))
         values = torch.cat([result.flatten(1) for result in results], 1)
         ranges = [f"{c} {v.min().item():.4g} to {v.max().item():.4g}" for c, v in zip("RGB", values, strict=True)]
 
         lines = [("format", look.format), ("title", look.title), ("holds", look.contents)]
-        lines += [("takes", domain_in_words(look.domain)), ("gives", ", ".join(ranges))]
+        lines += [("note", note) for note in look.notes]
+        lines += [("takes", domain_in_words(look.domain) if look.stages and look.stages[0].domain else "any number")]
+        lines += [("gives", ", ".join(ranges))]
         rounding = 1e-6 * (high - low).max().clamp_min(1).item()
         lines += [("identity", "yes" if off < rounding else f"no, off by up to {off:.4g}")]
-        lines += [("monotonic", "no: " + ", ".join(falls) if (falls := _falls(look)) else "yes")]
+        if len(tables) == len(look.stages):
+            lines += [("monotonic", "no: " + ", ".join(falls) if (falls := _falls(tables)) else "yes")]
         for name, colour in COLOURS.items():
             result = look(torch.tensor(colour, dtype=torch.float32).reshape(1, 3, 1, 1)).flatten().tolist()
             text = "{:.2f} {:.2f} {:.2f} → {:.4f} {:.4f} {:.4f}".format(*colour, *result)
             lines.append((name, text))
+        if not look.keeps_gray:
+            lines.append(("gray photos", "become RGB, since gray gets a colour"))
     for name, text in lines:
         if text:
             say(f"{name:<12}{text}")
@@ -72,23 +81,51 @@ def lut_apply(
     lut: File,
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos, or one folder of them.")],
     run: RunOptions,
+    then: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="LUT", help="A further LUT, applied to the result of those before; may be repeated."),
+    ] = None,
+    inverse: Annotated[bool, typer.Option("--inverse", help="Undo the LUT, or all of them from the last on.")] = False,
+    space: Annotated[
+        Literal["file", "srgb"] | None,
+        typer.Option(
+            help="Which numbers the LUT gets: the file's own, of any range, or sRGB from 0 to 1.",
+            show_default="file for OpenEXR and photos in floats, srgb for others",
+        ),
+    ] = None,
+    range: Annotated[
+        Literal["full", "legal"],
+        typer.Option(help="Legal: the LUT takes and gives video numbers, black at 16/255 and white at 235/255."),
+    ] = "full",
     interpolation: Annotated[
-        Literal["tetrahedral", "trilinear"],
-        typer.Option(help="Tetrahedral as in ffmpeg; trilinear as in Resolve and in models."),
-    ] = "tetrahedral",
+        Literal["tetrahedral", "trilinear"] | None,
+        typer.Option(
+            help="Of 3D LUTs: tetrahedral as in ffmpeg, trilinear as in Resolve and in models.",
+            show_default="what a .clf or .ctf asks for, else tetrahedral",
+        ),
+    ] = None,
     strength: Strength = 1.0,
 ) -> None:
-    """Apply a LUT file to photos.
+    """Apply a LUT file, or several, to photos.
 
-    Accepts and writes the same files as `fastenh enhance`.
+    Accepts and writes the same files as `fastenh enhance`. If the LUT gives gray a colour, gray photos become RGB.
     """
 
     def load() -> tuple[LutFile, dict[str, Any]]:
-        look = _read(lut)
-        look.interpolation = interpolation
-        return look, {}
+        from fastenh.models.lut_file import chain
 
-    retouch(photos, load, run, strength)
+        looks = [_read(path) for path in (lut, *(then or []))]
+        look = chain(looks)
+        if interpolation:
+            look.interpolation = interpolation
+        if inverse:
+            with needing_opencolorio():
+                look = look.inverse()
+        for note in look.notes:
+            say(note, err=True)
+        return look.in_legal_range() if range == "legal" else look, {}
+
+    retouch(photos, load, run, strength, space=space)
 
 
 @app.command("bake")
@@ -159,10 +196,14 @@ def lut_convert(
     """
     with one_line(debug):
         from fastenh.atomic import check_free
-        from fastenh.models.lut_file import UNIT, domain_in_words, sample
+        from fastenh.models.lut_file import as_tables, sample
+        from fastenh.models.lut_stages import UNIT, domain_in_words
 
         check_free(output, overwrite)
         look = _read(lut)
+        look = as_tables(look) if size is None else look
+        for note in look.notes:
+            say(note, err=True)
         if size is None and _is_hald(output) and not look.hald_level:
             size = HALD_SIZE
         if size is not None:
@@ -173,13 +214,19 @@ def lut_convert(
         _write(look, output, overwrite)
 
 
+@contextlib.contextmanager
+def needing_opencolorio() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected the package {error.name}, got none: pip install opencolorio") from None
+
+
 def _read(path: Path) -> LutFile:
     from fastenh.io import read_lut
 
-    try:
+    with needing_opencolorio():
         return read_lut(path)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"expected the package {error.name}, got none: pip install opencolorio") from None
 
 
 def _write(look: LutFile, path: Path, overwrite: bool) -> None:
@@ -211,13 +258,13 @@ def _model_input(photo: Path) -> Tensor:
     return model_input(content.pixels, content.header)[None]
 
 
-def _falls(look: LutFile) -> list[str]:
+def _falls(tables: list[Tensor]) -> list[str]:
     """Where a channel becomes darker as its own input becomes lighter."""
     found = []
     for c, name in enumerate("RGB"):
-        for kind, entries in (("1D", look.shaper), ("3D", look.table)):
-            if entries is not None:
-                steps = entries[c].diff(dim=-1 if kind == "1D" else 2 - c)
-                if count := (steps < 0).sum().item():
-                    found.append(f"{name} falls at {count} of {steps.numel()} steps of the {kind} LUT")
+        for entries in tables:
+            kind = "1D" if entries.ndim == 2 else "3D"
+            steps = entries[c].diff(dim=-1 if kind == "1D" else 2 - c)
+            if count := (steps < 0).sum().item():
+                found.append(f"{name} falls at {count} of {steps.numel()} steps of the {kind} LUT")
     return found

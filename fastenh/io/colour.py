@@ -254,6 +254,18 @@ def cmyk_to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
     return ((left[..., :3] * left[..., 3:] + full // 2) // full).astype(pixels.dtype)
 
 
+def rgb_profile(gray: bytes) -> bytes:
+    """The ICC profile of RGB with sRGB's primaries and the curve of a gray profile; b"" for sRGB's curve."""
+    space = from_profile(gray, 1)
+    if space.curves is None and not space.profile:
+        return b""
+    import imagecodecs
+
+    light = decode(space.to_srgb(torch.linspace(0, 1, 4096)[None, None])[0, 0])
+    curve = (light.clamp(0, 1) * 65535).round().int().numpy().astype(np.uint16)
+    return undated(imagecodecs.cms_profile("rgb", whitepoint=WHITE, primaries=PRIMARIES, transferfunction=curve))
+
+
 def adobe_rgb() -> bytes:
     """The ICC profile of Adobe RGB (1998)."""
     import imagecodecs

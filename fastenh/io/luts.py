@@ -8,32 +8,39 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastenh.atomic import replacing
 from fastenh.io.formats.base import Header as PhotoHeader
 from fastenh.io.photos import Photo, write_photo
 from fastenh.io.pixels import read_pixels, read_size
-from fastenh.models.lut_file import (
+from fastenh.models.lut_file import LutFile
+from fastenh.models.lut_stages import (
     SHAPER_SIZES,
     TABLE_SIZES,
     UNIT,
     Domain,
-    LutFile,
+    Matrix,
+    OpenColorIOSteps,
+    Stage,
+    Table,
+    Table1D,
+    Table3D,
     check_domain,
     domain_in_words,
-    sample,
 )
 from fastenh.ops.op import from_float
 
-OPENCOLORIO_SUFFIXES = (".3dl", ".clf", ".csp", ".spi1d", ".spi3d")
+OPENCOLORIO_SUFFIXES = (
+    ".3dl", ".cc", ".ccc", ".cdl", ".clf", ".csp", ".ctf", ".cub", ".itx", ".look", ".lut", ".m3d", ".mga",
+    ".spi1d", ".spi3d", ".spimtx", ".vf",
+)  # fmt: skip
 LUT_SUFFIXES = (".cube", ".png", *OPENCOLORIO_SUFFIXES)
 
 BLOCK = 2**24  # characters of a .cube read at once
@@ -47,11 +54,9 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
       LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D table first. Keywords may be in upper
       or lower case and come before the numbers. Comments and blank lines may be anywhere. Lines end in LF, CR LF or CR.
     - .png: a Hald CLUT of level L, 2 to 16, 8 or 16 bits: L³×L³ pixels are a 3D LUT of D = L², R fastest.
-    - .3dl, .clf, .csp, .spi1d, .spi3d: through OpenColorIO (`fastenh[luts]`), for colours from 0 to 1. The steps before
-      the first one that mixes channels become the shaper: a single 1D LUT as it is, anything else sampled at 65536
-      positions. The other steps become the table: sampled at the vertices of the first 3D LUT, or at 65 vertices a side
-      if there is none (which is exact for a matrix). So 1D, 3D and 1D before 3D are exact. Steps after a 3D LUT, and
-      curves after a matrix, are exact at the vertices and interpolated between them.
+    - `OPENCOLORIO_SUFFIXES`: through OpenColorIO (`fastenh[luts]`). All stages of the file are kept: tables and
+      matrices run here, any other stage in OpenColorIO's own processor. 3D tables are interpolated as the file asks,
+      which for .clf and .ctf is trilinear unless they say otherwise, and else tetrahedrally.
 
     Raises OSError if the file cannot be read, ModuleNotFoundError without OpenColorIO, and otherwise ValueError, in one
     line with the number of the faulty line. Sizes are checked before memory is allocated for them.
@@ -88,6 +93,8 @@ def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = Fals
         side = len(pixels)
         write_photo(Photo(PhotoHeader("PNG", side, side, 3, pixels.dtype, 3), pixels), path, overwrite=overwrite)
         return
+    if not lut.simple:
+        raise ValueError(f"{path}: expected a 1D LUT, a 3D LUT or one after the other for a .cube, got {lut.contents}")
     header = _cube_header(lut, path)
     with replacing(path, overwrite) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in header)
@@ -191,6 +198,8 @@ def _read_domain(path: Path, header: Header, kind: str) -> Domain:
         low, high = header[name]
         resolve = (low, low, low), (high, high, high)
         if f"LUT_{kind}_SIZE" not in header:
+            if kind == "1D":  # beside a 3D table, which Resolve and colour-science then read over 0 to 1
+                return UNIT
             raise ValueError(f"{path}: expected LUT_{kind}_SIZE with {name}, got none")
     adobe: Domain | None = None
     if "DOMAIN_MIN" in header or "DOMAIN_MAX" in header:
@@ -256,7 +265,7 @@ def _cube_header(lut: LutFile, path: Path) -> list[str]:
     header = [f'TITLE "{title}"'] if title else []
     if lut.shaper is not None and lut.table is not None:
         for kind, size, domain in (
-            ("1D", lut.shaper.shape[1], lut.shaper_domain),
+            ("1D", lut.shaper.shape[1], lut.domain),
             ("3D", lut.table.shape[1], lut.table_domain),
         ):
             if len(set(domain[0])) > 1 or len(set(domain[1])) > 1:
@@ -308,44 +317,15 @@ def _hald(lut: LutFile, path: Path) -> np.ndarray:
 def _read_through_opencolorio(path: Path) -> LutFile:
     import PyOpenColorIO as ocio
 
-    config = ocio.Config.CreateRaw()
-
-    def colour_map(steps: list[Any]) -> Callable[[Tensor], Tensor]:
-        processor = config.getProcessor(ocio.GroupTransform(steps))
-        run = processor.getOptimizedCPUProcessor(ocio.OPTIMIZATION_LOSSLESS)
-
-        def map_colours(image: Tensor) -> Tensor:
-            pixels = image.movedim(1, 3).contiguous()
-            run.applyRGB(pixels.numpy())
-            return pixels.movedim(3, 1)
-
-        return map_colours
-
     open(path, "rb").close()  # so that an unreadable file raises its own OSError
     try:
         ocio.ClearAllCaches()  # they may hold an earlier file of this path
-        transform, bare = ocio.FileTransform(os.path.abspath(path)), ocio.Context()  # no variables: $ is a plain $
-        processor = config.getProcessor(bare, transform, ocio.TRANSFORM_DIR_FORWARD)
-        steps = list(processor.createGroupTransform())
-        mixing = (i for i, step in enumerate(steps) if config.getProcessor(step).hasChannelCrosstalk())
-        first = next(mixing, len(steps))
-        before, after = steps[:first], steps[first:]
-
-        shaper, table, domain = None, None, UNIT
-        if before or not after:
-            alone = (
-                len(before) == 1 and isinstance(before[0], ocio.Lut1DTransform) and not before[0].getInputHalfDomain()
-            )
-            size = min(before[0].getLength() if alone else SHAPER_SIZES[1], SHAPER_SIZES[1])
-            shaper = colour_map(before)(torch.linspace(0, 1, size).expand(1, 3, 1, size))[0, :, 0]
-        if after:
-            if shaper is not None and not isinstance(after[0], ocio.Lut3DTransform):  # which clamps to [0, 1] itself
-                low, high = shaper.min().item(), shaper.max().item()
-                high = high if high > low else low + 1
-                domain = (low, low, low), (high, high, high)
-            size = next((step.getGridSize() for step in after if isinstance(step, ocio.Lut3DTransform)), 65)
-            table = sample(colour_map(after), size, domain).table
-        lut = LutFile(table, shaper, table_domain=domain)
+        context = ocio.Context()  # no variables: $ is a plain $
+        context.setSearchPath(os.path.abspath(path.parent))  # of files that a .ctf refers to
+        transform = ocio.FileTransform(os.path.abspath(path))
+        processor = ocio.Config.CreateRaw().getProcessor(context, transform, ocio.TRANSFORM_DIR_FORWARD)
+        asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else "tetrahedral"  # unless it says otherwise
+        lut = LutFile(stages=_stages(list(processor.createGroupTransform()), asks))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (ocio.Exception, ocio.ExceptionMissingFile) as error:
@@ -353,3 +333,37 @@ def _read_through_opencolorio(path: Path) -> LutFile:
         raise ValueError(f"{path}: expected a LUT that OpenColorIO reads, got none ({reason:.200})") from None
     lut.format = f"{path.suffix.lower()}, through OpenColorIO"
     return lut
+
+
+def _stages(transforms: list[Any], interpolation: str) -> list[Stage]:
+    """Transforms of OpenColorIO as stages; `interpolation` is that of 3D tables that name none."""
+    stages: list[Stage] = []
+    for transform in transforms:
+        stage, last = _stage(transform, interpolation), stages[-1] if stages else None
+        if isinstance(stage, OpenColorIOSteps) and isinstance(last, OpenColorIOSteps):
+            stages[-1] = OpenColorIOSteps(last.transforms + stage.transforms)
+        elif isinstance(stage, Table) and isinstance(last, Matrix) and (domain := last.unit_domain):
+            stage.domain = domain
+            stages[-1] = stage
+        else:
+            stages.append(stage)
+    return stages
+
+
+def _stage(transform: Any, interpolation: str) -> Stage:
+    import PyOpenColorIO as ocio
+
+    forward = transform.getDirection() == ocio.TRANSFORM_DIR_FORWARD
+    if forward and isinstance(transform, ocio.MatrixTransform):
+        matrix = torch.tensor(transform.getMatrix()).reshape(4, 4)[:3]
+        return Matrix(torch.cat([matrix[:, :3], torch.tensor(transform.getOffset()[:3])[:, None]], 1))
+    if forward and isinstance(transform, ocio.Lut1DTransform):
+        plain = not transform.getInputHalfDomain() and transform.getHueAdjust() == ocio.HUE_NONE
+        if plain and transform.getLength() <= SHAPER_SIZES[1]:
+            return Table1D(torch.from_numpy(np.array(transform.getData(), np.float32)).reshape(-1, 3).T)
+    if forward and isinstance(transform, ocio.Lut3DTransform):
+        size, known = transform.getGridSize(), {ocio.INTERP_LINEAR: "trilinear", ocio.INTERP_TETRAHEDRAL: "tetrahedral"}
+        entries = torch.from_numpy(np.array(transform.getData(), np.float32)).reshape(size, size, size, 3)  # B fastest
+        how = known.get(transform.getInterpolation(), interpolation)
+        return Table3D(entries.permute(3, 2, 1, 0), interpolation=how)
+    return OpenColorIOSteps([transform])

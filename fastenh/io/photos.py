@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -70,6 +71,31 @@ def all_rows(rows: Rows) -> Photo:
         size = f"{header.width}×{header.height}"
         raise ValueError(f"{rows.path}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size}")
     return Photo(header.upright(), apply_orientation(rows.read(0, header.height), header.orientation))
+
+
+@overload
+def in_rgb(photo: Photo) -> Photo: ...
+@overload
+def in_rgb(photo: Photo | Rows) -> Photo | Rows: ...
+def in_rgb(photo: Photo | Rows) -> Photo | Rows:
+    """A gray photo with its numbers as R = G = B; others as they are."""
+    if photo.header.colours == 3:
+        return photo
+    return Photo(photo.header.in_rgb(), _in_rgb(photo.pixels)) if isinstance(photo, Photo) else RGBRows(photo)
+
+
+class RGBRows:
+    """A gray file open for reading by rows, as RGB."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self.path, self.header = rows, rows.path, rows.header.in_rgb()
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        return _in_rgb(self._rows.read(top, bottom))
+
+
+def _in_rgb(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[..., :1]] * 3 + [pixels[..., 1:]], axis=-1)
 
 
 def write_photo(

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastenh import ops
 from fastenh.models.lut3d import ImageAdaptiveLUT, identity_lut
+from fastenh.models.lut_stages import (
+    SHAPER_SIZES,
+    TABLE_SIZES,
+    UNIT,
+    Domain,
+    Matrix,
+    Stage,
+    Table1D,
+    Table3D,
+    check_size,
+)
 from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image, from_float, to_float
 from fastenh.tiles import Place
 
-Domain = tuple[tuple[float, float, float], tuple[float, float, float]]  # the lowest R, G, B, and the highest
-UNIT: Domain = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-SHAPER_SIZES = (2, 65536)
-TABLE_SIZES = (2, 256)
-
 BAND = 2**20  # pixels that are worked on at once
+NEUTRAL = 1 / 510  # half a level of 8 bits: channels that differ by less count as equal
+LEGAL: Domain = ((16 / 255,) * 3, (235 / 255,) * 3)  # black and white of video in legal range
 
 
 class LutFile(System):
-    """The content of a LUT file: out = table(shaper(image)), (B, 3, H, W) → the same shape and dtype.
+    """The content of a LUT file: its stages, one after the other, (B, 3, H, W) → the same shape and dtype.
 
     Args:
         table: a 3D LUT, (3, D, D, D), axes (C, B, G, R), 2 <= D <= 256; or None.
-        shaper: a 1D LUT for each of R, G, B, (3, S), 2 <= S <= 65536; or None. A 1D LUT file is a shaper alone.
+        shaper: a 1D LUT for each of R, G, B, (3, S), 2 <= S <= 65536, applied before the table; or None.
         table_domain, shaper_domain: the input colours of the first and the last entry, ((R, G, B), (R, G, B)).
         title: what the file calls itself.
         interpolation: of the table, "tetrahedral" or "trilinear". A shaper's is linear.
+        stages: those of any other LUT (`fastenh.models.lut_stages`), instead of all of the above but the title.
 
-    A value x has the position (x − lowest) / (highest − lowest) in its domain, clamped to [0, 1]: outside the domain
-    the border's colour applies. Entries are float32 of any value. Float results are not clamped; uint8 and uint16, at
-    full scale, are clamped and rounded to nearest.
+    It maps a file's own numbers, whatever they mean, and is not bounded: values above 1 and below 0 are mapped as the
+    stages say. Tables clamp to their domain. Float results are not clamped; uint8 and uint16, at full scale, are
+    clamped and rounded to nearest.
 
     Raises ValueError, in one line, for tensors of other sizes, for NaN or infinity, and for an empty domain.
     """
 
     reach = 0
     colour_map = True
-
-    table: Tensor | None
-    shaper: Tensor | None
+    bounded = False
 
     def __init__(
         self,
@@ -57,45 +61,72 @@ class LutFile(System):
         shaper_domain: Domain = UNIT,
         title: str = "",
         interpolation: str = "tetrahedral",
+        stages: Sequence[Stage] | None = None,
     ) -> None:
         super().__init__()
-        if table is None and shaper is None:
-            raise ValueError("expected a 3D LUT, a 1D LUT or both, got neither")
-        if table is not None:
-            if table.ndim != 4 or table.shape != (3, *[table.shape[3]] * 3):
-                raise ValueError(f"expected a 3D LUT of shape (3, D, D, D), got {tuple(table.shape)}")
-            _check_size("D", table.shape[3], TABLE_SIZES)
-        if shaper is not None:
-            if shaper.ndim != 2 or shaper.shape[0] != 3:
-                raise ValueError(f"expected a 1D LUT of shape (3, S), got {tuple(shaper.shape)}")
-            _check_size("S", shaper.shape[1], SHAPER_SIZES)
-        for name, entries, domain in (("table", table, table_domain), ("shaper", shaper, shaper_domain)):
-            if entries is not None:
-                entries = entries.detach().float().contiguous()
-                if not entries.isfinite().all():
-                    raise ValueError(f"expected finite numbers in the {name}, got NaN or infinity")
-            check_domain(domain)
-            self.register_buffer(name, entries)
-        self.table_domain, self.shaper_domain = table_domain, shaper_domain
+        if stages is None:
+            stages = [] if shaper is None else [Table1D(shaper, shaper_domain)]
+            stages += [] if table is None else [Table3D(table, table_domain, interpolation)]
+            if not stages:
+                raise ValueError("expected a 3D LUT, a 1D LUT or both, got neither")
+        self.chain = nn.ModuleList(stages)
         self.title = title
-        self.interpolation = interpolation
         self.format = ""  # of the file it was read from, in words
+        self.notes: tuple[str, ...] = ()  # what a user should know, such as how far it is from the file
+        self.keeps_gray = self._keeps_gray()
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [stage for stage in self.chain if isinstance(stage, Stage)]
+
+    @property
+    def shaper(self) -> Tensor | None:
+        """The entries of the 1D table, (3, S), if it is the first stage."""
+        first = self.stages[0] if self.stages else None
+        return first.entries if isinstance(first, Table1D) else None
+
+    @property
+    def table(self) -> Tensor | None:
+        """The entries of the 3D table, (3, D, D, D), if it is the last stage."""
+        last = self.stages[-1] if self.stages else None
+        return last.entries if isinstance(last, Table3D) else None
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is a 1D table, a 3D table, or one after the other."""
+        return [type(stage) for stage in self.stages] in ([Table1D], [Table3D], [Table1D, Table3D])
 
     @property
     def domain(self) -> Domain:
-        """Of the colours that go in."""
-        return self.table_domain if self.shaper is None else self.shaper_domain
+        """Of the colours that go in; 0 to 1 if the first stage takes any."""
+        return (self.stages[0].domain if self.stages else None) or UNIT
+
+    @property
+    def shaper_domain(self) -> Domain:
+        """Of the first stage."""
+        return self.domain
+
+    @property
+    def table_domain(self) -> Domain:
+        """Of the last stage."""
+        return (self.stages[-1].domain if self.stages else None) or UNIT
+
+    @property
+    def interpolation(self) -> str:
+        """Of the first 3D table; may be set, for all."""
+        tables = [stage for stage in self.stages if isinstance(stage, Table3D)]
+        return tables[0].interpolation if tables else "tetrahedral"
+
+    @interpolation.setter
+    def interpolation(self, value: str) -> None:
+        for stage in self.stages:
+            if isinstance(stage, Table3D):
+                stage.interpolation = value
 
     @property
     def contents(self) -> str:
         """In words, such as "1D LUT of 1024 entries, then 3D LUT of 33×33×33"."""
-        parts = []
-        for kind, entries, domain in (("1D", self.shaper, self.shaper_domain), ("3D", self.table, self.table_domain)):
-            if entries is not None:
-                size = "×".join(map(str, entries.shape[1:])) + (" entries" if kind == "1D" else "")
-                over = "" if domain == UNIT else f" over {domain_in_words(domain)}"
-                parts.append(f"{kind} LUT of {size}{over}")
-        return ", then ".join(parts)
+        return ", then ".join(stage.contents for stage in self.stages) or "nothing"
 
     def extra_repr(self) -> str:
         return f"{self.title!r}, {self.contents}" if self.title else self.contents
@@ -103,38 +134,111 @@ class LutFile(System):
     @property
     def hald_level(self) -> int | None:
         """L if a Hald CLUT can hold it: if it is a 3D LUT alone, of L² vertices over [0, 1]; else None."""
-        if self.table is None or self.shaper is not None or self.table_domain != UNIT:
+        if self.table is None or len(self.stages) > 1 or self.table_domain != UNIT:
             return None
         level = math.isqrt(self.table.shape[1])
         return level if level > 1 and level**2 == self.table.shape[1] else None
+
+    def inverse(self) -> LutFile:
+        """The LUT that undoes this one. Matrices are inverted here, other stages by OpenColorIO; its notes say how
+        closely it restores colours.
+
+        Raises ValueError where there is no inverse, ModuleNotFoundError without OpenColorIO."""
+        stages = [step for stage in reversed(self.stages) for step in stage.inverse()]
+        inverse = LutFile(title=self.title, stages=stages)
+        colours = _spread(33, self.domain).to(self._device)
+        error = (inverse(self(colours)) - colours).abs()
+        inverse.format = f"the inverse of {self.format}" if self.format else ""
+        inverse.notes = self.notes
+        if error.max() > 1e-4:
+            inverse.notes += (
+                f"the inverse restores colours to within {error.max():.2g}, {error.mean():.2g} on average",
+            )
+        return inverse
+
+    def in_legal_range(self) -> LutFile:
+        """This LUT of legal-range video numbers, 16 to 235 of 255 for black to white, for numbers of the full range."""
+        stages = [Matrix.between(UNIT, LEGAL), *self.stages, Matrix.between(LEGAL, UNIT)]
+        return _about(self, LutFile(title=self.title, stages=stages))
 
     def render(
         self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
     ) -> Tensor:
         """`out` may be `image` itself."""
         check_image("LutFile", image)
-        if self.table is not None and self.shaper is None and self.table_domain == UNIT:
-            return ops.lut_transform(image, self.table[None], interpolation=self.interpolation, out=out)
+        only = self.stages[0] if len(self.stages) == 1 else None
+        if isinstance(only, Table3D) and only.domain == UNIT:
+            return only(image, out)
         out, rows = torch.empty_like(image) if out is None else out, max(1, BAND // image.shape[3])
         for b in range(len(image)):
             for top in range(0, image.shape[2], rows):
                 x = to_float(image[b : b + 1, :, top : top + rows])
-                if self.shaper is not None:
-                    x = _look_up(_placed(x, self.shaper_domain), self.shaper.to(x.dtype))
-                if self.table is not None:
-                    x = _placed(x, self.table_domain)
-                    x = ops.lut_transform(x, self.table[None], interpolation=self.interpolation)
+                for stage in self.stages:
+                    x = stage(x)
                 out[b : b + 1, :, top : top + rows] = from_float(x, image.dtype)
         return out
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.buffers(), torch.empty(0)).device
+
+    @torch.no_grad()
+    def _keeps_gray(self) -> bool:
+        low, high = (torch.tensor(end, device=self._device) for end in self.domain)
+        ramp = torch.linspace(low.min().item(), high.max().item(), 1025, device=self._device).expand(1, 3, 1, -1)
+        result = self(ramp)[0, :, 0]
+        return bool((result.amax(0) - result.amin(0) <= NEUTRAL * result.abs().amax(0).clamp_min(1)).all())
+
+
+def chain(luts: Sequence[LutFile]) -> LutFile:
+    """Several LUTs as one, applied in order."""
+    if len(luts) == 1:
+        return luts[0]
+    joined = LutFile(stages=[stage for lut in luts for stage in lut.stages])
+    joined.notes = tuple(note for lut in luts for note in lut.notes)
+    return joined
+
+
+@torch.no_grad()
+def as_tables(lut: LutFile) -> LutFile:
+    """The LUT as a 1D table, a 3D table, or one before the other, which is all that most formats hold.
+
+    A LUT that is none of these is sampled: the stages before the first one that mixes channels at 65536 entries, the
+    others at the vertices of their first 3D table, or at 65 a side. Its notes then say by how much it is off."""
+    if lut.simple:
+        return lut
+    first = next((index for index, stage in enumerate(lut.stages) if stage.mixes), len(lut.stages))
+    before, after = LutFile(stages=lut.stages[:first]), LutFile(stages=lut.stages[first:])
+    tables: list[Stage] = []
+    domain = lut.domain
+    if before.stages or not after.stages:
+        shaper = _as_shaper(before)
+        low, high = shaper.entries.min().item(), shaper.entries.max().item()
+        tables, domain = [shaper], ((low,) * 3, (max(high, low + 1e-6),) * 3)
+    if after.stages:
+        size = next((stage.entries.shape[1] for stage in after.stages if isinstance(stage, Table3D)), 65)
+        tables += sample(after, size, after.stages[0].domain or domain).stages
+    result = _about(lut, LutFile(title=lut.title, stages=tables))
+    colours = _spread(47, lut.domain)
+    error = (result(colours) - lut(colours)).abs().max().item()
+    result.notes += (f"as {result.contents} it is off by up to {error:.2g}",) if error > 1e-5 else ()
+    return result
+
+
+def _as_shaper(lut: LutFile) -> Table1D:
+    """A LUT that mixes no channels."""
+    if len(lut.stages) == 1 and isinstance(lut.stages[0], Table1D):
+        return lut.stages[0]
+    low, high = (torch.tensor(end)[:, None] for end in lut.domain)
+    ramps = low + (high - low) * torch.linspace(0, 1, SHAPER_SIZES[1])
+    return Table1D(lut(ramps[None, :, None])[0, :, 0], lut.domain)
 
 
 @torch.no_grad()
 def sample(look: Callable[[Tensor], Tensor], size: int, domain: Domain = UNIT, title: str = "") -> LutFile:
     """A 3D LUT sampled from `look`, any map of colours (B, 3, H, W) → the same shape, at `size`³ vertices."""
-    _check_size("size", size, TABLE_SIZES)
-    low, high = (torch.tensor(end)[:, None, None, None] for end in domain)
-    vertices = low + (high - low) * identity_lut(size)
-    table = look(vertices.reshape(1, 3, size, size * size)).reshape(vertices.shape)
+    check_size("size", size, TABLE_SIZES)
+    table = look(_spread(size, domain)).reshape(3, size, size, size)
     return LutFile(table, table_domain=domain, title=title)
 
 
@@ -164,37 +268,13 @@ def bake(model: nn.Module, image: Tensor, size: int | None = None, **conditions:
     return sample(render, 33 if size is None else size)
 
 
-def _check_size(name: str, size: int, bounds: tuple[int, int]) -> None:
-    if not bounds[0] <= size <= bounds[1]:
-        raise ValueError(f"expected {name} from {bounds[0]} to {bounds[1]}, got {size}")
+def _about(lut: LutFile, changed: LutFile) -> LutFile:
+    """What is known of one LUT, for another that was made of it."""
+    changed.format, changed.notes = lut.format, lut.notes
+    return changed
 
 
-def check_domain(domain: Domain) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        low, high = np.array(domain, np.float32)
-        if not (np.isfinite(low).all() and ((high - low) > 0).all() and np.isfinite(high - low).all()):
-            raise ValueError(f"expected a domain from lower to higher numbers, got {domain_in_words(domain)}")
-
-
-def domain_in_words(domain: Domain) -> str:
-    """One range, or one for each channel."""
-    ranges = [f"{low:g} to {high:g}" for low, high in zip(*domain, strict=True)]
-    return ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
-
-
-def _placed(x: Tensor, domain: Domain) -> Tensor:
-    """The position of each value in its domain, 0 to 1."""
-    if domain == UNIT:
-        return x
-    low, high = (x.new_tensor(end)[:, None, None] for end in domain)
-    return (x - low) / (high - low)
-
-
-def _look_up(x: Tensor, curves: Tensor) -> Tensor:
-    """Each channel through its row of `curves`, linear between entries. NaN stays NaN."""
-    size = curves.shape[1]
-    position = x.clamp(0, 1) * (size - 1)
-    cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
-    index = (cell.int() + size * torch.arange(3, dtype=torch.int32, device=x.device)[:, None, None]).flatten()
-    low, high = (curves.flatten().index_select(0, index + step).view_as(x) for step in (0, 1))
-    return low.lerp(high, position - cell)
+def _spread(size: int, domain: Domain) -> Tensor:
+    """Colours all over a domain, (1, 3, size, size²)."""
+    low, high = (torch.tensor(end)[:, None, None, None] for end in domain)
+    return (low + (high - low) * identity_lut(size)).reshape(1, 3, size, size * size)

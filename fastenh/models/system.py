@@ -106,7 +106,7 @@ class Picture:
 RESERVED = {
     *("image", "strength", "denoise", "protect_highlights", "frames", "renew", "smoothing", "inputs", "output"),
     *("dither", "quality", "suffix", "recursive", "workers", "overwrite", "picture", "params", "model", "size"),
-    *("example", "enhancer", "sizes", "pristine", "network"),
+    *("example", "enhancer", "sizes", "pristine", "network", "space"),
 }
 
 
@@ -126,6 +126,7 @@ class System(nn.Module):
     tile: int | None = None  # the side of the largest tile to render at once, without its halo; None: any size
     sides: Sides = Sides()
     bounded: bool = True  # sRGB in [0, 1]; False: a file's own numbers, and results are not clamped
+    keeps_gray: bool = True  # gray photos are written as gray; False: as RGB, since the system gives gray a colour
     half_precision: bool = True  # False: float32 only
     conditions: ClassVar[Mapping[str, Condition]] = {}
     arguments: Mapping[str, Any] = MappingProxyType({})

@@ -28,8 +28,8 @@ INVERSE = {6: 8, 8: 6}  # of an orientation; every other is its own inverse
 class FilePicture(Picture):
     """A picture in a file, read by rows: upright, as a model's input."""
 
-    def __init__(self, rows: Rows, engine: Engine) -> None:
-        self.rows, self.device, self.bounded = rows, engine.device, engine.system.bounded
+    def __init__(self, rows: Rows, engine: Engine, bounded: bool = True) -> None:
+        self.rows, self.device, self.bounded = rows, engine.device, bounded
         self.header = rows.header
         self.tall = max(STRIP // self.header.width, 1)
 
@@ -101,9 +101,10 @@ class FilePicture(Picture):
 def enhance_by_strips(
     engine: Engine, rows: Rows, target: Path, new: Header, options: Options, dither: bool, overwrite: bool
 ) -> tuple[str, ...]:
-    """Retouch a picture into the file `target`, a strip at a time; returns the system's notes."""
-    old, scale, bounded = rows.header, engine.scale, engine.system.bounded
-    picture = FilePicture(rows, engine)
+    """Retouch a picture into the file `target`, a strip at a time; returns the system's notes. The options say its
+    space."""
+    old, scale, bounded = rows.header, engine.scale, options.space == "srgb"
+    picture = FilePicture(rows, engine, bounded)
     decision = engine.decide(picture, options)
     orientation = 1 if engine.system.colour_map else old.orientation  # colour maps render rows as they are stored
     halo, m = engine.halo(options), engine.system.sides.multiple_of

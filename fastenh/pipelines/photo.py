@@ -11,7 +11,7 @@ from fastenh.engine import Engine, Options
 from fastenh.io.encoding import apply_change, convert, model_input
 from fastenh.io.formats.base import Header
 from fastenh.io.formats.registry import FORMATS
-from fastenh.io.photos import Photo, all_rows, open_photo, stored_as, write_stored
+from fastenh.io.photos import Photo, all_rows, in_rgb, open_photo, stored_as, write_stored
 from fastenh.pipelines.large import LARGE, enhance_by_strips
 
 
@@ -22,6 +22,11 @@ class FileOptions(Options):
     dither: bool = False
     quality: int | None = None
     RANGES = Options.RANGES | {"quality": ("1 to 100", 1, 100)}
+
+    def for_photo(self, engine: Engine, header: Header) -> FileOptions:
+        """With the space of this photo where none is given: its own numbers if it is linear light or of floats."""
+        own = not engine.system.bounded and (header.linear or header.dtype.kind == "f")
+        return self if self.space else replace(self, space="file" if own else "srgb")
 
 
 def enhance_file(
@@ -36,6 +41,9 @@ def enhance_file(
     its format is turned upright in memory instead.
     """
     photo = open_photo(source)
+    if options.strength and not engine.system.keeps_gray:
+        photo = in_rgb(photo)
+    options = options.for_photo(engine, photo.header)
     if not isinstance(photo, Photo):
         old, new = photo.header, stored_as(photo.header, target)
         can = FORMATS[new.format].by_rows and (old.orientation == 1 or new.format == old.format) and engine.tileable
@@ -53,12 +61,16 @@ def enhance_photo(
     engine: Engine, photo: Photo, options: FileOptions, header: Header | None = None
 ) -> tuple[Photo, tuple[str, ...]]:
     """The retouched photo, stored as `header` describes or else as before, and the system's notes."""
+    if options.strength and not engine.system.keeps_gray:
+        photo = in_rgb(photo)
+    options = options.for_photo(engine, photo.header)
     old, new = photo.header, header or photo.header
     if options.strength == 0 and engine.scale == 1:
         return Photo(new, convert(photo.pixels, old, new, options.dither and new.dtype != old.dtype)), ()
 
-    bounded, same = engine.system.bounded, (new.dtype, new.linear) == (old.dtype, old.linear)
-    plain = old.colour_space.is_srgb and old.dtype.kind == "u" and not old.premultiplied
+    bounded, same = options.space == "srgb", (new.dtype, new.linear) == (old.dtype, old.linear)
+    numbers = old.colour_space.is_srgb or (old.colours == 3 and not bounded)  # those of the file
+    plain = numbers and old.dtype.kind == "u" and not old.premultiplied
     if plain and same and engine.scale == 1 and not options.dither:  # integers need no conversion to floats
         pixels = photo.pixels.copy()
         colours = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)[None]

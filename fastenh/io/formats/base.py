@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of
+from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of, rgb_profile
 from fastenh.io.metadata import EXIF_START, Metadata, exif_within
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
@@ -166,6 +166,12 @@ class Header:
         height, width = (self.width, self.height) if on_its_side else (self.height, self.width)
         metadata = self.metadata.upright(on_its_side)
         return replace(self, height=height, width=width, orientation=1, metadata=metadata)
+
+    def in_rgb(self) -> Header:
+        """The header of the same gray photo with R, G and B instead of gray."""
+        metadata = replace(self.metadata, icc=rgb_profile(self.metadata.icc))
+        alpha = None if self.alpha is None else self.alpha + 2
+        return replace(self, channels=self.channels + 2, colours=3, alpha=alpha, metadata=metadata)
 
     def stored_as(self, format: Format) -> Header:
         """The header of the same photo in a file of this format: with the smallest depth that loses nothing, or the

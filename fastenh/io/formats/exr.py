@@ -82,7 +82,11 @@ def _spec(header: Header) -> Any:
         spec.full_width, spec.full_height = header.width, header.height
     spec.tile_width = spec.tile_height = spec.tile_depth = 0
     spec.set_format(KINDS[str(header.dtype)])
-    spec.channelformats = stored.channelformats  # () where all channels have the same
+    if spec.nchannels == header.channels:
+        spec.channelformats = stored.channelformats  # () where all channels have the same
+    else:  # gray became RGB
+        names = new_spec(header)
+        spec.nchannels, spec.channelnames, spec.alpha_channel = header.channels, names.channelnames, names.alpha_channel
     return spec
 
 

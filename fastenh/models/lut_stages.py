@@ -1,0 +1,258 @@
+"""The stages of a LUT file: tables, matrices, and whatever OpenColorIO computes. Each maps colours, (B, 3, H, W) of
+floats, to colours of the same shape and dtype."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastenh import ops
+
+Domain = tuple[tuple[float, float, float], tuple[float, float, float]]  # the lowest R, G, B, and the highest
+UNIT: Domain = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+SHAPER_SIZES = (2, 65536)
+TABLE_SIZES = (2, 256)
+
+
+class Stage(nn.Module):
+    """One step of a LUT file."""
+
+    domain: Domain | None = None  # outside it the border's colour applies; None: any number
+    mixes = True  # an output channel may depend on all input channels
+
+    @property
+    def contents(self) -> str:
+        """In words, such as "1D LUT of 1024 entries"."""
+        raise NotImplementedError
+
+    def inverse(self) -> list[Stage]:
+        """Stages that undo this one. ValueError if there is no inverse, ModuleNotFoundError without OpenColorIO, which
+        inverts tables."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return self.contents
+
+
+class Table(Stage):
+    """Output colours, `entries`, for input colours at equal distances in `domain`.
+
+    A value x has the position (x − lowest) / (highest − lowest) in the domain, clamped to [0, 1].
+    """
+
+    entries: Tensor
+    domain: Domain
+
+    def __init__(self, entries: Tensor, domain: Domain) -> None:
+        super().__init__()
+        self.register_buffer("entries", finite(entries, "shaper" if entries.ndim == 2 else "table"))
+        check_domain(domain)
+        self.domain = domain
+
+    @property
+    def contents(self) -> str:
+        size = "×".join(map(str, self.entries.shape[1:])) + (" entries" if self.entries.ndim == 2 else "")
+        over = "" if self.domain == UNIT else f" over {domain_in_words(self.domain)}"
+        return f"{self.entries.ndim - 1}D LUT of {size}{over}"
+
+
+class Table1D(Table):
+    """A table for each of R, G and B: `entries` (3, S), 2 <= S <= 65536, float32 of any value, linear in between.
+    NaN stays NaN."""
+
+    mixes = False
+
+    def __init__(self, entries: Tensor, domain: Domain = UNIT) -> None:
+        if entries.ndim != 2 or entries.shape[0] != 3:
+            raise ValueError(f"expected a 1D LUT of shape (3, S), got {tuple(entries.shape)}")
+        check_size("S", entries.shape[1], SHAPER_SIZES)
+        super().__init__(entries, domain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _look_up(_placed(x, self.domain), self.entries.to(x.dtype))
+
+    def inverse(self) -> list[Stage]:
+        """Of the range between its ends; values beyond get the nearest end. OpenColorIO searches the entries."""
+        import PyOpenColorIO as ocio
+
+        for name, steps in zip("RGB", self.entries.diff(dim=1), strict=True):
+            if not ((steps >= 0).all() or (steps <= 0).all()) or not steps.any():
+                raise ValueError(f"expected a 1D LUT that only rises or only falls, to invert it; its {name} does not")
+        table = ocio.Lut1DTransform(self.entries.shape[1], False)
+        table.setData(np.ascontiguousarray(self.entries.T.cpu().numpy()).ravel())
+        table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
+        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+
+
+class Table3D(Table):
+    """A 3D table: `entries` (3, D, D, D), axes (C, B, G, R), 2 <= D <= 256, float32 of any value.
+
+    `interpolation` between vertices is "tetrahedral" or "trilinear". NaN in one channel makes the pixel NaN.
+    """
+
+    def __init__(self, entries: Tensor, domain: Domain = UNIT, interpolation: str = "tetrahedral") -> None:
+        if entries.ndim != 4 or entries.shape != (3, *[entries.shape[3]] * 3):
+            raise ValueError(f"expected a 3D LUT of shape (3, D, D, D), got {tuple(entries.shape)}")
+        check_size("D", entries.shape[3], TABLE_SIZES)
+        super().__init__(entries, domain)
+        self.interpolation = interpolation
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Also takes integers at full scale."""
+        x = _placed(x, self.domain)
+        return ops.lut_transform(x, self.entries[None], interpolation=self.interpolation, out=out)
+
+    def inverse(self) -> list[Stage]:
+        """OpenColorIO searches the tetrahedra for the colour; a colour that no input has gets a near one's input."""
+        import PyOpenColorIO as ocio
+
+        table = ocio.Lut3DTransform(self.entries.shape[1])
+        table.setData(self.entries.permute(3, 2, 1, 0).contiguous().cpu().numpy().ravel())  # B fastest
+        table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
+        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+
+
+class Matrix(Stage):
+    """out = matrix · (R, G, B, 1): a matrix of 3 rows and 4 columns, the last added to each channel."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        if matrix.shape != (3, 4):
+            raise ValueError(f"expected a matrix of shape (3, 4), got {tuple(matrix.shape)}")
+        self.register_buffer("matrix", finite(matrix, "matrix"))
+        self.mixes = not torch.equal(self.matrix[:, :3], self.matrix[:, :3].diagonal().diag())
+
+    @classmethod
+    def between(cls, source: Domain, target: Domain) -> Matrix:
+        """Maps each channel's range in `source` linearly to that in `target`."""
+        (low, high), (new_low, new_high) = torch.tensor([source, target], dtype=torch.float64)
+        slope = (new_high - new_low) / (high - low)
+        return cls(torch.cat([slope.diag(), (new_low - slope * low)[:, None]], 1))
+
+    @property
+    def contents(self) -> str:
+        return "matrix" if self.mixes else "gain and offset"
+
+    @property
+    def unit_domain(self) -> Domain | None:
+        """The domain that it maps to 0 to 1, if it is one."""
+        gain, offset = self.matrix[:, :3].diagonal().double(), self.matrix[:, 3].double()
+        low, high = ([float(str(end)) for end in ((value - offset) / gain).float().numpy()] for value in (0, 1))
+        domain = (low[0], low[1], low[2]), (high[0], high[1], high[2])
+        try:
+            check_domain(domain)
+        except ValueError:
+            return None
+        return None if self.mixes else domain
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix, offset = self.matrix.to(x.dtype).split([3, 1], 1)
+        if not self.mixes:  # no channel's infinity makes another one NaN
+            return x * matrix.diagonal()[:, None, None] + offset[:, None]
+        return torch.einsum("oc,bchw->bohw", matrix, x) + offset[:, None]
+
+    def inverse(self) -> list[Stage]:
+        full = torch.eye(4, dtype=torch.float64, device=self.matrix.device)
+        full[:3] = self.matrix
+        if torch.linalg.cond(full[:3, :3]) > 1e7:
+            raise ValueError("expected a matrix that can be inverted, got a singular one")
+        return [Matrix(full.inverse()[:3])]
+
+
+class OpenColorIOSteps(Stage):
+    """Transforms that OpenColorIO computes with its own processor, such as exponents, logarithms and ASC CDLs.
+
+    It computes in float32 on the CPU, whichever device the colours are on, and has no gradients.
+    """
+
+    def __init__(self, transforms: list[Any]) -> None:
+        super().__init__()
+        import PyOpenColorIO as ocio
+
+        processor = ocio.Config.CreateRaw().getProcessor(ocio.GroupTransform(transforms))
+        self.transforms = transforms
+        self.mixes = processor.hasChannelCrosstalk()
+        self.processor = processor.getOptimizedCPUProcessor(ocio.OPTIMIZATION_LOSSLESS)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenColorIOSteps:
+        return OpenColorIOSteps(self.transforms)  # a processor cannot be copied
+
+    @property
+    def contents(self) -> str:
+        names = [type(step).__name__.removesuffix("Transform") for step in self.transforms]
+        words = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in names]
+        return f"{', '.join(words)} by OpenColorIO"
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = torch.empty(len(x), *x.shape[2:], 3)
+        pixels.copy_(x.movedim(1, 3))
+        self.processor.applyRGB(pixels.numpy())
+        return pixels.movedim(3, 1).to(x)
+
+    def inverse(self) -> list[Stage]:
+        import PyOpenColorIO as ocio
+
+        forward, back = ocio.TRANSFORM_DIR_FORWARD, ocio.TRANSFORM_DIR_INVERSE
+        transforms = [copy.deepcopy(step) for step in reversed(self.transforms)]
+        for step in transforms:
+            step.setDirection(back if step.getDirection() == forward else forward)
+        try:
+            return [OpenColorIOSteps(transforms)]
+        except ocio.Exception as error:
+            raise ValueError(f"expected steps that can be inverted ({' '.join(str(error).split()):.200})") from None
+
+
+def check_size(name: str, size: int, bounds: tuple[int, int]) -> None:
+    if not bounds[0] <= size <= bounds[1]:
+        raise ValueError(f"expected {name} from {bounds[0]} to {bounds[1]}, got {size}")
+
+
+def check_domain(domain: Domain) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.array(domain, np.float32)
+        if not (np.isfinite(low).all() and ((high - low) > 0).all() and np.isfinite(high - low).all()):
+            raise ValueError(f"expected a domain from lower to higher numbers, got {domain_in_words(domain)}")
+
+
+def finite(entries: Tensor, name: str) -> Tensor:
+    entries = entries.detach().float().contiguous()
+    if not entries.isfinite().all():
+        raise ValueError(f"expected finite numbers in the {name}, got NaN or infinity")
+    return entries
+
+
+def domain_in_words(domain: Domain) -> str:
+    """One range, or one for each channel."""
+    ranges = [f"{low:g} to {high:g}" for low, high in zip(*domain, strict=True)]
+    return ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
+
+
+def _from_unit(domain: Domain) -> list[Stage]:
+    """From positions to the values of a domain."""
+    return [] if domain == UNIT else [Matrix.between(UNIT, domain)]
+
+
+def _placed(x: Tensor, domain: Domain) -> Tensor:
+    """The position of each value in its domain, 0 to 1."""
+    if domain == UNIT:
+        return x
+    low, high = (x.new_tensor(end)[:, None, None] for end in domain)
+    return (x - low) / (high - low)
+
+
+def _look_up(x: Tensor, curves: Tensor) -> Tensor:
+    """Each channel through its row of `curves`, linear between entries. NaN stays NaN."""
+    size = curves.shape[1]
+    position = x.clamp(0, 1) * (size - 1)
+    cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
+    index = (cell.int() + size * torch.arange(3, dtype=torch.int32, device=x.device)[:, None, None]).flatten()
+    low, high = (curves.flatten().index_select(0, index + step).view_as(x) for step in (0, 1))
+    return low.lerp(high, position - cell)
