@@ -53,7 +53,8 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
     - .cube: 1D or 3D, Adobe's (Iridas') dialect with DOMAIN_MIN and DOMAIN_MAX for each channel, or Resolve's with
       LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D table first. Keywords may be in upper
       or lower case and come before the numbers. Comments and blank lines may be anywhere. Lines end in LF, CR LF or CR.
-    - .png: a Hald CLUT of level L, 2 to 16, 8 or 16 bits: L³×L³ pixels are a 3D LUT of D = L², R fastest.
+    - .png: L³×L³ pixels of 8 or 16 bits, L from 2 to 16, are a 3D LUT of D = L²: a Hald CLUT, or L×L tiles, as the
+      512×512 pixels of GPUImage and OBS. The two are told apart by their steps.
     - `OPENCOLORIO_SUFFIXES`: through OpenColorIO (`fastenh[luts]`). All stages of the file are kept: tables and
       matrices run here, any other stage in OpenColorIO's own processor. 3D tables are interpolated as the file asks,
       which for .clf and .ctf is trilinear unless they say otherwise, and else tetrahedrally.
@@ -71,7 +72,7 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
         raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
     if suffix == ".cube":
         return _read_cube(path)
-    return _read_hald(path) if suffix == ".png" else _read_through_opencolorio(path)
+    return _read_picture(path) if suffix == ".png" else _read_through_opencolorio(path)
 
 
 def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -283,11 +284,17 @@ def _cube_header(lut: LutFile, path: Path) -> list[str]:
     return header
 
 
-# ---- Hald CLUT
+# ---- pictures
 
 
-def _read_hald(path: Path) -> LutFile:
-    """Eskil Steenberg's layout: the pixels, row by row, are the vertices, R fastest."""
+def _read_picture(path: Path) -> LutFile:
+    """Of L³×L³ pixels, whose vertices, L² a side, are in one of two layouts:
+
+    - Hald CLUT (Eskil Steenberg): the pixels, row by row, are the vertices, R fastest.
+    - Tiles, L rows of L, as GPUImage and OBS have them for L = 8: one for each B, in which R rises from left to right and
+      G from top to bottom.
+
+    The right layout is the one in which neighbouring vertices differ less along G and B."""
     height, width = read_size(path)
     level = round(width ** (1 / 3))
     if height != width or level**3 != width or not 2 <= level <= 16:
@@ -295,9 +302,15 @@ def _read_hald(path: Path) -> LutFile:
             f"{path}: expected a Hald CLUT, 8×8, 27×27, 64×64, … or 4096×4096 pixels, got {width}×{height}"
         )
     pixels = read_pixels(path)
-    table = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max)).reshape(*[level**2] * 3, 3)
-    lut = LutFile(table.permute(3, 0, 1, 2))
-    lut.format = f"Hald CLUT of level {level}, {8 * pixels.itemsize} bits"
+    numbers = torch.from_numpy(pixels / np.float32(np.iinfo(pixels.dtype).max))
+    hald = numbers.reshape(*[level**2] * 3, 3).permute(3, 0, 1, 2)
+    tiles = numbers.reshape(level, level**2, level, level**2, 3).permute(4, 0, 2, 1, 3).reshape(hald.shape)
+    steps = [sum(table.diff(dim=dim).abs().mean().item() for dim in (1, 2)) for table in (hald, tiles)]
+    lut = LutFile(hald if steps[0] <= steps[1] else tiles)
+    layout = (
+        f"Hald CLUT of level {level}" if steps[0] <= steps[1] else f"{level}×{level} tiles of {level**2}×{level**2}"
+    )
+    lut.format = f"{layout}, {8 * pixels.itemsize} bits"
     return lut
 
 

@@ -419,6 +419,49 @@ def test_what_a_hald_cannot_hold_is_not_written(tmp_path, lut):
     assert not list(tmp_path.iterdir())
 
 
+def tiled(table: np.ndarray, level: int) -> np.ndarray:
+    """Its pixels, one by one."""
+    size = level**2
+    pixels = np.zeros((level**3, level**3, 3), np.uint8)
+    for blue in range(size):
+        for green in range(size):
+            for red in range(size):
+                row, column = blue // level * size + green, blue % level * size + red
+                pixels[row, column] = np.rint(table[:, blue, green, red] * 255)
+    return pixels
+
+
+def test_the_tiled_identity_is_the_identity(assets):
+    path = assets / "inputs" / "luts" / "tiled_identity.png"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    lut = read_lut(path)
+    assert lut.format == "8×8 tiles of 64×64, 8 bits" and (lut.table - identity_lut(64)).abs().max() <= 0.51 / 255
+
+
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_tiles_and_halds_are_told_apart(tmp_path, level):
+    """The identity, a look, one that falls, gray, and a noisy one; where both layouts are alike, it does not matter."""
+    identity = identity_lut(level**2)
+    looks = {
+        "identity": identity,
+        "curve": identity**0.6 * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None],
+        "negative": 1 - identity,
+        "swapped": identity[[2, 0, 1]],
+        "gray": torch.einsum("c,cbgr->bgr", torch.tensor([0.3, 0.6, 0.1]), identity).expand(3, -1, -1, -1),
+        "noisy": (identity + 0.05 * torch.randn_like(identity)).clamp(0, 1),
+    }
+    for name, table in looks.items():
+        Image.fromarray(tiled(table.numpy(), level)).save(tmp_path / "tiled.png")
+        write_lut(LutFile(table), tmp_path / "hald.png", overwrite=True)
+        for file, layout in (("tiled.png", f"{level}×{level} tiles of"), ("hald.png", "Hald CLUT of level")):
+            lut = read_lut(tmp_path / file)
+            assert lut.format.startswith(layout), name
+            assert (lut.table - table).abs().max() <= 0.51 / 255
+    Image.new("RGB", (64, 64), (90, 80, 70)).save(tmp_path / "flat.png")
+    assert read_lut(tmp_path / "flat.png").format.startswith("Hald CLUT")
+
+
 # ---- round trips
 
 
