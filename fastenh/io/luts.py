@@ -291,8 +291,8 @@ def _read_picture(path: Path) -> LutFile:
     """Of L³×L³ pixels, whose vertices, L² a side, are in one of two layouts:
 
     - Hald CLUT (Eskil Steenberg): the pixels, row by row, are the vertices, R fastest.
-    - Tiles, L rows of L, as GPUImage and OBS have them for L = 8: one for each B, in which R rises from left to right and
-      G from top to bottom.
+    - L rows of L tiles, as GPUImage and OBS have them for L = 8: one for each B, in which R rises to the right and
+      G downwards.
 
     The right layout is the one in which neighbouring vertices differ less along G and B."""
     height, width = read_size(path)
@@ -337,6 +337,7 @@ def _read_through_opencolorio(path: Path) -> LutFile:
         context.setSearchPath(os.path.abspath(path.parent))  # of files that a .ctf refers to
         transform = ocio.FileTransform(os.path.abspath(path))
         processor = ocio.Config.CreateRaw().getProcessor(context, transform, ocio.TRANSFORM_DIR_FORWARD)
+        processor = processor.getOptimizedProcessor(ocio.OPTIMIZATION_LOSSLESS)  # joins adjacent matrices
         asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else "tetrahedral"  # unless it says otherwise
         lut = LutFile(stages=_stages(list(processor.createGroupTransform()), asks))
     except ValueError as error:
@@ -368,8 +369,9 @@ def _stage(transform: Any, interpolation: str) -> Stage:
 
     forward = transform.getDirection() == ocio.TRANSFORM_DIR_FORWARD
     if forward and isinstance(transform, ocio.MatrixTransform):
-        matrix = torch.tensor(transform.getMatrix()).reshape(4, 4)[:3]
-        return Matrix(torch.cat([matrix[:, :3], torch.tensor(transform.getOffset()[:3])[:, None]], 1))
+        matrix = torch.tensor(transform.getMatrix(), dtype=torch.float64).reshape(4, 4)[:3]
+        matrix[:, 3] += torch.tensor(transform.getOffset()[:3], dtype=torch.float64)  # for an alpha of 1
+        return Matrix(matrix)
     if forward and isinstance(transform, ocio.Lut1DTransform):
         plain = not transform.getInputHalfDomain() and transform.getHueAdjust() == ocio.HUE_NONE
         if plain and transform.getLength() <= SHAPER_SIZES[1]:

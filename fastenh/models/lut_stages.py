@@ -129,6 +129,7 @@ class Matrix(Stage):
             raise ValueError(f"expected a matrix of shape (3, 4), got {tuple(matrix.shape)}")
         self.register_buffer("matrix", finite(matrix, "matrix"))
         self.mixes = not torch.equal(self.matrix[:, :3], self.matrix[:, :3].diagonal().diag())
+        self.unit_domain = None if self.mixes else _unit_domain(matrix)  # which it maps to 0 to 1
 
     @classmethod
     def between(cls, source: Domain, target: Domain) -> Matrix:
@@ -141,23 +142,13 @@ class Matrix(Stage):
     def contents(self) -> str:
         return "matrix" if self.mixes else "gain and offset"
 
-    @property
-    def unit_domain(self) -> Domain | None:
-        """The domain that it maps to 0 to 1, if it is one."""
-        gain, offset = self.matrix[:, :3].diagonal().double(), self.matrix[:, 3].double()
-        low, high = ([float(str(end)) for end in ((value - offset) / gain).float().numpy()] for value in (0, 1))
-        domain = (low[0], low[1], low[2]), (high[0], high[1], high[2])
-        try:
-            check_domain(domain)
-        except ValueError:
-            return None
-        return None if self.mixes else domain
-
     def forward(self, x: Tensor) -> Tensor:
         matrix, offset = self.matrix.to(x.dtype).split([3, 1], 1)
         if not self.mixes:  # no channel's infinity makes another one NaN
             return x * matrix.diagonal()[:, None, None] + offset[:, None]
-        return torch.einsum("oc,bchw->bohw", matrix, x) + offset[:, None]
+        # In the order of OpenColorIO, whose bits come out.
+        red, green, blue = (x[:, c : c + 1] * matrix[:, c, None, None] for c in range(3))
+        return red.add_(green).add_(blue).add_(offset[:, None])
 
     def inverse(self) -> list[Stage]:
         full = torch.eye(4, dtype=torch.float64, device=self.matrix.device)
@@ -233,6 +224,19 @@ def domain_in_words(domain: Domain) -> str:
     """One range, or one for each channel."""
     ranges = [f"{low:g} to {high:g}" for low, high in zip(*domain, strict=True)]
     return ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
+
+
+def _unit_domain(matrix: Tensor) -> Domain | None:
+    """The domain that a gain and an offset for each channel map to 0 to 1; None if it is no domain."""
+    gain, offset = matrix[:, :3].diagonal().double(), matrix[:, 3].double()
+    # The shortest decimals of a float32: 0.1, not 0.10000000149.
+    low, high = ([float(str(end)) for end in ((value - offset) / gain).float().numpy()] for value in (0, 1))
+    domain = (low[0], low[1], low[2]), (high[0], high[1], high[2])
+    try:
+        check_domain(domain)
+    except ValueError:
+        return None
+    return domain
 
 
 def _from_unit(domain: Domain) -> list[Stage]:
