@@ -219,7 +219,7 @@ def as_tables(lut: LutFile) -> LutFile:
         size = next((stage.entries.shape[1] for stage in after.stages if isinstance(stage, Table3D)), 65)
         tables += sample(after, size, after.stages[0].domain or domain).stages
     result = _about(lut, LutFile(title=lut.title, stages=tables))
-    colours = _spread(47, lut.domain)
+    colours = torch.cat([_spread(47, lut.domain), _spread(47, lut.domain, 4)])  # where curves are steep as well
     error = (result(colours) - lut(colours)).abs().max().item()
     result.notes += (f"as {result.contents} it is off by up to {error:.2g}",) if error > 1e-5 else ()
     return result
@@ -274,7 +274,7 @@ def _about(lut: LutFile, changed: LutFile) -> LutFile:
     return changed
 
 
-def _spread(size: int, domain: Domain) -> Tensor:
-    """Colours all over a domain, (1, 3, size, size²)."""
+def _spread(size: int, domain: Domain, power: float = 1) -> Tensor:
+    """Colours all over a domain, (1, 3, size, size²), by a higher power more of them at its lower end."""
     low, high = (torch.tensor(end)[:, None, None, None] for end in domain)
-    return (low + (high - low) * identity_lut(size)).reshape(1, 3, size, size * size)
+    return (low + (high - low) * identity_lut(size) ** power).reshape(1, 3, size, size * size)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fastenh import models
 from fastenh.cli import app
 from fastenh.enhance import Enhancer
-from fastenh.io import LutFile, read_lut, write_lut
+from fastenh.io import Header, LutFile, Photo, read_lut, read_photo, write_lut, write_photo
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, ZeroDCE, ZeroDCEPlusPlus, save
 from fastenh.models.lut3d import identity_lut
 from fastenh.models.system import System
@@ -345,3 +345,95 @@ def test_a_write_cut_short_leaves_nothing(folder):
         done = subprocess.run(limited, capture_output=True, text=True)
         assert done.returncode == 2 and f"fastenh: {name}: " in done.stderr and "Traceback" not in done.stderr
     assert names(folder) == before
+
+
+# ---- spaces, chains, inverses, legal range
+
+
+def float_tiff(path: str, *values: float) -> None:
+    array = np.array(values, np.float32)[None, :, None].repeat(3, 2)
+    write_photo(Photo(Header("", 1, len(values), 3, array.dtype, 3), array), path)
+
+
+def values(path: str) -> list[float]:
+    return read_photo(path).pixels[0, :, 0].tolist()
+
+
+@pytest.fixture
+def curves(folder) -> Path:
+    """domain_2.cube halves up to 2, gain_2.cube doubles up to 1, and a.tif has floats."""
+    Path("domain_2.cube").write_text("LUT_1D_SIZE 2\nDOMAIN_MIN 0 0 0\nDOMAIN_MAX 2 2 2\n0 0 0\n1 1 1\n")
+    Path("gain_2.cube").write_text("LUT_1D_SIZE 2\n0 0 0\n2 2 2\n")
+    float_tiff("a.tif", 0.25, 0.5, 0.75, 1.5, 2.0)
+    return folder
+
+
+def test_apply_maps_the_numbers_of_float_files(curves):
+    lut("apply", "domain_2.cube", "a.tif", "-o", "half.tif")
+    assert values("half.tif") == [0.125, 0.25, 0.375, 0.75, 1.0]
+    lut("apply", "gain_2.cube", "a.tif", "-o", "double.tif")
+    assert values("double.tif") == [0.5, 1.0, 1.5, 2.0, 2.0]
+    lut("apply", "gain_2.cube", "a.tif", "-o", "srgb.tif", "--space", "srgb")
+    assert values("srgb.tif") == [0.5, 1.0, 1.0, 1.5, 2.0]  # as for models: what is above 1 stays above
+    lut("apply", "gain_2.cube", "photo.png", "-o", "own.png", "--space", "file")
+    lut("apply", "gain_2.cube", "photo.png", "-o", "default.png")
+    assert np.array_equal(pixels("own.png"), pixels("default.png"))  # sRGB's numbers are its own
+
+
+def test_apply_chains_luts_in_order(curves):
+    lut("apply", "gain_2.cube", "a.tif", "-o", "b.tif", "--then", "domain_2.cube", "--then", "gain_2.cube")
+    assert values("b.tif") == [0.5, 1.0, 1.5, 2.0, 2.0]
+    lut("apply", "domain_2.cube", "a.tif", "-o", "c.tif", "--then", "gain_2.cube")
+    assert values("c.tif") == [0.25, 0.5, 0.75, 1.5, 2.0]
+    said = lut("apply", "domain_2.cube", "a.tif", "-o", "d.tif", "--then", "missing.cube", code=2)
+    assert said == "fastenh: missing.cube: No such file or directory\n"
+
+
+def test_apply_undoes_luts_from_the_last_on(curves):
+    two = ("--then", "gain_2.cube", "--space", "file")
+    lut("apply", "domain_2.cube", "a.tif", "-o", "b.tif", *two)
+    lut("apply", "domain_2.cube", "b.tif", "-o", "c.tif", *two, "--inverse")
+    np.testing.assert_allclose(values("c.tif"), values("a.tif"), rtol=1e-6)
+    Path("turns.cube").write_text("LUT_1D_SIZE 3\n0 0 0\n1 1 1\n0 0 1\n")
+    said = lut("apply", "turns.cube", "a.tif", "-o", "d.tif", "--inverse", code=2)
+    assert said == "fastenh: expected a 1D LUT that only rises or only falls, to invert it; its R does not\n"
+    write_lut(LutFile((2 * identity_lut(5)).clamp(max=1)), "clips.cube")
+    said = lut("apply", "clips.cube", "a.tif", "-o", "e.tif", "--inverse")
+    assert said.startswith("the inverse restores colours to within 0.5, ") and said.endswith("Wrote e.tif\n")
+
+
+def test_apply_in_legal_range(curves):
+    lut("apply", "gain_2.cube", "a.tif", "-o", "b.tif", "--range", "legal")
+    expected = [((16 + 219 * min(value, (255 - 16) / 219)) * 2 - 16) / 219 for value in values("a.tif")]
+    np.testing.assert_allclose(values("b.tif"), expected, rtol=1e-6)
+
+
+def test_apply_interpolates_as_the_file_asks(folder):
+    table = torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    rows = "\n".join("{} {} {}".format(*row) for row in table.permute(3, 2, 1, 0).reshape(8, 3).tolist())  # B fastest
+    Path("a.clf").write_text(
+        '<?xml version="1.0"?><ProcessList compCLFversion="3" id="a"><LUT3D inBitDepth="32f" outBitDepth="32f" '
+        f'interpolation="trilinear"><Array dim="2 2 2 3">{rows}</Array></LUT3D></ProcessList>'
+    )
+    image = torch.from_numpy(pixels("photo.png")).permute(2, 0, 1)[None] / 255
+    for options, how in (((), "trilinear"), (("--interpolation", "tetrahedral"), "tetrahedral")):
+        lut("apply", "a.clf", "photo.png", "-o", "b.png", "--overwrite", *options)
+        expected = LutFile(table, interpolation=how)(image)[0].permute(1, 2, 0).numpy() * 255
+        assert np.abs(pixels("b.png") - expected).max() <= 0.51
+
+
+def test_info_and_convert_of_several_stages(folder):
+    Path("a.clf").write_text(
+        '<?xml version="1.0"?><ProcessList compCLFversion="3" id="a"><Matrix inBitDepth="32f" outBitDepth="32f">'
+        '<Array dim="3 3">0.7 0.2 0.1 0.1 0.8 0.1 0.05 0.1 0.85</Array></Matrix>'
+        '<Exponent inBitDepth="32f" outBitDepth="32f" style="basicRev"><ExponentParams exponent="2.4"/></Exponent>'
+        "</ProcessList>"
+    )
+    said = lut("info", "a.clf")
+    assert "holds       matrix, then Exponent by OpenColorIO\ntakes       any number\n" in said
+    assert "grey        0.50 0.50 0.50 → 0.7492 0.7492 0.7492\n" in said and "monotonic" not in said
+    said = lut("convert", "a.clf", "a.cube")
+    assert said.startswith("as 3D LUT of 65×65×65 it is off by up to 0.055\n") and said.endswith("Wrote a.cube\n")
+    write_lut(LutFile(identity_lut(3) * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None]), "warm.cube")
+    assert lut("info", "warm.cube").endswith("gray photos become RGB, since gray gets a colour\n")
+    assert "gray photos" not in said
