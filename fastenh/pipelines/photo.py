@@ -68,7 +68,7 @@ def enhance_photo(
     if options.strength == 0 and engine.scale == 1:
         return Photo(new, convert(photo.pixels, old, new, options.dither and new.dtype != old.dtype)), ()
 
-    bounded, same = options.space == "srgb", (new.dtype, new.linear) == (old.dtype, old.linear)
+    bounded, same = options.space == "srgb", (new.dtype, new.encoding) == (old.dtype, old.encoding)
     numbers = old.colour_space.is_srgb or (old.colours == 3 and not bounded)  # those of the file
     plain = numbers and old.dtype.kind == "u" and not old.premultiplied
     if plain and same and engine.scale == 1 and not options.dither:  # integers need no conversion to floats
