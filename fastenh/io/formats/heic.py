@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, check_memory, check_size, take
+from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, check_memory, check_size
+from fastenh.io.formats.boxes import boxes
 from fastenh.io.metadata import EXIF_START, Metadata, coded_profile
 
 
@@ -67,16 +67,9 @@ class Heic(Format):
 
     def has_end(self, file: BinaryIO, size: int) -> bool:
         """Boxes up to the one that describes the picture and the one that holds it, in either order."""
-        missing, end = {b"meta", b"mdat"}, 0
-        while missing:
-            file.seek(end)
-            length, kind = struct.unpack(">I4s", take(file, 8))
-            if length == 1:
-                length = struct.unpack(">Q", take(file, 8))[0]
-            elif length == 0:  # to the end of the file
-                length = size - end
-            if not 8 <= length <= size - end:
-                return False
+        missing = {b"meta", b"mdat"}
+        for kind, _, _ in boxes(file, 0, size):
             missing.discard(kind)
-            end += length
-        return True
+            if not missing:
+                return True
+        return False

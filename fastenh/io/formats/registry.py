@@ -7,10 +7,12 @@ import re
 import stat
 from pathlib import Path
 
+from fastenh.io.formats.avif import Avif
 from fastenh.io.formats.base import Format
 from fastenh.io.formats.exr import OpenExr
 from fastenh.io.formats.heic import Heic
 from fastenh.io.formats.jpeg import Jpeg
+from fastenh.io.formats.jxl import JpegXl
 from fastenh.io.formats.png import Png
 from fastenh.io.formats.raw import Raw
 from fastenh.io.formats.tiff import Tiff
@@ -25,6 +27,8 @@ FORMATS: dict[str, Format] = {
         Tiff(),
         WebP(),
         OpenExr(),
+        JpegXl(),
+        Avif(),  # before Heic: some start as any picture in boxes does
         Heic(),
     )
 }
@@ -35,8 +39,6 @@ RAW_SUFFIXES = tuple(suffix for format in READ_ONLY for suffix in format.suffixe
 KNOWN = " or ".join(", ".join(format.name for format in formats) for formats in (WRITTEN, READ_ONLY))
 OTHERS = [
     (re.compile(rb"GIF8"), "GIF"),
-    (re.compile(rb"....ftypavi[fs]", re.S), "AVIF"),
-    (re.compile(rb"\xff\x0a|....JXL ", re.S), "JPEG XL"),
     (re.compile(rb"8BPS"), "a Photoshop document"),
     (re.compile(rb"%PDF"), "PDF"),
 ]  # that are recognised but not read

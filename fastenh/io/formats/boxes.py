@@ -1,0 +1,31 @@
+"""Boxes, of which HEIC, AVIF and JPEG XL files consist: a size, a kind of four letters, and contents."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from fastenh.io.formats.base import take
+
+
+def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each box between two places of a file, and where its contents start and end. Raises EOFError for a box
+    that reaches beyond `end`."""
+    while start < end:
+        file.seek(start)
+        length, kind = struct.unpack(">I4s", take(file, 8))
+        content = start + 8
+        if length == 1:
+            length, content = struct.unpack(">Q", take(file, 8))[0], content + 8
+        elif length == 0:  # to the end of the file
+            length = end - start
+        if not content - start <= length <= end - start:
+            raise EOFError("a box reaches beyond the end")
+        start += length
+        yield kind, content, start
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """A box of less than 4 GiB."""
+    return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)
