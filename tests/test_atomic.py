@@ -90,7 +90,7 @@ def writers(tmp_path_factory) -> dict[str, Callable[[Path], None]]:
         Image.fromarray((pixels >> 8).astype(np.uint8)).save(folder / f"{how}.tif", compression=how)
     lut, model = LutFile(identity_lut(9)), ImageAdaptiveLUT(2, 9, "statistics")
     return {
-        **{f"a.{suffix}": partial(write_photo, photo) for suffix in ("jpg", "png", "tif", "webp", "exr")},
+        **{f"a.{end}": partial(write_photo, photo) for end in ("jpg", "png", "tif", "webp", "exr", "avif", "jxl")},
         "floats.tif": partial(write_photo, floats),
         "lzw.tif": partial(write_photo, read_photo(folder / "tiff_lzw.tif")),
         "raw.tif": partial(write_photo, read_photo(folder / "raw.tif")),

@@ -401,6 +401,7 @@ PROFILE = imagecodecs.cms_profile("adobergb")
 FORMATS = [
     ("a.jpg", "uint8", 3), ("a.png", "uint16", 4), ("a.tif", "uint16", 4), ("a.tif", "float32", 3),
     ("a.webp", "uint8", 4), ("a.exr", "float16", 4), ("a.heic", "uint8", 3),
+    ("a.avif", "uint16", 4), ("a.jxl", "uint16", 4), ("a.jxl", "float32", 3),
 ]  # fmt: skip
 
 

@@ -129,12 +129,14 @@ def write_stored(photo: Photo, path: Path, quality: int | None, overwrite: bool,
         with row_writer(path, photo.header, overwrite, like) as writer:
             writer.write(photo.pixels)
         return
-    try:  # in memory, so that only the write itself can run out of disk space
+    try:  # in memory or, where a library needs it, in the system's folder for temporary files
         encoded = format.encode(photo.header, photo.pixels, quality)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path}: {_missing(error, 'write', format)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except WriteError as error:
+        raise OSError(f"{path}: could not be written ({error})") from None
     with replacing(path, overwrite, like) as part:
         part.write_bytes(encoded)
 

@@ -377,7 +377,7 @@ def test_transparency_does_not_fit_jpeg(run, tmp_path):
         (["a.png", "b.jpg", "-o", "c.PNG"], "-o: expected a folder for 2 photos (end a new one with /), got"),
         (["a.png", "-o", "out.gif"], "-o: expected a folder or a name that ends in .jpg, .jpeg, .png, .tif"),
         ([".", "-o", "out.png"], "-o: expected a folder for 3 photos (end a new one with /), got"),
-        (["empty"], "expected a folder with photos (.jpg, .jpeg, .png, .tif, .tiff, .webp, .exr, .h"),
+        (["empty"], "expected a folder with photos (.jpg, .jpeg, .png, .tif, .tiff, .webp, .exr, .jxl, .avif, .h"),
         (["a.png", "empty"], "expected files, or one folder alone, got the folder"),
         (["a.png", "a.png"], "expected the result of one photo there, got"),
         (["a.png", "deeper/a.png", "-o", "out"], "expected the result of one photo there, got"),

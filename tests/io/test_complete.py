@@ -44,7 +44,7 @@ def with_thumbnail(path: Path) -> None:
 
 
 WRITERS = {
-    **{f"ours.{suffix}": ours for suffix in ("jpg", "png", "tif", "webp", "exr")},
+    **{f"ours.{suffix}": ours for suffix in ("jpg", "png", "tif", "webp", "exr", "avif", "jxl")},
     **({"ours.heic": ours} if HAS_HEIF else {}),
     "thumbnail.jpg": with_thumbnail,
     "progressive.jpg": lambda path: through_pillow(path, progressive=True),

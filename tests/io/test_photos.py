@@ -1056,6 +1056,8 @@ def test_pixels_have_a_limit(tmp_path, monkeypatch):
         ("a.jpg", "PIL.JpegImagePlugin.JpegImageFile.load", OSError("out of memory when reading image file")),
         ("a.webp", "PIL.WebPImagePlugin.WebPImageFile.load", MemoryError()),
         ("a.heic", "pillow_heif.open_heif", RuntimeError("Memory allocation error: Allocating 36000015 bytes failed")),
+        ("a.avif", "imagecodecs.avif_decode", RuntimeError("avifDecoderNthImage returned 'Out of memory'")),
+        ("a.jxl", "OpenImageIO.ImageInput.open", RuntimeError("bad_alloc")),
         ("a.dng", "rawpy.imread", Exception(b"Unsufficient memory")),
         ("a.png", "OpenImageIO.geterror", "libpng: Insufficient memory"),
         ("a.tif", "OpenImageIO.geterror", "TIFFFillStrip: Out of memory"),

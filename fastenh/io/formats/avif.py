@@ -33,7 +33,7 @@ ORIENTATIONS = {
 class Avif(Format):
     name = "AVIF"
     suffixes = (".avif",)
-    start = re.compile(rb"....ftyp(avif|avis|(mif1|miaf|MA1A|MA1B).{4}.*(avif|avis))", re.S)
+    start = re.compile(rb"....ftyp(avi[fs]|mif1.*avi[fs])", re.S)
     depths = ("uint8", "uint16")
     any_name = True
 
@@ -294,7 +294,8 @@ def _without_films(data: bytes, found: Container) -> bytes:
     writes frames beyond the end of its memory."""
     if not found.films:
         return data
-    changed = bytearray(data)
+    brands = int.from_bytes(data[:4], "big")  # bytes of the "ftyp" box, where a film is announced
+    changed = bytearray(data[:brands].replace(b"avis", b"avif") + data[brands:])
     for start in found.films:
         changed[start + 4 : start + 8] = b"free"
     return bytes(changed)

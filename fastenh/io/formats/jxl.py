@@ -16,7 +16,16 @@ import numpy as np
 
 from fastenh.io.colour import WHITE
 from fastenh.io.encoding import convert
-from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, check_memory, check_size, first_line
+from fastenh.io.formats.base import (
+    QUALITY,
+    Format,
+    Header,
+    Unsupported,
+    WriteError,
+    check_memory,
+    check_size,
+    first_line,
+)
 from fastenh.io.formats.boxes import box, boxes
 from fastenh.io.formats.rows import new_spec
 from fastenh.io.metadata import DISPLAY_P3, EXIF_START, Metadata, coded_profile
@@ -333,7 +342,8 @@ def _encoded(header: Header, pixels: np.ndarray, level: int, codes: tuple[int, i
     with tempfile.NamedTemporaryFile(suffix=".jxl") as copy:
         file = oiio.ImageOutput.create(copy.name)
         if not (file and file.open(copy.name, spec) and file.write_image(pixels) and file.close()):
-            raise RuntimeError(first_line(file.geterror() if file else oiio.geterror()))
+            check_memory(header.width, header.height)
+            raise WriteError(first_line(file.geterror() if file else oiio.geterror()))
         return Path(copy.name).read_bytes()
 
 
