@@ -124,7 +124,7 @@ class Enhancer:
         inputs: photos, or one folder, including its subfolders if `recursive`.
         output, suffix: where results go and what is appended to their names; see `fastenh.pipelines.batch.plan`.
         dither: dither when rounding, so that gradients show no bands.
-        quality: 1 to 100, of JPEG, WebP and HEIC; without it a JPEG keeps its own.
+        quality: 1 to 100, of JPEG, WebP, AVIF, JPEG XL and HEIC; without it a JPEG keeps its own.
         workers: photos processed at the same time.
         overwrite: replace results that exist; by default those photos are skipped.
 

@@ -82,7 +82,11 @@ class RunOptions:
     )
     quality: Annotated[
         int | None,
-        typer.Option(metavar="1-100", help="Quality of lossy formats.", show_default="a JPEG keeps its own; else 95"),
+        typer.Option(
+            metavar="1-100",
+            help="Quality of lossy formats; 100 is lossless in AVIF and JPEG XL.",
+            show_default="a JPEG keeps its own; else 95",
+        ),
     ] = None
     suffix: Annotated[
         str | None,

@@ -142,8 +142,8 @@ def _read_parts(file: BinaryIO) -> dict[bytes, bytes]:
             pieces.append(file.read(end - content)[4:])  # after its number
         elif kind == b"brob":
             inner, data = file.read(4), file.read(end - content - 4)
-            if inner in (b"Exif", b"xml "):
-                parts.setdefault(inner, _unpacked(data))
+            if inner in (b"Exif", b"xml ") and inner not in parts:
+                parts[inner] = _unpacked(data)
         elif kind in (b"jxlc", b"jxll", b"Exif", b"xml "):
             parts.setdefault(kind, file.read(end - content))
         elif kind == b"jbrd":
