@@ -7,7 +7,6 @@ import io
 import re
 import struct
 import tempfile
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,12 +75,12 @@ class JpegXl(Format):
         header = replace(decoded, premultiplied=False, storage=storage)
         if lost:
             icc = coded_profile(12, SRGB, header.colours)
+            space = "Display P3" if icc else "the gray of sRGB"
+            notes = (f"left out the ICC profile; colours were converted to {space}",)
             header = replace(
                 header, dtype=np.dtype("uint8" if image.bits <= 8 else "uint16"), linear=False, chromaticities=(),
-                metadata=replace(about, icc=icc),
+                metadata=replace(about, icc=icc), notes=notes,
             )  # fmt: skip
-            space = "Display P3" if icc else "the gray of sRGB"
-            warnings.warn(f"{path}: left out the ICC profile; colours were converted to {space}", stacklevel=2)
         return header, convert(pixels, decoded, header)
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
