@@ -157,4 +157,4 @@ def test_a_photo_passes_straight_through(tmp_path: Path) -> None:
     enhancer = Enhancer("auto", "cpu")
     for name in ("first", "second"):  # the first fills caches
         way = moves(lambda name=name: enhancer.enhance_files(tmp_path / "a.jpg", tmp_path / f"{name}.jpg"))
-    assert len(way) <= 80, f"{len(way)} moves: {' '.join(way)}"
+    assert len(way) <= 88, f"{len(way)} moves: {' '.join(way)}"
