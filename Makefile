@@ -28,8 +28,8 @@ endef
 # A photograph that comes with scikit-image, as it is and 1.5 stops too dark and too blue: before, after, and both.
 demo: ready
 	$(PYTHON) docs/demo.py demo
-	$(fastenh) enhance demo/photo.jpg demo/too_dark.jpg -o demo/retouched/ --compare --overwrite
-	@echo "Before and after, side by side: $(CURDIR)/demo/retouched/too_dark_compare.jpg"
+	$(fastenh) enhance demo/coffee.jpg demo/china.jpg demo/astronaut.jpg -o demo/retouched/ --compare --overwrite
+	@echo "Before and after, side by side: $(CURDIR)/demo/retouched/*_compare.jpg"
 
 test: ready
 	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal

@@ -91,7 +91,8 @@ class Claim(Clocked, Retouching):
         super().__init__(config, data)
         classifier = self.model.classifier
         assert isinstance(classifier, StatisticsClassifier)
-        classifier.calibrate(torch.stack([read_tensor(photo.sources[-1]) for photo in self.samples.photos]))
+        photos = torch.stack([read_tensor(photo.sources[-1]) for photo in self.samples.photos])
+        classifier.calibrate(classifier.statistics(classifier.pick(photos)))
         torch.nn.init.ones_(classifier.head.bias)
 
 

@@ -1,99 +1,351 @@
-"""Trains `auto`, the default model of fastenh: it restores normal exposure, white balance and contrast.
+"""Trains `auto`, the default model of fastenh: it retouches a photo as an expert would.
 
-    python -m fastenh.train.auto --out RUN      # makes targets, then trains: some minutes on one CPU core
-    python -m fastenh.train.auto --evaluate     # measures the shipped model and writes its card
+    python -m fastenh.train.auto --out RUN --set photos=FOLDER --set adaint=FILE --set lut3d=FILE
+    python -m fastenh.train.auto --evaluate --set ...  # with the same settings: measures the shipped model
 
-Anyone can train it again: the photographs come inside Python packages (`fastenh.data.bundled`), and procedural scenes
-make up for their small number (`fastenh.data.synthetic`). A target is a crop, a collage or a scene. The input is the
-target after a random change of exposure and white balance (in linear light), contrast, gamma and saturation; three
-inputs in ten are left unchanged. The model learns to undo the change and to leave good photos alone.
+`auto` is distilled from two published models of an expert's retouches (MIT-Adobe FiveK, expert C), whose weights are
+Apache-2.0: AdaInt (AiLUT-FiveK-sRGB.pth of ImCharlesY/AdaInt) and the image-adaptive 3D LUT of Zeng et al. (sRGB,
+paired, of HuiZeng/Image-Adaptive-3DLUT), both converted by `fastenh convert`. The target for a photo is the mean of
+their results in CIELAB. The input is the photo itself or, in most cases, the photo after a random change of exposure,
+white balance and tone, so that `auto` also corrects what those two do not.
 
-The shipped file is older than the common training loop. Its losses, optimiser and schedule were the same, but a new run
-draws other random numbers, so its bytes differ from the shipped ones, and its figures a little.
+FOLDER holds the sources that fastenh/weights/auto.csv lists: Debian packages and a wheel, unpacked (`dpkg -x FILE.deb
+FOLDER`), and a clone of the repository drewnoakes/metadata-extractor-images. More photos come inside Python packages
+(`fastenh.data.bundled`). Graphics (`fastenh.data.graphics`, and drawings among the wallpapers) are their own targets.
+
+Making the samples takes about an hour of processor time, training ten minutes. RUN keeps the samples for the next time.
 """
 
 from __future__ import annotations
 
+import colorsys
+import csv
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
+from rich.progress import track
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
+from fastenh.atomic import replacing
 from fastenh.data.bundled import PHOTOS, held_out_photos
-from fastenh.data.degrade import degrade
-from fastenh.data.synthetic import draw_targets, scene, training_targets
-from fastenh.losses import monotonicity, total_variation
-from fastenh.models import ImageAdaptiveLUT
-from fastenh.train.card import Measures, arrow, command, gain, mean, measure, page, save_trained, table
+from fastenh.data.degrade import degrade, luma, quantise, to_linear, to_srgb
+from fastenh.data.graphics import graphic
+from fastenh.data.synthetic import rotate_hues, scene
+from fastenh.losses import monotonicity, rgb_to_lab, total_variation
+from fastenh.models import ImageAdaptiveLUT, Picture, System, load
+from fastenh.models.checkpoint import WEIGHTS
+from fastenh.models.lut3d import HistogramClassifier
+from fastenh.tiles import Place
+from fastenh.train.card import command, degradations_in_words, page, save_trained, table
 from fastenh.train.config import Settings
 from fastenh.train.loop import Networks, Task
 
-SEED = 1
-SIDE = 32  # of targets, in pixels; picked from the crop as the classifier picks them
-TARGETS = 10000
+SIDE = 768  # pixels of a photo's longer side, at most
+GRID = HistogramClassifier.GRID
+PIXELS = 512  # of each sample, for the loss
+CHUNK = 64  # samples that one seed makes
+PHOTO, GRAPHIC, DEGRADED = range(3)  # kinds of samples
 
-
-# ---- training
-
-
-def degrade_at_random(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Leaves three in ten unchanged; of the others six in ten are tinted, and each other change hits 35 in 100."""
-    batch = len(image)
-    touched = rng.random(batch) < 0.7
-
-    def sometimes(change: np.ndarray, share: float = 0.35) -> np.ndarray:
-        return change * (touched & (rng.random(batch) < share)).reshape(-1, *[1] * (change.ndim - 1))
-
-    warmth, magenta = rng.normal(0, 0.35, (batch, 1)), rng.normal(0, 0.2, (batch, 1))
-    tint = np.hstack([warmth + magenta, -magenta, -warmth * rng.uniform(0.7, 1.3, (batch, 1)) + magenta])
-    return degrade(
-        image,
-        stops=sometimes(rng.uniform(-2.0, 0.7, batch)),
-        gains=np.exp(sometimes(tint, 0.6)),
-        contrast=np.exp(sometimes(rng.normal(0, 0.2, batch))),
-        gamma=np.exp(sometimes(rng.normal(0, 0.2, batch))),
-        saturation=np.exp(sometimes(rng.normal(0, 0.25, batch))),
-    )
+# Gains of R, G and B for tints, in linear light.
+TINTS = {"warm": (1.4, 1.0, 0.65), "cool": (0.7, 1.0, 1.4), "green": (0.8, 1.15, 0.8), "magenta": (1.2, 0.85, 1.2)}
 
 
 @dataclass(frozen=True)
 class Config(Settings):
+    """Settings of `auto`.
+
+    Args:
+        photos: the folder of photos, see above.
+        adaint, lut3d: the converted weights of the two models to learn from.
+        samples: pictures to make; a photo gives three samples, of which two are degraded.
+        degraded, graphics: shares of such samples in a batch.
+    """
+
+    photos: str = ""
+    adaint: str = ""
+    lut3d: str = ""
+    samples: int = 32000
+    degraded: float = 0.52
+    graphics: float = 0.13
     steps: int = 12000
     batch: int = 32
     learning_rate: float = 4e-3  # the peak of the one-cycle schedule
-    seed: int = SEED
+    seed: int = 1
     log_every: int = 500
 
     # Not the steps, on which the schedule depends.
     FREE: ClassVar = ("device", "workers", "log_every", "picture_every", "checkpoint_every")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("photos", "adaint", "lut3d"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a {'folder' if name == 'photos' else 'file'}, got none")
 
-class Restoration(Task):
-    """Minimises the mean over photos of √MSE, which makes it worth leaving a good photo exactly as it is.
 
-    Two regularisers are added: the total variation of the difference between the fused LUTs and the identity, which
-    extends corrections to colours that no target has, and 10 × the monotonicity term of the fused LUTs.
+# ---- what to learn from
+
+
+class Source(NamedTuple):
+    """A picture that auto.csv lists. `use` is train (a photo), portrait, drawing or validate."""
+
+    use: str
+    source: str
+    path: str
+    author: str
+    licence: str
+
+
+def sources() -> list[Source]:
+    with open(WEIGHTS / "auto.csv", encoding="utf-8", newline="") as file:
+        return [Source(**row) for row in csv.DictReader(file)]
+
+
+def read_sources(folder: str, use: str, side: int = SIDE) -> list[Tensor]:
+    """(3, H, W) uint8 each, reduced to at most `side` pixels on the longer side."""
+    listed = [source for source in sources() if source.use == use]
+    if missing := [source for source in listed if not Path(folder, source.path).is_file()]:
+        raise ValueError(
+            f"{folder}: expected {len(listed)} pictures for {use}, got no {missing[0].path} (of {missing[0].source})"
+        )
+    return [_read(Path(folder, source.path), side) for source in listed]
+
+
+def _read(path: Path, side: int) -> Tensor:
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode == "P":  # with a transparent colour, which RGB lacks
+        upright = upright.convert("RGBA")
+    upright = upright.convert("RGB")
+    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+class Experts:
+    """The mean of two published models' results, in CIELAB."""
+
+    def __init__(self, adaint: str, lut3d: str) -> None:
+        self.models: list[System] = [load(adaint), load(lut3d)]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """(1, 3, H, W) sRGB → (1, 3, h, w) L*a*b* of `pixels`, (1, 3, h, w), as the experts retouch them in `image`."""
+        pixels = image if pixels is None else pixels
+        results = []
+        for model in self.models:
+            params = model.predict(Picture(image))
+            results.append(rgb_to_lab(quantise(model.render(pixels, params, None, Place(0, 0, *pixels.shape[2:])))))
+        return torch.stack(results).mean(0)
+
+
+# ---- samples
+
+
+class Maker:
+    """Makes samples, in processes that each have one."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(1)
+        self.config, self.experts = config, Experts(config.adaint, config.lut3d)
+        cameras: list[Tensor] = []
+        wallpapers: list[Tensor] = []
+        listed = [source for source in sources() if source.use == "train"]
+        for source, photo in zip(listed, read_sources(config.photos, "train"), strict=True):
+            (cameras if source.source == "metadata-extractor-images" else wallpapers).append(photo)
+        bundled = [(photo.read() * 255).round().byte() for photo in PHOTOS if not photo.held_out]
+        self.photos = [(0.55, cameras), (0.32, wallpapers), (0.13, bundled)]
+        self.portraits = read_sources(config.photos, "portrait")
+        self.drawings = read_sources(config.photos, "drawing")
+        self.classifier = HistogramClassifier(1)
+
+    def samples(self, chunk: int) -> dict[str, Tensor]:
+        """The samples of one chunk: "kind" (N,), "statistics" and "histograms" (N, F), "pixels" (N, 3, P) uint8 and
+        "targets" (N, 3, P) float16 L*a*b*."""
+        rng = np.random.default_rng([self.config.seed, chunk])
+        made = [self.picture(rng) for _ in range(CHUNK)]
+        grids, targets = torch.cat([entry[0] for entry in made]), torch.cat([entry[1] for entry in made])
+        kinds = torch.tensor([entry[2] for entry in made])
+        photos = kinds == PHOTO
+        parts = [self._part(grids, targets, kinds, rng)]
+        for _ in range(2):
+            degraded = degrade_at_random(grids[photos], rng)
+            parts.append(self._part(degraded, targets[photos], torch.full((len(degraded),), DEGRADED), rng))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _part(self, grids: Tensor, targets: Tensor, kinds: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+        statistics, histograms = self.classifier.features(grids)
+        which = torch.from_numpy(rng.permutation(GRID * GRID)[:PIXELS])
+        pixels = (grids.flatten(2)[:, :, which] * 255).round().byte()
+        targets = targets.flatten(2)[:, :, which].half()
+        return {
+            "kind": kinds,
+            "statistics": statistics,
+            "histograms": histograms.half(),
+            "pixels": pixels,
+            "targets": targets,
+        }
+
+    def picture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
+        """Pixels (1, 3, 64, 64) of a random picture, their target, and the picture's kind."""
+        kind = rng.random()
+        if kind < 0.16:
+            image = self.drawing(rng) if kind < 0.07 else self.graphic(rng)
+            pixels = self.grid(image)
+            return pixels, rgb_to_lab(pixels), GRAPHIC
+        image = self.scene(rng) if kind < 0.27 else self.photo(rng)
+        pixels = self.grid(image)
+        return pixels, self.experts(image, pixels), PHOTO
+
+    def grid(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) → (1, 3, 64, 64)."""
+        return F.interpolate(self.classifier.pick(image), (GRID, GRID), mode="nearest-exact")
+
+    def photo(self, rng: np.random.Generator) -> Tensor:
+        """A photo or a part of it, of at most 512 pixels a side; some varied, as other cameras and lights would."""
+        portrait = rng.random() < 0.02
+        groups = [self.portraits] if portrait else [photos for _, photos in self.photos]
+        group = groups[0] if portrait else groups[rng.choice(3, p=[share for share, _ in self.photos])]
+        image = (
+            any_part(group[rng.integers(len(group))], rng, 0.35)
+            if rng.random() < 0.7
+            else group[rng.integers(len(group))]
+        )
+        real = image[None].float() / 255
+        largest = max(real.shape[2:])
+        if largest > 512:
+            size = [max(1, round(length * 512 / largest)) for length in real.shape[2:]]
+            real = F.interpolate(real, size, mode="bilinear", antialias=True).clamp(0, 1)
+        if rng.random() < 0.5:
+            real = real.flip(3)
+        if not portrait and rng.random() < 0.2:
+            real = rotate_hues(real[0], rng)[None]
+        return quantise(vary(real, rng) if rng.random() < 0.45 else real)
+
+    def scene(self, rng: np.random.Generator) -> Tensor:
+        return quantise(F.interpolate(scene(rng, 96)[None], scale_factor=3, mode="bilinear"))
+
+    def graphic(self, rng: np.random.Generator) -> Tensor:
+        cameras = self.photos[0][1]
+        photo = Image.fromarray(cameras[rng.integers(len(cameras))].permute(1, 2, 0).numpy())
+        return torch.from_numpy(np.array(graphic(rng, photo))).permute(2, 0, 1)[None] / 255
+
+    def drawing(self, rng: np.random.Generator) -> Tensor:
+        """A wallpaper that is no photo, or a part of it, in other colours."""
+        image = self.drawings[rng.integers(len(self.drawings))]
+        real = (any_part(image, rng, 0.3) if rng.random() < 0.8 else image).float() / 255
+        real = rotate_hues(real, rng)[None] if rng.random() < 0.6 else real[None]
+        return quantise(vary(real, rng) if rng.random() < 0.3 else real)
+
+
+def any_part(image: Tensor, rng: np.random.Generator, least: float) -> Tensor:
+    """A rectangle whose sides are `least` to all of the image's, but at least 64 pixels if it has them."""
+    height, width = (min(max(64, round(length * rng.uniform(least, 1))), length) for length in image.shape[1:])
+    top, left = rng.integers(image.shape[1] - height + 1), rng.integers(image.shape[2] - width + 1)
+    return image[:, top : top + height, left : left + width]
+
+
+def vary(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Another tone curve and saturation, and for half of the images a little other exposure and light."""
+    image = image ** float(np.exp(rng.normal(0, 0.15)))
+    image = image + rng.uniform(-0.15, 0.3) * (image * image * (3 - 2 * image) - image)
+    grey = luma(image)
+    image = (grey + (image - grey) * float(np.exp(rng.normal(0, 0.22)))).clamp(0, 1)
+    if rng.random() < 0.5:
+        gains = torch.tensor(np.exp(rng.normal(0, 0.04, (3, 1, 1))), dtype=torch.float32)
+        image = to_srgb((to_linear(image) * gains * 2 ** rng.normal(0, 0.25)).clamp(0, 1))
+    return image
+
+
+def degrade_at_random(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Seven in ten are tinted, half of them about as one of `TINTS`; each other change hits some."""
+    batch = len(image)
+
+    def sometimes(change: np.ndarray, share: float) -> np.ndarray:
+        return change * (rng.random(batch) < share).reshape(-1, *[1] * (change.ndim - 1))
+
+    warmth, magenta = rng.normal(0, 0.35, (batch, 1)), rng.normal(0, 0.2, (batch, 1))
+    tint = np.hstack([warmth + magenta, -magenta, -warmth * rng.uniform(0.7, 1.3, (batch, 1)) + magenta])
+    known = np.log(list(TINTS.values()))[rng.integers(4, size=batch)] * rng.uniform(0.5, 1.2, (batch, 1))
+    tint = np.where(rng.random((batch, 1)) < 0.5, known + rng.normal(0, 0.06, (batch, 3)), tint)
+    return degrade(
+        image,
+        stops=sometimes(rng.uniform(-2.0, 0.7, batch), 0.4),
+        gains=np.exp(sometimes(tint, 0.7)),
+        contrast=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
+        gamma=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
+        saturation=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
+    )
+
+
+def make_samples(config: Config, folder: Path) -> dict[str, Tensor]:
+    """The samples of all chunks; read from `folder` if they were made before."""
+    path = folder / f"samples_{config.seed}_{config.samples}.safetensors"
+    if not path.exists():
+        Maker(config)  # reports what is missing before processes start
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = range(-(-config.samples // CHUNK))
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _start, (config,)) as pool:
+            made = list(track(pool.map(_make, chunks), "making samples", len(chunks)))
+        with replacing(path, overwrite=True) as part:
+            save_file({name: torch.cat([one[name] for one in made]) for name in made[0]}, part)
+    return load_file(path)
+
+
+_maker: Maker | None = None  # of this process
+
+
+def _start(config: Config) -> None:
+    global _maker
+    _maker = Maker(config)
+
+
+def _make(chunk: int) -> dict[str, Any]:
+    assert _maker is not None
+    return {name: part for name, part in _maker.samples(chunk).items()}
+
+
+# ---- training
+
+
+class Distillation(Task):
+    """Minimises the mean over samples of ΔE*ab (CIE76) to the target, and terms for what a mean does not see.
+
+    - neutral: grey stays grey in photos that are not tinted; chroma that the target does not add is counted.
+    - skin: the hue of skin colours in such photos, beyond some 3°.
+    - range: no vertex but white is above 0.98 and none but black below 0.004, so that nothing else clips.
+    - slope: differences between vertices beyond 2.15 times the identity's, which would band.
+    - smoothness: total variation of the difference to the identity; monotonicity of the tables.
     """
 
-    def __init__(self, config: Config, targets: Tensor) -> None:
-        self.config, self.targets = config, targets
+    SIZE = 13
+
+    def __init__(self, config: Config, samples: dict[str, Tensor]) -> None:
+        self.config, self.samples = config, samples
         torch.manual_seed(config.seed)
-        self.model = model = ImageAdaptiveLUT(n_luts=20, size=9, classifier="statistics")
+        self.model = model = ImageAdaptiveLUT(n_luts=18, size=self.SIZE, classifier="histograms")
         self.identity = model.luts[:1].detach().clone()
         with torch.no_grad():
             model.luts[1:].normal_(0, 0.02)
             model.classifier.head.weight.mul_(0.1)
             model.classifier.head.bias.copy_(F.one_hot(torch.tensor(0), len(model.luts)))
-        model.classifier.calibrate(degrade_at_random(targets, np.random.default_rng(config.seed)))
+        some = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(samples["kind"]))[:20000])
+        model.classifier.calibrate(samples["statistics"][some])
         self.networks = {"model": model}
+        self.of_kind = [(samples["kind"] == kind).nonzero()[:, 0].numpy() for kind in (PHOTO, GRAPHIC, DEGRADED)]
 
     def optimisers(self) -> dict[str, Optimizer]:
         return {"model": torch.optim.AdamW(self.model.parameters(), weight_decay=0.05)}
@@ -102,102 +354,293 @@ class Restoration(Task):
         peak, steps = self.config.learning_rate, self.config.steps
         return {"model": torch.optim.lr_scheduler.OneCycleLR(optimisers["model"], peak, total_steps=steps)}
 
-    def batch(self, positions: range) -> tuple[Tensor, Tensor]:
+    def batch(self, positions: range) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.config.seed, positions.start])
-        target = draw_targets(self.targets, len(positions), rng)
-        return degrade_at_random(target, rng), target
+        graphics, degraded = self.config.graphics, self.config.degraded
+        kinds = rng.choice(3, size=len(positions), p=[1 - graphics - degraded, graphics, degraded])
+        chosen = torch.tensor([self.of_kind[kind][rng.integers(len(self.of_kind[kind]))] for kind in kinds])
+        return {name: values[chosen] for name, values in self.samples.items()}
 
-    def losses(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        image, target = batch
-        luts = self.model.fused_lut(image)
-        output = ops.lut_transform(image, luts[:, None])
-        sampled = luts[: max(1, len(luts) // 4)]  # enough for the regularisers, at a quarter of their cost
+    def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        classifier = self.model.classifier
+        luts = self.model.blended(classifier.weights(batch["statistics"], batch["histograms"].float()))
+        before, target = batch["pixels"][:, :, None].float() / 255, batch["targets"].float()
+        after = rgb_to_lab(ops.lut_transform(before, luts[:, None]))[:, :, 0]
+        before = rgb_to_lab(before)[:, :, 0]
+        untinted, photo = (batch["kind"] != DEGRADED)[:, None], (batch["kind"] == PHOTO)[:, None]
+        chroma_before, chroma, chroma_wanted = (self._chroma(lab) for lab in (before, after, target))
+
+        grey = untinted & (chroma_before < 3)
+        added = (chroma - chroma_wanted.minimum(chroma_before + 0.3)).clamp_min(0)
+        greys = torch.linspace(0, 1, 33, device=luts.device).expand(len(luts), 3, 1, 33)
+        axis = self._chroma(rgb_to_lab(ops.lut_transform(greys, luts[:, None]))[:, :, 0])
+        neutral = (added * grey).sum(1) / (grey.sum(1) + 20) + 0.3 * axis.mean(1) * untinted[:, 0]
+
+        (lightness, a, b), hue = before.unbind(1), torch.atan2(before[:, 2], before[:, 1])
+        skin = photo & (hue > 0.5) & (hue < 1.25) & (chroma_before > 10) & (chroma_before < 48)
+        skin = skin & (lightness > 30) & (lightness < 92)
+        cosine = (after[:, 1] * a + after[:, 2] * b) / (chroma * chroma_before)
+        turned = ((1 - cosine - 0.0012).clamp_min(0) * skin).sum(1) / (skin.sum(1) + 30)
+
+        white, black = luts[:, :, -1, -1, -1] - 1, -luts[:, :, 0, 0, 0]
+        outside = [luts[:, :, :-1, :-1, :-1] - 0.98, 0.004 - luts[:, :, 1:, 1:, 1:], white, black]
+        steepest = 2.15 / (self.SIZE - 1)
+        steps = [luts.diff(dim=dim).abs() - steepest for dim in (2, 3, 4)]
         yield (
             "model",
             {
-                "error": ((output - target).square().mean((1, 2, 3)) + 1e-6).sqrt().mean(),
-                "smoothness": total_variation(sampled - self.identity.to(sampled.device)).mean(),
-                "monotonicity": 10 * monotonicity(sampled).mean(),
+                "error": ((after - target).square().sum(1) + 0.25).sqrt().mean(),
+                "neutral": neutral.mean(),
+                "skin": 800 * turned.mean(),
+                "range": 300 * torch.stack([excess.clamp_min(0).square().mean() for excess in outside]).sum(),
+                "slope": 2000 * torch.stack([excess.clamp_min(0).square().mean() for excess in steps]).sum(),
+                "smoothness": total_variation(luts[:8] - self.identity.to(luts.device)).mean(),
+                "monotonicity": 200 * monotonicity(luts).mean(),
             },
         )
+
+    @staticmethod
+    def _chroma(lab: Tensor) -> Tensor:
+        """(B, 3, P) → (B, P), with a gradient at 0."""
+        return (lab[:, 1:].square().sum(1) + 1e-4).sqrt()
 
     def finish(self, networks: Networks, folder: Path) -> None:
         model = networks["model"]
         assert isinstance(model, ImageAdaptiveLUT)
-        note = "auto: brings exposure, white balance and contrast back to normal"
-        save_trained(model, note, self.config, len(self.targets), folder)
+        note = "auto: retouches a photo as an expert would; graphics stay nearly as they are"
+        save_trained(model, note, self.config, len(self.samples["kind"]), folder)
 
 
 # ---- evaluation
 
 DEGRADATIONS: dict[str, dict[str, Any]] = {
     "one stop dark": {"stops": -1.0},
-    "warm": {"gains": (1.4, 1.0, 0.65)},
-    "cool": {"gains": (0.7, 1.0, 1.4)},
-    "green": {"gains": (0.8, 1.15, 0.8)},
-    "magenta": {"gains": (1.2, 0.85, 1.2)},
-    "half a stop light": {"stops": 0.5},
-    "contrast × 0.7": {"contrast": 0.7},
-    "saturation × 0.6": {"saturation": 0.6},
+    **{name: {"gains": gains} for name, gains in TINTS.items()},
 }
-TINTS = ("warm", "cool", "green", "magenta")
+SKIN = {  # (top, bottom, left, right) of boxes with nothing but skin
+    "astronaut": [(112, 135, 186, 204), (112, 135, 244, 262), (158, 175, 205, 240)],
+    "grace_hopper": [(145, 172, 215, 320), (235, 285, 195, 235), (235, 285, 300, 340)],
+}
+FAILURES = Path("docs/auto_failures.jpg")  # of a checkout
 
 
-def measure_photos(model: nn.Module) -> dict[str, Measures]:
-    return {name: measure(model, photo, degrade, DEGRADATIONS) for name, photo in held_out_photos().items()}
+def photos_to_measure(folder: str) -> dict[str, Tensor]:
+    """The photos that no training sees, (1, 3, H, W), at most 512 pixels a side."""
+    photos = {name: photo for name, photo in held_out_photos().items()}
+    listed = [source for source in sources() if source.use == "validate"]
+    for source, photo in zip(listed, read_sources(folder, "validate", 512), strict=True):
+        photos[Path(source.path).stem] = photo[None].float() / 255
+    return photos
 
 
-def measure_scenes(model: nn.Module, count: int = 40) -> list[Measures]:
-    rng = np.random.default_rng(SEED + 1)  # these scenes are not in the training set
-    return [measure(model, scene(rng)[None], degrade, DEGRADATIONS) for _ in range(count)]
+def graphics_to_measure(folder: str) -> dict[str, list[Tensor]]:
+    """Pictures that are no photos, (1, 3, H, W) each, by where they come from."""
+    rng = np.random.default_rng([0, 2**32 - 1])  # no chunk's
+    photo = Image.fromarray((held_out_photos()["china"][0] * 255).byte().permute(1, 2, 0).numpy())
+    made = [torch.from_numpy(np.array(graphic(rng, photo))).permute(2, 0, 1) for _ in range(60)]
+    manuals: list[Tensor] = []
+    wallpapers: list[Tensor] = []
+    listed = [source for source in sources() if source.use == "graphic"]
+    for source, picture in zip(listed, read_sources(folder, "graphic", 512), strict=True):
+        (wallpapers if "wallpapers" in source.path or "backgrounds" in source.path else manuals).append(picture)
+    groups = {
+        f"{len(made)} by `fastenh.data.graphics` that are not in training": made,
+        f"{len(manuals)} pictures in the manuals of GIMP and Okular": manuals,
+        f"{len(wallpapers)} painted and rendered wallpapers": wallpapers,
+    }
+    return {name: [picture[None].float() / 255 for picture in pictures] for name, pictures in groups.items()}
 
 
-def card(model: ImageAdaptiveLUT, size: int) -> str:
-    photos, scenes = measure_photos(model), measure_scenes(model)
+def distance(image: Tensor, lab: Tensor) -> float:
+    """Mean ΔE*ab (CIE76) of an sRGB image to L*a*b* values."""
+    return (rgb_to_lab(image) - lab).square().sum(1).sqrt().mean().item()
 
-    def cells(name: str, result: Measures) -> list[str]:
-        return [name, f"{result['untouched'][1]:.1f}", *(arrow(*result[change]) for change in DEGRADATIONS)]
 
-    rows = [cells(name, result) for name, result in photos.items()]
-    rows.append(cells("**mean of the photos**", mean(photos.values())))
-    rows.append(cells(f"mean of {len(scenes)} procedural scenes, not in training", mean(scenes)))
-    mean_gains = f"{gain(photos.values(), ['one stop dark']):+.1f} dB when one stop dark"
-    mean_gains += f", {gain(photos.values(), TINTS):+.1f} dB over the four tints"
-    changes = [f"{name}: {' '.join(map(str, next(iter(change.items()))))}" for name, change in DEGRADATIONS.items()]
-    listing = [[p.name, p.package, p.licence, "held out" if p.held_out else "training"] for p in PHOTOS]
-    arguments = ", ".join(f"{name}={value!r}" for name, value in model.arguments.items())
-    seen = sum(not photo.held_out for photo in PHOTOS)
+def added_chroma(before: Tensor, after: Tensor) -> float | None:
+    """Mean chroma that the grey pixels of an image (chroma below 3) gain; None for an image with hardly any."""
+    old, new = (rgb_to_lab(image)[:, 1:].square().sum(1).sqrt() for image in (before, after))
+    grey = old < 3
+    return (new - old)[grey].mean().item() if grey.float().mean() > 0.002 else None
+
+
+def clipped(before: Tensor, after: Tensor) -> float:
+    """Percentage of pixels that are 0 or 1 in all channels of `after` but not of `before`."""
+
+    def ends(image: Tensor) -> Tensor:
+        return (image == 0).all(1) | (image == 1).all(1)
+
+    return 100 * (ends(after) & ~ends(before)).float().mean().item()
+
+
+def skin_hue(image: Tensor, boxes: list[tuple[int, int, int, int]]) -> float:
+    """Mean hue angle in degrees, in L*a*b*, over the boxes."""
+    lab = torch.cat([rgb_to_lab(image[..., a:b, c:d]).flatten(2) for a, b, c, d in boxes], 2)[0]
+    return torch.atan2(lab[2].mean(), lab[1].mean()).rad2deg().item()
+
+
+def ramp_pictures() -> Tensor:
+    """(13, 3, 16, 256): 8-bit ramps from black to each of twelve saturated hues, and to white."""
+    ends = torch.tensor([*(colorsys.hsv_to_rgb(hue / 12, 1, 1) for hue in range(12)), (1.0, 1.0, 1.0)])
+    return ends[:, :, None, None] * (torch.arange(256) / 255).expand(13, 3, 16, 256)
+
+
+@torch.no_grad()
+def largest_step(model: nn.Module) -> float:
+    """In 8-bit levels, along the ramps, each retouched by itself."""
+    return 255 * quantise(model(ramp_pictures())).diff(dim=3).abs().max().item()
+
+
+@torch.no_grad()
+def measure_photos(model: nn.Module, experts: Experts, photos: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """By photo: ΔE to the experts' version of it, of the photo ("untouched"), of its result ("retouched") and of the
+    results for the degraded photo; how much the result differs from the photo ("change"); percent newly clipped; and
+    the chroma that greys gain, where there are any."""
+    results = {}
+    for name, photo in photos.items():
+        target, after = experts(photo), quantise(model(photo))
+        row = {"untouched": distance(photo, target), "retouched": distance(after, target)}
+        for change, amounts in DEGRADATIONS.items():
+            row[change] = distance(quantise(model(degrade(photo, **amounts))), target)
+        row |= {"change": distance(after, rgb_to_lab(photo)), "clipped": clipped(photo, after)}
+        if (chroma := added_chroma(photo, after)) is not None:
+            row["chroma"] = chroma
+        results[name] = row
+    return results
+
+
+@torch.no_grad()
+def measure_graphics(model: nn.Module, groups: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+    """By group: the ΔE between each picture and its result."""
+    return {
+        name: [distance(quantise(model(image)), rgb_to_lab(image)) for image in images]
+        for name, images in groups.items()
+    }
+
+
+def card(model: ImageAdaptiveLUT, size: int, settings: Config) -> str:
+    photos = photos_to_measure(settings.photos)
+    graphics = graphics_to_measure(settings.photos)
+    experts = Experts(settings.adaint, settings.lut3d)
+    results = measure_photos(model, experts, photos)
+    changes = measure_graphics(model, graphics)
+    columns = ["untouched", "retouched", *DEGRADATIONS, "change"]
+
+    def mean_of(name: str) -> float:
+        return float(np.mean([row[name] for row in results.values() if name in row]))
+
+    rows = [[name, *(f"{row[column]:.1f}" for column in columns)] for name, row in results.items()]
+    rows.append([f"**mean of {len(results)}**", *(f"**{mean_of(column):.1f}**" for column in columns)])
+    closer = sum(row["retouched"] < row["untouched"] for row in results.values())
+    held = held_out_photos()
+    with torch.no_grad():
+        turned = {
+            name: skin_hue(quantise(model(held[name])), boxes) - skin_hue(held[name], boxes)
+            for name, boxes in SKIN.items()
+        }
+    boxes = "; ".join(f"{name}: {', '.join(map(str, boxes))}" for name, boxes in SKIN.items())
+    other = [
+        ["photos that come closer to the experts' version", f"{closer} of {len(results)}"],
+        ["chroma that greys gain (pixels of chroma below 3), mean over photos", f"{mean_of('chroma'):+.2f}"],
+        [
+            "the same, of the photo where they gain most",
+            f"{max(row.get('chroma', 0) for row in results.values()):+.2f}",
+        ],
+        *([f"hue of skin, {name}", f"{angle:+.1f}°"] for name, angle in turned.items()),
+        ["pixels newly clipped to black or white", f"{mean_of('clipped'):.2f} %"],
+        ["largest step of 8-bit ramps to 12 saturated hues and white", f"{largest_step(model):.0f} levels"],
+    ]
+    for name, values in changes.items():
+        other.append(
+            [f"ΔE between graphics and their results: {name}", f"{np.mean(values):.1f}, at most {max(values):.1f}"]
+        )
+    write_failures(model, experts, photos, results, graphics, changes)
+    listing = [
+        [Path(source.path).name, source.source, source.author, source.licence, USES[source.use]] for source in sources()
+    ]
+    listing += [[p.name, p.package, "", p.licence, "measuring" if p.held_out else "training"] for p in PHOTOS]
+    constructor = ", ".join(f"{name}={value!r}" for name, value in model.arguments.items())
     return page(
         "auto",
         about=f"""\
-The default model of `fastenh enhance`. It restores normal exposure, white balance and contrast, and leaves a good photo
-nearly unchanged. {size / 1e6:.2f} MB. {model.about["colour"]}.
-It is an image-adaptive 3D LUT: `ImageAdaptiveLUT({arguments})`.""",
+The default model of `fastenh enhance`. It retouches a photo as an expert would, corrects exposure and white balance,
+and leaves graphics nearly as they are. {size / 1e6:.2f} MB. {model.about["colour"]}.
+It is an image-adaptive 3D LUT: `ImageAdaptiveLUT({constructor})`.
+
+It is distilled from two published models of an expert's retouches (MIT-Adobe FiveK, expert C), whose weights are
+Apache-2.0: AdaInt ([ImCharlesY/AdaInt](https://github.com/ImCharlesY/AdaInt), AiLUT-FiveK-sRGB) and the
+image-adaptive 3D LUT of Zeng et al. ([HuiZeng/Image-Adaptive-3DLUT](https://github.com/HuiZeng/Image-Adaptive-3DLUT),
+sRGB, paired). The target for a photo is the mean of their results in CIELAB. For a model that leaves good photos
+alone, see [correct](correct.md).""",
         measured=f"""\
-ΔE*ab (CIE76, mean over pixels) between a photo and the model's output for it; then PSNR in dB, before → after, of the
-photo degraded in a known way. Outputs are rounded to 8 bits; photos are at most 640 pixels wide or high.
+Mean ΔE*ab (CIE76) to the experts' version of the photo: of the photo, of its result, and of the results for the photo
+degraded in a known way; then between the photo and its result. Outputs are rounded to 8 bits; photos are at most 640
+pixels wide or high.
 
-{table(["", "ΔE untouched", *DEGRADATIONS], rows)}
+{table(["", *columns], rows)}
 
-Mean gain on the photos: {mean_gains}.
-Exposure and gains (R, G, B) act on linear light and clip; contrast and saturation act on encoded values:
-{"; ".join(changes)}.""",
+{table(["", ""], other)}
+
+Degradations act on linear light and clip: {degradations_in_words(DEGRADATIONS)}.
+Skin is measured in boxes (top, bottom, left, right) of {boxes}.
+
+![The two photos and the two graphics with the largest errors, before and after](../../docs/auto_failures.jpg)
+
+*What it does worst: above, the photos farthest from the experts' version (before, after, AdaInt, Zeng et al.); below,
+the graphics by code that it changes most (before, after).*""",
         photographs=f"""\
-{table(["name", "package that contains it", "licence", "use"], listing)}
+{table(["name", "source", "author", "licence", "use"], listing)}
 
-The rest of the training set is procedural scenes, made by code (`fastenh.data.synthetic`).""",
+The rest of the training set is procedural scenes and graphics, made by code (`fastenh.data`). [auto.csv](auto.csv) has
+the paths of the files.""",
         training=model.about["training"],
-        limits=f"""\
-- It was trained on {seen} photographs: most of what it knows about normal photos comes from procedural scenes.
-- It knows the distribution of colours, not their meaning: it corrects a photo that is dark, tinted or faded on purpose,
-  and mistakes a subject of one strong colour, with nothing white or grey, for a tint.
-- It does not restore values that a wrong exposure has clipped, and hardly corrects a photo that is too light or too
-  pale: see above.
-- It estimates exposure from the ends of the histogram: shade under a bright sky stays dark.""",
+        limits="""\
+- It has one expert's taste, as two networks reproduce it: more light, contrast and colour. `--strength` reduces it.
+- It knows the distribution of colours, not their meaning: light that is warm on purpose may be taken for a tint, and
+  the warm tint above is the one that it corrects least. A wall or snow, all of one colour, may become warmer. Paintings
+  and renderings with soft shades count as photos.
+- It saw few people: one portrait in training.
+- It does not restore values that a wrong exposure has clipped.
+- Close to white it compresses: only white itself becomes white.""",
+        arguments=" --set photos=FOLDER --set adaint=FILE --set lut3d=FILE",
     )
+
+
+USES = {
+    "train": "training",
+    "portrait": "training",
+    "drawing": "training, unchanged",
+    "validate": "measuring",
+    "graphic": "measuring",
+}
+
+
+@torch.no_grad()
+def write_failures(
+    model: nn.Module,
+    experts: Experts,
+    photos: dict[str, Tensor],
+    results: dict[str, dict[str, float]],
+    graphics: dict[str, list[Tensor]],
+    changes: dict[str, list[float]],
+) -> None:
+    """`FAILURES`: a row each of the two photos farthest from the target (before, after, the two experts) and of the two
+    graphics by code that change most (before, after)."""
+    rows = []
+    for name in sorted(results, key=lambda name: results[name]["retouched"])[-2:]:
+        photo = photos[name]
+        rows.append([photo, model(photo), *(expert(photo) for expert in experts.models)])
+    made = next(iter(graphics))  # those by code, which are nobody's
+    for n in np.argsort(changes[made])[-2:]:
+        rows.append([graphics[made][n], model(graphics[made][n])])
+    sheet = Image.new("RGB", (4 * 264, len(rows) * 264), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            pixels = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            sheet.paste(ImageOps.contain(Image.fromarray(pixels), (256, 256)), (x * 264, y * 264))
+    sheet.save(FAILURES, quality=88)
 
 
 if __name__ == "__main__":
     command(
-        "auto", str(__doc__), Config, lambda config: Restoration(config, training_targets(TARGETS, SIDE, SEED)), card
+        "auto", str(__doc__), Config, lambda config, folder: Distillation(config, make_samples(config, folder)), card
     )

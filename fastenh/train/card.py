@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from fastenh.data.degrade import quantise
 from fastenh.metrics import delta_e
 from fastenh.models import System, load, save
 from fastenh.models.checkpoint import WEIGHTS
-from fastenh.train.config import Settings
+from fastenh.train.config import Settings, configure, parse_assignments
 from fastenh.train.loop import Task, run
 
+S = TypeVar("S", bound=Settings)
 Measures = dict[str, tuple[float, float]]  # by name: a figure before and after the model
 
 
@@ -63,8 +64,11 @@ def gain(results: Iterable[Measures], names: Iterable[str]) -> float:
 # ---- the card
 
 
-def page(name: str, about: str, measured: str, photographs: str, training: str, limits: str) -> str:
-    """A model card in Markdown; each argument but `name` is the text of one section."""
+def page(
+    name: str, about: str, measured: str, photographs: str, training: str, limits: str, arguments: str = ""
+) -> str:
+    """A model card in Markdown; `about` to `limits` are the texts of its sections, and `arguments` is what training
+    needs beyond --out."""
     return f"""# {name}
 
 <!-- Written by `python -m fastenh.train.{name} --evaluate`; do not edit. -->
@@ -82,7 +86,7 @@ def page(name: str, about: str, measured: str, photographs: str, training: str, 
 ## Training it again
 
     pip install fastenh[train]
-    python -m fastenh.train.{name} --out RUN
+    python -m fastenh.train.{name} --out RUN{arguments}
 
 The shipped file: {training}.
 
@@ -91,6 +95,11 @@ The shipped file: {training}.
 {limits}
 - The held-out photographs were looked at many times while the model was designed, so they flatter it a little.
 """
+
+
+def degradations_in_words(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `degrade` was told for each, by name."""
+    return "; ".join(f"{name}: {' '.join(map(str, *change.items()))}" for name, change in changes.items())
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -114,26 +123,32 @@ def save_trained(model: System, note: str, config: Settings, targets: int, folde
     save(model, folder / "model.safetensors")
 
 
-def command(name: str, about: str, config: Any, task: Callable[[Any], Task], card: Callable[[Any, int], str]) -> None:
+def command(
+    name: str, about: str, config: type[S], task: Callable[[S, Path], Task], card: Callable[[Any, int, S], str]
+) -> None:
     """What `python -m fastenh.train.NAME` does: train, or measure the shipped model and write its card, or both.
 
-    `config` is the class of settings, `task` makes a task from them, and `card` the card's text from the model and the
-    size of its file in bytes.
+    `config` is the class of settings, `task` makes a task from them and the run's folder, and `card` the card's text
+    from the model, the size of its file in bytes and the settings.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="train, and write model.safetensors and more to this folder")
     parser.add_argument("--resume", action="store_true", help="resume the run in --out")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped model and write its card")
-    parser.add_argument("--steps", type=int, default=config.steps, help="of training (default %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, such as steps=100")
     options = parser.parse_args()
     if options.out is None and not options.evaluate:
         parser.error("nothing to do: expected --out FOLDER, --evaluate, or both")
 
-    if options.out:
-        settings = config(steps=options.steps)
-        run(task(settings), settings, options.out, options.resume)
-    if options.evaluate:
-        path = WEIGHTS / f"{name}.md"
-        with replacing(path, overwrite=True) as part:
-            part.write_text(card(load(name), path.with_suffix(".safetensors").stat().st_size))
-        print(f"wrote {path}")
+    try:
+        settings = configure(config, parse_assignments(options.set))
+        if options.out:
+            run(task(settings, options.out), settings, options.out, options.resume)
+        if options.evaluate:
+            path = WEIGHTS / f"{name}.md"
+            text = card(load(name), path.with_suffix(".safetensors").stat().st_size, settings)
+            with replacing(path, overwrite=True) as part:
+                part.write_text(text)
+            print(f"wrote {path}")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{error}\n")

@@ -3,10 +3,10 @@
     python -m fastenh.train.lowlight --out RUN      # makes targets, then trains: some minutes on one CPU core
     python -m fastenh.train.lowlight --evaluate     # measures the shipped model and writes its card
 
-Photographs and procedural scenes are those of `fastenh.train.auto`, with the same photographs held out. A target is a
-whole photo or a part of one, reduced to 20×20 pixels, about what the network sees of it. The input is the target in the
-dark: less light on the sensor, a darker tone curve, sensor noise, 8 bits. Half of the inputs are left unchanged. The
-curves learn to undo the darkening by ordinary regression.
+Photographs and procedural scenes are those of `fastenh.train.correct`, with the same photographs held out. A target is
+a whole photo or a part of one, reduced to 20×20 pixels, about what the network sees of it. The input is the target in
+the dark: less light on the sensor, a darker tone curve, sensor noise, 8 bits. Half of the inputs are left unchanged.
+The curves learn to undo the darkening by ordinary regression.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def measure_cast(model: nn.Module, photo: Tensor) -> tuple[float, float]:
     return before, after
 
 
-def card(model: ZeroDCE, size: int) -> str:
+def card(model: ZeroDCE, size: int, settings: Config) -> str:
     photos = measure_photos(model)
 
     def cells(name: str, result: Measures) -> list[str]:
@@ -178,7 +178,7 @@ photos are at most 640 pixels wide or high.
 
 At gamma 3 photos gain {min(gains):.1f} to {max(gains):.1f} dB. Stops act on linear light, gamma on encoded values.""",
         photographs="""\
-Those of [auto](auto.md), with the same ones held out; the rest of the training set is procedural scenes.""",
+Those of [correct](correct.md), with the same ones held out; the rest of the training set is procedural scenes.""",
         training=model.about["training"],
         limits=f"""\
 - It was trained on {seen} photographs darkened by a formula: it has seen no real night, lamps or camera noise.
@@ -191,5 +191,9 @@ Those of [auto](auto.md), with the same ones held out; the rest of the training 
 
 if __name__ == "__main__":
     command(
-        "lowlight", str(__doc__), Config, lambda config: Relighting(config, training_targets(TARGETS, SIDE, SEED)), card
+        "lowlight",
+        str(__doc__),
+        Config,
+        lambda config, folder: Relighting(config, training_targets(TARGETS, SIDE, SEED)),
+        card,
     )

@@ -136,7 +136,7 @@ def test_a_file_that_is_not_such_a_model_is_named_in_one_line(model, tmp_path, d
 
 
 def test_an_unknown_name_lists_the_embedded_models(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model 'atuo': expected .* \(auto, lowlight\)"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'atuo': expected .* \(auto, correct, lowlight\)"):
         load("atuo")
     with pytest.raises(FileNotFoundError, match="no model"):
         load(tmp_path)

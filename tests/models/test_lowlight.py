@@ -47,7 +47,7 @@ def test_the_card_is_what_the_script_writes(photos, monkeypatch):
     model = load("lowlight")
     monkeypatch.setattr(lowlight, "measure_photos", lambda _: photos)
     shape = re.compile(r"[+-]?\d+(\.\d+)?")  # figures differ in their last digit between machines
-    written = lowlight.card(model, (WEIGHTS / "lowlight.safetensors").stat().st_size)
+    written = lowlight.card(model, (WEIGHTS / "lowlight.safetensors").stat().st_size, lowlight.Config())
     assert shape.sub("#", (WEIGHTS / "lowlight.md").read_text()) == shape.sub("#", written)
 
 
