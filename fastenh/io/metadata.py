@@ -2,14 +2,14 @@
 
 EXIF is a TIFF: byte order, 42, the offset of a directory. A directory is a count, an entry for each tag (tag, type,
 count, value or its offset), and the offset of the next directory, which in EXIF holds a thumbnail. A TIFF file has the
-same tags in the directory of its picture. XMP is XML, IPTC a block of Photoshop's image resources ("8BIM").
+same tags in the directory of its picture. `fastenh.io.xmp` has XMP. IPTC is a block of Photoshop's image resources
+("8BIM").
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from fastenh.io.colour import profile_of
+from fastenh.io.xmp import enlarged_xmp, upright_xmp, xmp_orientation
 
 ORIENTATION, XMP, IPTC, RESOURCES, ICC = 0x0112, 700, 33723, 34377, 34675
 BLOCKS = (XMP, IPTC, RESOURCES, ICC)
@@ -44,14 +45,20 @@ class Metadata:
     dpi: tuple[float, float] | None = None  # across and down
     aspect: tuple[int, int] | None = None  # pixels across and down on the same length, where the unit is not known
 
-    def upright(self, on_its_side: bool) -> Metadata:
-        """The metadata of the same photo with its orientation applied; `on_its_side` if that turned it by 90°."""
-        dpi, aspect = self.dpi, self.aspect
+    def upright(self, orientation: int, width: int, height: int) -> Metadata:
+        """The metadata of the same photo with this orientation applied, which made it `width` by `height`."""
+        dpi, aspect, on_its_side = self.dpi, self.aspect, orientation >= 5
         return replace(
-            self, exif=upright_exif(self.exif, on_its_side), xmp=upright_xmp(self.xmp),
+            self, exif=upright_exif(self.exif, (width, height) if on_its_side else None),
+            xmp=self.xmp and upright_xmp(self.xmp, orientation, width, height),
             dpi=dpi[::-1] if dpi and on_its_side else dpi,
             aspect=aspect[::-1] if aspect and on_its_side else aspect,
         )  # fmt: skip
+
+    def enlarged(self, scale: int, width: int, height: int) -> Metadata:
+        """The metadata of the same photo `scale` times as large, `width` by `height`, and without thumbnails."""
+        exif = changed_exif(self.exif, None, (width, height) if scale > 1 else None)
+        return replace(self, exif=exif, xmp=enlarged_xmp(self.xmp, scale, width, height))
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,16 @@ class Layout:
 CLASSIC, BIG = Layout("H", 2, "I", 4, 12), Layout("Q", 8, "Q", 8, 20)
 
 
-def upright_exif(exif: bytes, on_its_side: bool = False) -> bytes:
-    """The same block with orientation 1, without the thumbnail, which shows the photo as it was, and with width and
-    height swapped if it was `on_its_side`. All else, damaged or not, stays in its place, as maker notes need it.
-    b"" where there is no first directory."""
+def upright_exif(exif: bytes, size: tuple[int, int] | None = None) -> bytes:
+    """The same block with orientation 1, without the thumbnail, which shows the photo as it was, and with this width
+    and height where given."""
+    return changed_exif(exif, 1, size)
+
+
+def changed_exif(exif: bytes, orientation: int | None, size: tuple[int, int] | None) -> bytes:
+    """The same block without the thumbnail, and with another orientation, width and height in the tags that it has for
+    them. All else, damaged or not, stays in its place, as maker notes need it. b"" where there is no first directory.
+    """
     data = bytearray(exif)
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
 
@@ -102,25 +115,33 @@ def upright_exif(exif: bytes, on_its_side: bool = False) -> bytes:
         end = directory + 2 + 12 * count
         return {struct.unpack_from(order + "H", data, at)[0]: at for at in range(directory + 2, end, 12)} | {-1: end}
 
-    below: dict[int, int] = {}
+    def below(directory: dict[int, int], tag: int) -> dict[int, int]:
+        with contextlib.suppress(struct.error):
+            return entries(struct.unpack_from(order + "I", data, directory[tag] + 8)[0]) if tag in directory else {}
+        return {}
+
     try:
         first = entries(struct.unpack_from(order + "I", data, 4)[0])
     except struct.error:
         first = {}
     if not order or not first:
         return b""
-    if ORIENTATION in first:
-        struct.pack_into(order + "HIHH", data, first[ORIENTATION] + 2, 3, 1, 1, 0)
+    if orientation and ORIENTATION in first:
+        struct.pack_into(order + "HIHH", data, first[ORIENTATION] + 2, 3, 1, orientation, 0)
     with contextlib.suppress(struct.error):  # some programs leave out the offset of the thumbnail,
         if struct.unpack_from(order + "I", data, first[-1])[0] < len(data):  # and others have a value in its place
             struct.pack_into(order + "I", data, first[-1], 0)
-    with contextlib.suppress(struct.error):
-        if EXIF_DIRECTORY in first:
-            below = entries(struct.unpack_from(order + "I", data, first[EXIF_DIRECTORY] + 8)[0])
-    for found, (width, height) in ((first, (256, 257)), (below, (0xA002, 0xA003))):
-        if on_its_side and width in found and height in found:
-            a, b = (slice(found[tag] + 2, found[tag] + 12) for tag in (width, height))
-            data[a], data[b] = data[b], data[a]
+    exif_tags = below(first, EXIF_DIRECTORY)
+    for found, tags in (
+        (first, (256, 257)),
+        (exif_tags, (0xA002, 0xA003)),
+        (below(exif_tags, INTEROPERABILITY), (0x1001, 0x1002)),
+    ):
+        for tag, length in zip(tags, size or (), strict=False):
+            if tag in found:
+                short = struct.unpack_from(order + "H", data, found[tag] + 2) == (3,) and length < 2**16
+                number = (3, 1, length, 0) if short else (4, 1, length)
+                struct.pack_into(order + ("HIHH" if short else "HII"), data, found[tag] + 2, *number)
     return bytes(data)
 
 
@@ -146,14 +167,14 @@ def exif_within(exif: bytes, size: int) -> bytes:
     return b""
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation tag, 1 to 8; 1 where there is none."""
-    value = 1
+def exif_orientation(exif: bytes, xmp: bytes = b"") -> int:
+    """The orientation tag, 1 to 8; where there is none, what XMP says; 1 where neither says it."""
+    value = 0
     with contextlib.suppress(ValueError):
         reader = DirectoryReader(exif)
         for entry in reader.entries(reader.first)[0]:
             value = reader.number(entry) if entry.tag == ORIENTATION else value
-    return value if value in range(1, 9) else 1
+    return value if value in range(1, 9) else (xmp_orientation(xmp) if xmp else 0) or 1
 
 
 def check_exif(exif: bytes) -> None:
@@ -174,8 +195,9 @@ class ExifFields(NamedTuple):
     adobe_rgb: bool = False  # by the two tags that DCF has for it: the colour space is not sRGB, the rule is R03
 
 
-def read_exif(exif: bytes) -> ExifFields:
-    orientation = exif_orientation(exif)
+def read_exif(exif: bytes, xmp: bytes = b"") -> ExifFields:
+    """Where EXIF has no orientation, with that of XMP."""
+    orientation = exif_orientation(exif, xmp)
     try:
         tags = read_directory(exif)
     except ValueError:
@@ -191,10 +213,6 @@ def resolution(tags: Directory) -> tuple[float, float] | None:
     across, down = (np.frombuffer(tags.block(tag)[:8].rjust(8, b"\0"), "<u4").astype(float) for tag in (282, 283))
     known = unit and across.min() > 0 and down.min() > 0
     return (unit * float(across[0] / across[1]), unit * float(down[0] / down[1])) if known else None
-
-
-def upright_xmp(xmp: bytes) -> bytes:
-    return re.sub(rb'(tiff:Orientation(?:\s*=\s*["\']|>))[2-8]', rb"\g<1>1", xmp)
 
 
 # ---- TIFF directories

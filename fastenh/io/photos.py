@@ -2,10 +2,10 @@
 
 The depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. What is kept: the pixels' own colour space
 with its ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
-quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP, AVIF or JPEG XL is lossless.
-What changes: a photo stored on its side is turned upright once, and its orientation tags then say so; thumbnails, gain
-maps and layers, which show the photo as it was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may
-change, and where in it EXIF lies.
+quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP, AVIF or JPEG XL is lossless; in
+a JPEG of the same size a gain map. What changes: a photo stored on its side is turned upright once, and its orientation
+tags, sizes and face regions then say so; thumbnails, videos, further pictures and layers, which show the photo as it
+was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may change, and where in it EXIF lies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fastenh.io.encoding import apply_orientation, convert
 from fastenh.io.formats.base import MAX_PIXELS, Format, Header, Rows, RowWriter, Unsupported, WriteError, first_line
 from fastenh.io.formats.registry import FORMATS, format_for, format_of
 from fastenh.io.metadata import check_exif
+from fastenh.io.xmp import check_xmp
 from fastenh.memory import is_out_of_memory
 
 
@@ -111,6 +112,8 @@ def write_photo(
     format gets 95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and
     sRGB's curve where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
+    Warns of what the photo's file held and the new one does not (`Header.notes`).
+
     Raises ValueError where no format has this suffix or it cannot hold the photo, FileExistsError where the file exists
     and `overwrite` is false, OSError where it cannot be written.
     """
@@ -118,6 +121,8 @@ def write_photo(
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     header = stored_as(photo.header, path)
+    for note in header.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     pixels = photo.pixels if header.format == photo.header.format else convert(photo.pixels, photo.header, header)
     write_stored(Photo(header, pixels), path, quality, overwrite, like)
 
@@ -188,13 +193,15 @@ def _decoded(path: Path, format: Format) -> tuple[Header, np.ndarray]:
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)  # LibRaw's are bytes
         got = f"a damaged one ({first_line(text)})"
         raise ValueError(f"{path}: expected a whole {format.name}, got {got}") from error
-    if header.metadata.exif:
+    refused: dict[str, Any] = {}
+    for name, check in (("exif", check_exif), ("xmp", check_xmp)):
         try:
-            check_exif(header.metadata.exif)
+            if block := getattr(header.metadata, name):
+                check(block)
         except ValueError as error:
-            warnings.warn(f"{path}: left out EXIF: {error}", stacklevel=2)
-            header = replace(header, metadata=replace(header.metadata, exif=b""))
-    return header, pixels
+            warnings.warn(f"{path}: left out {name.upper()}: {error}", stacklevel=2)
+            refused[name] = b""
+    return replace(header, metadata=replace(header.metadata, **refused)), pixels
 
 
 def _missing(error: ModuleNotFoundError, verb: str, format: Format) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def enhance_by_strips(
     # In the upright picture strips begin at multiples of m, wherever its first row is stored.
     offset = old.height % m if orientation in (3, 4, 6, 7) else 0
     cuts = [0, *range(tall + offset, old.height, tall), old.height]
-    new = replace(new, height=scale * new.height, width=scale * new.width)
+    new = new.enlarged(scale)
     with row_writer(target, new, overwrite, like=rows.path) as writer:
         for top, bottom in pairwise(cuts):
             first, last = max(top - halo, 0), min(bottom + halo, old.height)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +18,12 @@ from fastenh.pipelines.large import LARGE, enhance_by_strips
 
 @dataclass(frozen=True)
 class FileOptions(Options):
-    """How a photo is retouched and written; `fastenh.io.write_photo` documents the additional options."""
+    """How a photo is retouched and written: `dither` and `quality` as `fastenh.io.write_photo` documents them;
+    `keep_times` gives results the modification and access time of their photos."""
 
     dither: bool = False
     quality: int | None = None
+    keep_times: bool = False
     RANGES = Options.RANGES | {"quality": ("1 to 100", 1, 100)}
 
     def for_photo(self, engine: Engine, header: Header) -> FileOptions:
@@ -40,6 +43,14 @@ def enhance_file(
     row of tiles, a compressed strip). Pixels keep their stored order and orientation tag. A rotated photo that changes
     its format is turned upright in memory instead.
     """
+    times = os.stat(source)  # before reading sets the access time
+    notes = _enhance_file(engine, source, target, options, overwrite)
+    if options.keep_times:  # at last: a temporary file with an old time would count as abandoned
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return notes
+
+
+def _enhance_file(engine: Engine, source: Path, target: Path, options: FileOptions, overwrite: bool) -> tuple[str, ...]:
     photo = open_photo(source)
     if options.strength and not engine.system.keeps_gray:
         photo = in_rgb(photo)
@@ -79,4 +90,4 @@ def enhance_photo(
         return Photo(new, pixels), notes
     after, notes = engine.enhance(model_input(photo.pixels, old, bounded)[None], options)
     pixels = apply_change(photo.pixels, after[0], old, new, dither=options.dither, bounded=bounded)
-    return Photo(replace(new, height=pixels.shape[0], width=pixels.shape[1]), pixels), notes
+    return Photo(new.enlarged(engine.scale) if engine.scale > 1 else new, pixels), notes

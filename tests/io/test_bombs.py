@@ -352,5 +352,5 @@ def test_changed_blocks_never_cost_more_than_the_bound(size, order, changes, end
             assert count.copied <= len(exif) + metadata.MAX_SHARED + 4 * most
         assert 1 <= metadata.exif_orientation(exif) <= 8
         assert len(metadata.exif_within(exif, 1000)) <= 1000
-        metadata.upright_exif(exif, True)
+        metadata.upright_exif(exif, (1, 2))
         tiff_format.metadata_tags(Metadata(exif=exif))

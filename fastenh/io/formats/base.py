@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of, rgb_profile
 from fastenh.io.metadata import EXIF_START, Metadata, exif_within
+from fastenh.io.xmp import naming, without_gain_map
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
 QUALITY = 95  # of a lossy format, for photos from a format without a quality
@@ -164,7 +165,7 @@ class Header:
         """The header of the same photo with its orientation applied."""
         on_its_side = self.orientation >= 5
         height, width = (self.width, self.height) if on_its_side else (self.height, self.width)
-        metadata = self.metadata.upright(on_its_side)
+        metadata = self.metadata.upright(self.orientation, width, height)
         return replace(self, height=height, width=width, orientation=1, metadata=metadata)
 
     def in_rgb(self) -> Header:
@@ -173,16 +174,36 @@ class Header:
         alpha = None if self.alpha is None else self.alpha + 2
         return replace(self, channels=self.channels + 2, colours=3, alpha=alpha, metadata=metadata)
 
+    def enlarged(self, scale: int) -> Header:
+        """The header of the same photo `scale` times as large, without thumbnails; if it grew, without a gain map."""
+        height, width = scale * self.height, scale * self.width
+        result = replace(self, height=height, width=width, metadata=self.metadata.enlarged(scale, width, height))
+        return result._without_gain_map() if scale > 1 else result
+
+    def _without_gain_map(self) -> Header:
+        """Without what announces a gain map, and with a line that says so if there was one."""
+        xmp = self.metadata.xmp
+        metadata = replace(self.metadata, xmp=xmp and without_gain_map(xmp))
+        storage, notes = dict(self.storage), self.notes
+        if storage.pop("gain_map", None):
+            notes += ("left out the gain map; only a JPEG of the same size keeps it",)
+        return replace(self, metadata=metadata, storage=storage, notes=notes)
+
     def stored_as(self, format: Format) -> Header:
         """The header of the same photo in a file of this format: with the smallest depth that loses nothing, or the
         format's largest, and as much EXIF as it holds.
 
         Raises ValueError, without the file's name, where the format cannot hold the photo."""
-        about = self.metadata
+        keeps = format.name == self.format and self.storage.get("gain_map")
+        header = self if keeps else self._without_gain_map()
+        about = header.metadata
         if format.max_exif is not None and len(about.exif) > format.max_exif:
             about = replace(about, exif=exif_within(about.exif, format.max_exif))
         if format.name == self.format:
-            return replace(self, metadata=about)
+            return replace(header, metadata=about)
+        about = replace(
+            about, xmp=about.xmp and naming(about.xmp, ""), icc=b"" if format.linear or self.linear else about.icc
+        )
         has_alpha = self.alpha is not None
         if self.channels > self.colours + has_alpha and not format.extra_channels:
             raise ValueError(f"expected colours and alpha alone for {format.name}, got {self.channels} channels")
@@ -193,10 +214,10 @@ class Header:
             about = replace(about, icc=profile_of(None, primaries, white) if primaries and not format.linear else b"")
         dtype = next((depth for depth in format.depths if np.can_cast(self.dtype, depth)), format.depths[-1])
         return replace(
-            self, format=format.name, dtype=np.dtype(dtype), linear=format.linear,
+            header, format=format.name, dtype=np.dtype(dtype), linear=format.linear,
             premultiplied=format.linear and has_alpha, gamma=None,
             chromaticities=self.chromaticities if format.linear and self.linear else (),
-            metadata=replace(about, icc=b"") if format.linear or self.linear else about, storage={},
+            metadata=about, storage={},
         )  # fmt: skip
 
 

@@ -68,7 +68,8 @@ class JpegXl(Format):
 
         exif = parts.get(b"Exif", b"")
         exif = exif[int.from_bytes(exif[:4], "big") + 4 :].removeprefix(EXIF_START)
-        about = Metadata(exif=exif, xmp=parts.get(b"xml ", b"")).upright(image.orientation >= 5)  # pixels are, too
+        height, width = pixels.shape[:2]  # which are upright already
+        about = Metadata(exif=exif, xmp=parts.get(b"xml ", b"")).upright(image.orientation, width, height)
         decoded = Header.of(self.name, pixels, about)
         decoded = replace(decoded, premultiplied=image.premultiplied, **_colours(decoded, spec))
         storage = {"lossless": not image.perceptual and b"jbrd" not in parts, "primaries": _codes(spec)[0]}

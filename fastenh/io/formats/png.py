@@ -32,6 +32,7 @@ from fastenh.io.metadata import (
     iptc_resources,
     without_thumbnails,
 )
+from fastenh.io.xmp import check_xmp
 
 Chunks = list[tuple[bytes, bytes]]  # kind and data
 
@@ -113,8 +114,8 @@ class PngReader(OpenImageIOReader):
         )
         gamma, chromaticities = (None, ()) if icc else _declared(chunks, header.colours)
         return replace(
-            header, premultiplied=False, orientation=exif_orientation(exif), metadata=about, storage={"chunks": chunks},
-            gamma=gamma, chromaticities=chromaticities,
+            header, premultiplied=False, orientation=exif_orientation(exif, about.xmp), metadata=about,
+            storage={"chunks": chunks}, gamma=gamma, chromaticities=chromaticities,
         )  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def _check(kind: bytes, data: bytes) -> None:
     elif kind == b"iCCP":
         _profile([(kind, data)], 3)
     elif _is_xmp(kind, data):
-        _xmp([(kind, data)])
+        check_xmp(_xmp([(kind, data)]))
 
 
 def _raw_profile(kind: bytes, data: bytes) -> tuple[bytes, bytes] | None:

@@ -36,6 +36,7 @@ from fastenh.io.formats.segments import (
     read_layout,
 )
 from fastenh.io.metadata import Directory, DirectoryReader, Entry, Metadata, Overlap, Tag, read_directory
+from fastenh.io.xmp import Refused, check_xmp, xmp_orientation
 
 NONE, LZW, PACKBITS, ZSTD = 1, 5, 32773, 50000
 COMPRESSIONS = {"none": NONE, "lzw": LZW, "zip": 8, "packbits": PACKBITS, "zstd": ZSTD}  # that are written
@@ -59,6 +60,10 @@ class Tiff(Format):
         with open(path, "rb") as file:
             try:
                 directory = read_directory(file)
+                check_xmp(directory.block(metadata.XMP))
+            except Refused as error:
+                del directory[metadata.XMP]
+                left_out.append(f"XMP: {error}")
             except Overlap as error:
                 left_out.append(f"all metadata, any ICC profile too: {error}")
             except ValueError:  # a damaged directory; its pixels may be readable
@@ -132,7 +137,8 @@ class TiffReader(OpenImageIOReader):
         assert self._layout
         header = super()._header()
         return replace(
-            header, metadata=_metadata(self._directory, header.metadata.dpi), storage=_storage(self._layout)
+            header, orientation=_orientation(self._directory) or header.orientation,
+            metadata=_metadata(self._directory, header.metadata.dpi), storage=_storage(self._layout),
         )  # fmt: skip
 
     def _decode(self, first: int, end: int) -> np.ndarray:
@@ -247,10 +253,9 @@ def _header(layout: Layout, directory: Directory) -> Header:
     if layout.photometric == CMYK:
         notes = (cmyk_note(cmyk_profile(about.icc)),)
         about = replace(about, icc=profile_of())
-    orientation = int.from_bytes(directory.block(metadata.ORIENTATION), "little")
     return Header(
         Tiff.name, layout.height, layout.width, layout.channels, layout.dtype, colours, alpha,
-        alpha is not None and kinds[alpha - colours] == 1, orientation if orientation in range(1, 9) else 1,
+        alpha is not None and kinds[alpha - colours] == 1, _orientation(directory) or 1,
         metadata=about, storage=_storage(layout), notes=notes,
     )  # fmt: skip
 
@@ -260,6 +265,12 @@ def _metadata(directory: Directory, dpi: tuple[float, float] | None) -> Metadata
     iptc = resources or metadata.iptc_resources(directory.block(metadata.IPTC))
     exif = metadata.exif_block(_without_structure(directory))
     return Metadata(directory.block(metadata.ICC), exif, directory.block(metadata.XMP), iptc, dpi)
+
+
+def _orientation(directory: Directory) -> int:
+    """By its tag or, where it has none, by XMP; 0 where neither says it."""
+    orientation = int.from_bytes(directory.block(metadata.ORIENTATION), "little")
+    return orientation if orientation in range(1, 9) else xmp_orientation(directory.block(metadata.XMP))
 
 
 def _storage(layout: Layout) -> dict[str, str]:

@@ -25,20 +25,15 @@ class WebP(Format):
 
     def decode(self, path: Path) -> tuple[Header, np.ndarray]:
         data = path.read_bytes()
-        size = _size(data)
-        base.check_size(*size)
-        try:
-            image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
-        except Exception:
-            base.check_memory(*size)
-            raise
-        if getattr(image, "is_animated", False):
-            raise base.Unsupported("expected one picture, got an animation")
+        image, about, orientation = _opened(data)
         pixels = base.load_image(image)
-        exif = image.info.get("exif", b"").removeprefix(EXIF_START)
-        about = Metadata(image.info.get("icc_profile", b""), exif, image.info.get("xmp", b""))
         lossless = data[12:16] == b"VP8L" or (data[12:16] == b"VP8X" and _has_chunk(data, b"VP8L"))
-        return Header.of(self.name, pixels, about, exif_orientation(exif), lossless=lossless), pixels
+        return Header.of(self.name, pixels, about, orientation, lossless=lossless), pixels
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """OpenImageIO does not know the orientation that XMP alone states."""
+        image, _, orientation = _opened(path.read_bytes())
+        return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
         """Without `quality`, lossless where the photo was."""
@@ -53,6 +48,22 @@ class WebP(Format):
         """All the bytes that the header counts."""
         file.seek(4)
         return struct.unpack("<I", base.take(file, 4))[0] + 8 <= size
+
+
+def _opened(data: bytes) -> tuple[WebPImagePlugin.WebPImageFile, Metadata, int]:
+    """The image, not yet decoded, its metadata and its orientation."""
+    size = _size(data)
+    base.check_size(*size)
+    try:
+        image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+    except Exception:
+        base.check_memory(*size)
+        raise
+    if getattr(image, "is_animated", False):
+        raise base.Unsupported("expected one picture, got an animation")
+    exif, xmp = image.info.get("exif", b"").removeprefix(EXIF_START), image.info.get("xmp", b"")
+    about = Metadata(image.info.get("icc_profile", b""), exif, xmp)
+    return image, about, exif_orientation(exif, xmp)
 
 
 def _size(data: bytes) -> tuple[int, int]:
