@@ -113,6 +113,7 @@ class Enhancer:
         space: str | None = None,
         dither: bool = False,
         quality: int | None = None,
+        keep_times: bool = False,
         suffix: str | None = None,
         recursive: bool = False,
         workers: int = 1,
@@ -125,6 +126,7 @@ class Enhancer:
         output, suffix: where results go and what is appended to their names; see `fastenh.pipelines.batch.plan`.
         dither: dither when rounding, so that gradients show no bands.
         quality: 1 to 100, of JPEG, WebP, AVIF, JPEG XL and HEIC; without it a JPEG keeps its own.
+        keep_times: give results the modification and access time of their photos.
         workers: photos processed at the same time.
         overwrite: replace results that exist; by default those photos are skipped.
 
@@ -132,7 +134,8 @@ class Enhancer:
         and FileExistsError if `output` is a file that exists.
         """
         conditions = self.engine.system.check_conditions(conditions)
-        options = FileOptions(strength, denoise, protect_highlights, conditions, space, dither, quality)
+        finishing = denoise, protect_highlights
+        options = FileOptions(strength, *finishing, conditions, space, dither, quality, keep_times)
         self.engine.bounded(options)
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")

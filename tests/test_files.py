@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -609,6 +610,24 @@ def test_a_new_file_is_as_private_as_its_photo(tmp_path, name, mode):
     job = Job(photo, target, target.with_name("a_compare.jpg"))
     (done,) = enhance_files(Enhancer(Curve(), "cpu").engine, [job], FileOptions())
     assert not done.error and [stat.S_IMODE(path.stat().st_mode) for path in job.outputs] == [mode, mode]
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.png", "b.jpg", "b.exr"])
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_result_keeps_its_photos_times_if_requested(tmp_path, monkeypatch, name, strips):
+    if strips:
+        monkeypatch.setattr(one_photo, "LARGE", 1)
+    photo, engine = tmp_path / "a.png", Enhancer(ImageAdaptiveLUT(1, 9, "statistics"), "cpu").engine
+    Image.fromarray(numbers(9, 11, 3, "uint8")).save(photo)
+    times = 1_000_000_000_123_456_000, 1_111_111_111_654_321_000
+    os.utime(photo, ns=times)
+    started = time.time_ns() - 10**9
+    enhance_file(engine, photo, tmp_path / "usual.png", FileOptions())
+    assert (tmp_path / "usual.png").stat().st_mtime_ns > started
+    os.utime(photo, ns=times)
+    enhance_file(engine, photo, tmp_path / name, FileOptions(keep_times=True), overwrite=True)
+    about = (tmp_path / name).stat()
+    assert (about.st_atime_ns, about.st_mtime_ns) == times
 
 
 # ---- runs that were ended, runs at the same time, photos that fail

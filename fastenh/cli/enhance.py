@@ -47,7 +47,8 @@ def enhance(
     output exists are skipped.
 
     Depth, colours with their ICC profile, EXIF, XMP, IPTC, resolution and alpha are kept where the output format can
-    store them. Photos are turned upright. A JPEG is written with the quality it had. RAW becomes a 16-bit TIFF.
+    store them. Photos are turned upright. A JPEG is written with the quality it had, and keeps its HDR gain map. RAW
+    becomes a 16-bit TIFF.
     """
     retouch(inputs, model.load, run, strength, denoise=denoise, protect_highlights=protect_highlights)
 
@@ -84,7 +85,8 @@ def retouch(
         model, conditions = load()
         engine = Engine(model, run.device, "float32")
         conditions = engine.system.check_conditions(conditions)
-        options = FileOptions(strength, denoise, protect_highlights, conditions, space, run.dither, run.quality)
+        finishing = denoise, protect_highlights
+        options = FileOptions(strength, *finishing, conditions, space, run.dither, run.quality, run.keep_times)
         places = [job.target.parent for job in planned if not job.error]
         if places and (run.output or folder):  # report an output folder that cannot be made before any work starts
             make_folder(Path(os.path.commonpath(places)))

@@ -102,6 +102,9 @@ class RunOptions:
     ] = False
     jobs: Annotated[int, typer.Option(metavar="N", help="Photos processed at the same time.", min=1)] = 2
     device: Device = "auto"
+    keep_times: Annotated[
+        bool, typer.Option("--keep-times", help="Give results the modification and access time of their photos.")
+    ] = False
     compare: Annotated[bool, typer.Option("--compare", help="Also write a before/after picture.")] = False
     overwrite: Overwrite = False
     debug: Debug = False

@@ -2,10 +2,10 @@
 
 The depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. What is kept: the pixels' own colour space
 with its ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
-quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP, AVIF or JPEG XL is lossless; in
-a JPEG of the same size a gain map. What changes: a photo stored on its side is turned upright once, and its orientation
-tags, sizes and face regions then say so; thumbnails, videos, further pictures and layers, which show the photo as it
-was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may change, and where in it EXIF lies.
+quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP, AVIF or JPEG XL is lossless;
+in a JPEG of the same size a gain map. What changes: a photo stored on its side is turned upright once, and its
+orientation tags, sizes and face regions then say so; thumbnails, videos, further pictures and layers, which show the
+photo as it was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may change, and where in it EXIF lies.
 """
 
 from __future__ import annotations

@@ -63,6 +63,23 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_times_are_kept_and_photos_with_results_are_skipped_all_the_same(run, photos, tmp_path):
+    for seconds, photo in enumerate(photos.iterdir(), 10**9):
+        os.utime(photo, (seconds, seconds))
+    run(photos, "-o", tmp_path / "out", "--keep-times", code=0)
+    times = {path.name: path.stat().st_mtime for path in photos.iterdir()}
+    assert {path.name: path.stat().st_mtime for path in (tmp_path / "out").iterdir()} == times
+    assert "Skipped 3 of 3" in run(photos, "-o", tmp_path / "out", "--keep-times", code=0)
+
+
+def test_what_else_a_photos_file_held_is_one_line(run, tmp_path):
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg")
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"\0\0\0\x18ftypmp42" + bytes(99))
+    output = run(tmp_path / "a.jpg", code=0)
+    assert output == f"{tmp_path}/a.jpg: left out the video\nWrote {tmp_path}/a_enhanced.jpg\n"
+
+
 # ---- what is written, and where
 
 

@@ -1,5 +1,6 @@
 """`fastenh lut` as people run it: what it says of LUT files, makes of photos, and writes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,9 +148,10 @@ def test_apply_plans_and_refuses_as_enhance_does(folder):
 def test_apply_has_enhances_options(folder):
     (folder / "deeper").mkdir()
     Image.open("photo.png").save("deeper/a.jpg")
-    options = ("--recursive", "--suffix", "_x", "--quality", 50, "--dither", "--compare", "--jobs", 1)
+    os.utime("deeper/a.jpg", (10**9, 10**9))
+    options = ("--recursive", "--suffix", "_x", "--quality", 50, "--dither", "--compare", "--jobs", 1, "--keep-times")
     assert lut("apply", "look.cube", "deeper", "-o", "out", *options) == "Wrote out/a_x.jpg\n"
-    assert names(folder / "out") == ["a_x.jpg", "a_x_compare.jpg"]
+    assert names(folder / "out") == ["a_x.jpg", "a_x_compare.jpg"] and os.stat("out/a_x.jpg").st_mtime == 10**9
     tables = Image.open("out/a_x.jpg").quantization
     Image.open("photo.png").convert("RGB").save("50.jpg", quality=50)
     assert tables == Image.open("50.jpg").quantization
