@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, check_memory, check_size
 from fastenh.io.formats.boxes import boxes
-from fastenh.io.metadata import EXIF_START, Metadata, coded_profile
+from fastenh.io.metadata import EXIF_START, Metadata, changed_exif, coded_profile, exif_orientation
+from fastenh.io.xmp import announced, upright_xmp
 
 
 class Heic(Format):
@@ -41,10 +43,17 @@ class Heic(Format):
         except Exception:
             check_memory(*image.size)
             raise
-        about = Metadata(icc, (info.get("exif") or b"").removeprefix(EXIF_START), info.get("xmp") or b"")
+        exif, xmp = (info.get("exif") or b"").removeprefix(EXIF_START), info.get("xmp") or b""
+        says, kinds = announced(xmp), info.get("aux", ())
+        left_out = ["the gain map"] if says.gain_map or any("hdrgainmap" in kind for kind in kinds) else []
+        left_out += ["the depth map"] if info.get("depth_images") else []
+        left_out += ["the video"] if says.video else []
+        # libheif turns the pixels upright, and leaves to us what describes them.
+        orientation = exif_orientation(exif)
+        exif, xmp = changed_exif(exif, 1, image.size), upright_xmp(xmp, orientation, *image.size)
         codes = codes if nclx else (1, 13)
-        header = Header.of(self.name, pixels, about, chroma=info.get("chroma"), codes=codes)  # libheif turns it upright
-        return header, pixels
+        header = Header.of(self.name, pixels, Metadata(icc, exif, xmp), chroma=info.get("chroma"), codes=codes)
+        return replace(header, notes=(f"left out {' and '.join(left_out)}",) if left_out else ()), pixels
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
         import pillow_heif

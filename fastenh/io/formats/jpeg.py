@@ -123,7 +123,8 @@ class Jpeg(Format):
         if gain_map and gain_map.attributes:  # of the right size; the numbers follow
             segments.append((APP2, MPF + mpf_of(gain_map.attributes, 0, 0, 0)))
         segments += [(APP13, PHOTOSHOP + about.iptc[at : at + PART]) for at in range(0, len(about.iptc), PART)]
-        segments += [(COMMENT, comment) for comment in storage.get("comments", [])]
+        *comments, options["comment"] = storage.get("comments") or [b""]  # Pillow writes one, as the last segment
+        segments += [(COMMENT, comment) for comment in comments]
         options["extra"] = _joined(segments)
         photo = save_image(pixels, self.name, replace(about, xmp=b""), options)
         if not gain_map:
