@@ -362,3 +362,18 @@ def test_the_files_of_others(tmp_path, assets, name, notes):
     data = (tmp_path / name).read_bytes()
     if name == "ultrahdr.jpg":
         assert items_of(data)[1] == ("GainMap", source.read_bytes()[-335:])
+
+
+def test_what_a_heic_holds_beside_its_photo(tmp_path):
+    """libheif turns the pixels alone; sizes in EXIF are those of the picture then."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    tags, motion = Image.Exif(), MOTION[4 + len(b"http://ns.adobe.com/xap/1.0/\0") :]
+    tags.get_ifd(0x8769).update({0xA002: 48, 0xA003: 64})
+    file = pillow_heif.from_bytes("RGB", (64, 48), PIXELS.tobytes())
+    file.save(tmp_path / "a.heic", exif=tags.tobytes(), xmp=motion, quality=90)
+    photo = read_photo(tmp_path / "a.heic")
+    assert photo.header.notes == ("left out the video",)
+    with pytest.warns(UserWarning, match=r"b\.jpg: left out the video$"):
+        write_photo(photo, tmp_path / "b.jpg")
+    below = Image.open(tmp_path / "b.jpg").getexif().get_ifd(0x8769)
+    assert (below[0xA002], below[0xA003]) == (64, 48) and says_nothing((tmp_path / "b.jpg").read_bytes())

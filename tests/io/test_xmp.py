@@ -234,7 +234,9 @@ def sizes(path: Path) -> list[tuple[int, int]]:
     image = Image.open(path)
     exif, xmp = image.getexif(), image.info["xmp"]
     below = exif.get_ifd(0x8769)
-    found = [(exif[256], exif[257]), (below[0xA002], below[0xA003]), tuple(size_of(xmp))]
+    related = exif.get_ifd(0xA005)
+    found = [(exif[256], exif[257]), (below[0xA002], below[0xA003]), (related[0x1001], related[0x1002])]
+    found.append(tuple(size_of(xmp)))
     for names in (("PixelXDimension", "PixelYDimension"), ("ImageWidth", "ImageLength")):
         namespace = EXIF if names[0].startswith("Pixel") else TIFF
         found.append(tuple(int(values(xmp, namespace + name)[0]) for name in names))
@@ -248,20 +250,20 @@ def test_sizes_follow_rotation_and_enlargement(tmp_path, order, orientation, sca
     exif = Image.Exif()
     exif.endian = "<" if order == "II" else ">"
     exif[0x0112], exif[256], exif[257] = orientation, 64, 48
-    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48})
+    exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48, 0xA005: {0x1001: 64, 0x1002: 48}})
     attributes = f'tiff:Orientation="{orientation}" exif:PixelXDimension="64" exif:PixelYDimension="48"'
     elements = "<tiff:ImageWidth>64</tiff:ImageWidth><tiff:ImageLength>48</tiff:ImageLength>"
     xmp = (
         regions().decode().replace('about=""', f'about="" {attributes}').replace("<mwg-rs:R", elements + "<mwg-rs:R", 1)
     )
     Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif, xmp=xmp.encode())
-    assert sizes(tmp_path / "a.jpg") == [(64, 48)] * 5
+    assert sizes(tmp_path / "a.jpg") == [(64, 48)] * 6
     engine = Engine(Enlarge(scale), "cpu", "float32")
     for name in ("b.jpg", "b.png"):
         enhance_file(engine, tmp_path / "a.jpg", tmp_path / name, FileOptions())
         size = Image.open(tmp_path / name).size
         assert size == ((48 * scale, 64 * scale) if orientation == 6 else (64 * scale, 48 * scale))
-        assert sizes(tmp_path / name) == [size] * 5
+        assert sizes(tmp_path / name) == [size] * 6
         written = Image.open(tmp_path / name).info["xmp"]
         assert area_of(written) == pytest.approx(turned_region(orientation), abs=1e-12)
 
