@@ -112,7 +112,7 @@ def write_photo(
     format gets 95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and
     sRGB's curve where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
-    Warns of what the photo's file held and the new one does not (`Header.notes`).
+    Warns of what the new file cannot hold: a gain map, too much EXIF. `photo.header.notes` say what reading left out.
 
     Raises ValueError where no format has this suffix or it cannot hold the photo, FileExistsError where the file exists
     and `overwrite` is false, OSError where it cannot be written.
@@ -121,7 +121,7 @@ def write_photo(
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     header = stored_as(photo.header, path)
-    for note in header.notes:
+    for note in header.notes[len(photo.header.notes) :]:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     pixels = photo.pixels if header.format == photo.header.format else convert(photo.pixels, photo.header, header)
     write_stored(Photo(header, pixels), path, quality, overwrite, like)
