@@ -42,7 +42,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(before) == len(after) == 12
     expected = list(map(np.copy, names["enhancer"].stream(before)))  # type: ignore[attr-defined]
     difference = [np.abs(a.astype(int) - b).mean() for a, b in zip(after, expected, strict=True)]
-    assert max(difference) < 4 < np.abs(before[0].astype(int) - expected[0]).mean()  # but for what coding loses
+    assert max(difference) < 6 < np.abs(before[0].astype(int) - expected[0]).mean()  # but for what coding loses
     with av.open("better.mp4") as video:
         assert video.streams.video[0].average_rate == 25
     assert not torch.is_inference_mode_enabled()
