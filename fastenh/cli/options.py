@@ -33,7 +33,8 @@ class ModelOptions:
             "--model",
             "--weights",
             metavar="MODEL",
-            help="A model that comes with fastenh, by name, or a .safetensors file.",
+            help="auto retouches, correct only corrects exposure and tints, lowlight brightens dark photos; "
+            "or a .safetensors file.",
         ),
     ] = "auto"
     conditions: Annotated[
