@@ -105,92 +105,6 @@ __device__ inline void to_colour(const Vertex<V, 4>& v, T (&rgb)[3]) {
 
 // ---- one table ----
 
-// The numbers of type T in 4 bytes, and the i-th of them: floats as they are, integers from 0 to full scale.
-template <class T>
-constexpr int in_a_word = 4 / sizeof(T);
-
-template <class T>
-__device__ inline float number_of(uint32_t word, int i) {
-  if constexpr (std::is_integral_v<T>) {  // above the number, the bytes of 2²³
-    return __uint_as_float(__byte_perm(word, 0x4b000000, sizeof(T) == 1 ? 0x7440 + i : 0x7410 + 0x22 * i)) - 8388608.f;
-  } else {
-    Pack<T, in_a_word<T>> numbers;
-    memcpy(&numbers, &word, 4);
-    return to_float(numbers.at[i]);
-  }
-}
-
-// The lanes of a warp take 4 rows of 8: the more similar their pixels, the fewer different vertices they read at a
-// time. (With other strides, where the picture may be one long row, they take one row.)
-template <Layout layout>
-constexpr int rows = layout == Layout::strided ? 1 : 4;
-
-template <Layout layout>
-Pixels bands_of(int columns, const Tensor& image, const Tensor& out) {
-  if (layout == Layout::strided) return Pixels::joining(columns, image.shape[0], image, out);
-  return Pixels(columns, image.shape[0], (image.shape[2] + rows<layout> - 1) / rows<layout>, image.shape[3]);
-}
-
-// A thread takes several words per channel (single pixels where they are not adjacent), `apart` columns from each
-// other, and reads all of them before it uses the first.
-template <Layout layout, class T, int threads, int pixels>
-struct Batch {
-  static constexpr int n = layout == Layout::strided ? 1 : in_a_word<T>, packs = pixels / n;
-  static constexpr int apart = threads / rows<layout> * n, columns = apart * packs;  // of a block in total
-  uint32_t words[packs][3];
-  int64_t b, y, x;
-  int left = 0;  // pixels from the first one to the end of the piece
-
-  __device__ Batch() {}
-  // Takes what for_pieces(bands_of<layout>(columns, ...)) passes to its body.
-  __device__ Batch(const Tensor& image, int64_t b, int64_t band, int64_t piece, int count) : b(b) {
-    constexpr int lanes = 32 / rows<layout>;
-    const int lane = int(threadIdx.x) % 32, column = (int(threadIdx.x) / 32 * lanes + lane % lanes) * n;
-    y = band * rows<layout> + lane / lanes, x = piece + column;
-    left = layout == Layout::strided || y < image.shape[2] ? count - column : 0;
-    const T* from = at<const T>(image, b, 0, y, 0) + x * pixel_step(image);
-#pragma unroll
-    for (int j = 0; j < packs; ++j)
-      if (j * apart < left)
-#pragma unroll
-        for (int c = 0; c < 3; ++c) {
-          const auto pack = read_once<T, n>(from + j * apart * pixel_step(image) + c * word_step(image));
-          words[j][c] = 0;
-          memcpy(&words[j][c], &pack, sizeof pack);
-        }
-  }
-
-  // Distances in elements from a pixel to the next, and from one of these words (or single numbers) to the next.
-  static __device__ int64_t pixel_step(const Tensor& t) {
-    return layout == Layout::planar ? 1 : layout == Layout::interleaved ? 3 : t.strides[3];
-  }
-  static __device__ int64_t word_step(const Tensor& t) { return layout == Layout::interleaved ? n : t.strides[1]; }
-
-  // look_up(rgb, mapped): maps a pixel's colour to the result's
-  template <class LookUp>
-  __device__ void map(const Tensor& out, const LookUp& look_up) {
-    T* to = at<T>(out, b, 0, y, 0) + x * pixel_step(out);
-#pragma unroll
-    for (int j = 0; j < packs; ++j) {
-      if (j * apart >= left) continue;
-      Pack<T, n> result[3];
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        const auto at = [i](int c) { return layout == Layout::interleaved ? 3 * i + c : n * c + i; };
-        float rgb[3];
-        T mapped[3];
-#pragma unroll
-        for (int c = 0; c < 3; ++c) rgb[c] = number_of<T>(words[j][at(c) / n], at(c) % n);
-        look_up(rgb, mapped);
-#pragma unroll
-        for (int c = 0; c < 3; ++c) result[at(c) / n].at[at(c) % n] = mapped[c];
-      }
-#pragma unroll
-      for (int c = 0; c < 3; ++c) write(to + j * apart * pixel_step(out) + c * word_step(out), result[c]);
-    }
-  }
-};
-
 template <class T, class V, Layout layout, bool tetrahedral, int pixels>
 __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor packed, Uniform grid) {
   for_pieces(places, [&](int64_t b, int64_t band, int64_t x, int n) {
@@ -321,9 +235,6 @@ __global__ void any_kernel(Pixels places, Tensor out, Tensor image, Tensor packe
 
 // ---- which kernel ----
 
-template <class T>
-constexpr double full_scale = std::is_integral_v<T> ? double(sizeof(T) == 1 ? 255 : 65535) : 1.;
-
 // The number of pixels from which it pays that every multiprocessor copies the table first.
 constexpr int64_t many = 3 << 20;
 
@@ -450,23 +361,6 @@ void transform_small(const Tensor& out, const Tensor& image, const Tensor& luts,
 
 // ---- backward ----
 
-// Sums over many threads, by atomic additions. Those of float32 depend on the order of additions; those of int64, of
-// numbers times `scale` and rounded, do not. A number that is not finite sets the scale, and so all sums, to NaN.
-struct Sums {
-  Tensor to, scale;
-  __device__ void add(int64_t i, float value) const {
-    if (to.dtype == Dtype::i64) {
-      auto* factor = reinterpret_cast<float*>(scale.data);
-      const float units = value * *factor;
-      if (!isfinite(units)) *factor = __uint_as_float(0x7fffffff);
-      atomicAdd(reinterpret_cast<unsigned long long*>(to.data) + i,
-                isfinite(units) ? (unsigned long long)(__float2ll_rn(units)) : 0ull);
-    } else {
-      atomicAdd(reinterpret_cast<float*>(to.data) + i, value);
-    }
-  }
-};
-
 // A warp first sums its pixels in the same cell, and adds the sum to memory only when the next pixels are in another
 // cell: a picture of few colours would otherwise add to a few addresses all the time.
 //
@@ -490,20 +384,6 @@ __device__ inline float share_out(const float (&of_vertex)[8]) {
   float one = (upper ? two[1] : two[0]) + __shfl_xor_sync(0xffffffff, upper ? two[0] : two[1], 1);
   one += __shfl_xor_sync(0xffffffff, one, 8);
   return one + __shfl_xor_sync(0xffffffff, one, 16);
-}
-
-// Calls body(cell, in) with all lanes of a warp together, once for each different cell of its lanes; `in`: whether it
-// is this lane's. Lanes without a pixel have the cell `none`.
-constexpr uint32_t none = 0xffffffff;
-template <class Body>
-__device__ void for_cells(uint32_t cell, const Body& body) {
-  uint32_t waiting = __ballot_sync(0xffffffff, cell != none);
-  while (waiting) {
-    const uint32_t current = __shfl_sync(0xffffffff, cell, __ffs(int(waiting)) - 1);
-    const bool in = cell == current;
-    body(current, in);
-    waiting &= ~__ballot_sync(0xffffffff, in);
-  }
 }
 
 // The derivatives by the fractions of the interpolation between numbers at the vertices.

@@ -15,6 +15,7 @@ from fastenh.ops import (
     context_voxels,
     curve_iterate,
     local_context_retouch,
+    lut_1d_transform,
     lut_transform,
 )
 
@@ -91,6 +92,25 @@ class FiveLUTs(OneLUT):
             return total if full == 1 else out.copy_(total.round_().clamp_(0, 255))
 
         return call
+
+
+class ShapedLUT(OneLUT):
+    name = "lut_1d_transform, 1024 entries, one LUT"
+
+    def inputs(self, picture: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        shaper = torch.linspace(0, 1, 1024, device=picture.device).sqrt().expand(1, 3, -1).contiguous()
+        return [as_dtype(picture, dtype), shaper, inputs.luts(1).to(picture.device)]
+
+    def ours(self, image: Tensor, shaper: Tensor, luts: Tensor, out: Tensor | None = None) -> Tensor:
+        return lut_1d_transform(image, shaper, luts, out=out)
+
+    def written(self, image: Tensor, shaper: Tensor, luts: Tensor) -> Tensor:
+        between = peers.between_entries(as_float(image), shaper)
+        return as_dtype(peers.sample(luts, peers.make_grid(between)), image.dtype)
+
+    def reusing(self, image: Tensor, shaper: Tensor, luts: Tensor) -> Callable[[], Tensor]:
+        out = torch.empty_like(image)
+        return lambda: out.copy_(self.written(image, shaper, luts))
 
 
 class CurveMaps:
@@ -240,6 +260,15 @@ class ChannelSplit:
         return features.nbytes // 2 + features.nbytes + 2 * scale.nbytes
 
 
-ALL = (OneLUT(), FiveLUTs(), CurveMaps(), CurveLowResolution(), ContextVoxels(), ChannelSplit(), LocalContext())
+ALL = (
+    OneLUT(),
+    FiveLUTs(),
+    ShapedLUT(),
+    CurveMaps(),
+    CurveLowResolution(),
+    ContextVoxels(),
+    ChannelSplit(),
+    LocalContext(),
+)
 OPS = {op.name: op for op in ALL}
-ONE_LUT, FIVE_LUTS, CURVE_MAPS, CURVE_LOW, VOXELS, SPLIT, LOCAL = OPS
+ONE_LUT, FIVE_LUTS, SHAPED_LUT, CURVE_MAPS, CURVE_LOW, VOXELS, SPLIT, LOCAL = OPS

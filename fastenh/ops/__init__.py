@@ -11,6 +11,7 @@ from fastenh.ops.context import context_voxels
 from fastenh.ops.curve import curve_iterate
 from fastenh.ops.local_context import LocalContextParams, local_context_retouch
 from fastenh.ops.lut import lut_transform
+from fastenh.ops.lut_1d import lut_1d_transform
 
 __all__ = [
     "LocalContextParams",
@@ -18,5 +19,6 @@ __all__ = [
     "context_voxels",
     "curve_iterate",
     "local_context_retouch",
+    "lut_1d_transform",
     "lut_transform",
 ]

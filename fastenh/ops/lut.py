@@ -77,8 +77,7 @@ def _shape(args: Arguments) -> Sequence[int]:
     op = "lut_transform"
     image, luts, weights, pixel_weights, vertices, interpolation = args
     check_image(op, image)
-    if interpolation not in ("trilinear", "tetrahedral"):
-        raise ValueError(f"{op}: interpolation: expected 'trilinear' or 'tetrahedral'; got {interpolation!r}")
+    check_interpolation(op, interpolation)
     batch, _, height, width = image.shape
     check_luts(op, luts, image)
     count, size = luts.shape[-5], luts.shape[-1]
@@ -94,6 +93,11 @@ def _shape(args: Arguments) -> Sequence[int]:
     if vertices is not None:
         check_tensor(op, "vertices", vertices, (batch, 3, size), image, shared=True)
     return image.shape
+
+
+def check_interpolation(op: str, interpolation: str) -> None:
+    if interpolation not in ("trilinear", "tetrahedral"):
+        raise ValueError(f"{op}: interpolation: expected 'trilinear' or 'tetrahedral'; got {interpolation!r}")
 
 
 def check_luts(op: str, luts: Tensor, image: Tensor, count: int | str = "N") -> None:
@@ -194,19 +198,23 @@ def _is_small(pixels: int, luts: Tensor) -> bool:
     return luts.shape[-5] * pixels <= max(luts.shape[-1] ** 3, SMALL)
 
 
+def is_small(kernels: Kernels, image: Tensor, luts: Tensor, copies: int) -> bool:
+    """The same on any device, if packing makes this many copies."""
+    pixels = image.numel() // 3
+    if kernels.gpu:
+        return "lut_transform_small" in kernels and 8 * pixels <= luts.shape[-1] ** 3
+    return _is_small(pixels // copies, luts)
+
+
 def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.float().contiguous()
 
 
 def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
     image, luts, weights, pixel_weights, vertices, interpolation = args
-    pixels, per_pixel = image.numel() // 3, pixel_weights is not None
-    if kernels.gpu:
-        small = "lut_transform_small" in kernels and 8 * pixels <= luts.shape[-1] ** 3
-    else:
-        small = _is_small(pixels // _copies(luts, weights, per_pixel), luts)
+    per_pixel = pixel_weights is not None
     name, tables = "lut_transform_small", luts
-    if not small:
+    if not is_small(kernels, image, luts, _copies(luts, weights, per_pixel)):
         # For results no finer than float16, a GPU reads half as much and interpolates two numbers per instruction.
         half = kernels.gpu and image.dtype in (torch.float16, torch.uint8)
         tables = pack(kernels, luts, weights, per_pixel, torch.float16 if half else torch.float32)
@@ -306,12 +314,12 @@ def _backward_on_gpu(
     if grad_luts is not None or grad_weights is not None:
         table_sums = torch.zeros((batch, *packed.shape[1:]), dtype=dtype, device=image.device)
         if deterministic:
-            table_scale = _fixed_point_scale(image, _max_abs(grad) * _max_abs(pixel_weights))
+            table_scale = fixed_point_scale(image, max_abs(grad) * max_abs(pixel_weights))
     if grad_vertices is not None and vertices is not None:
         vertex_sums = torch.zeros((batch, 3, packed.shape[2]), dtype=dtype, device=image.device)
         if deterministic:
-            slope = 6 * count * _max_abs(packed) * _max_abs(weights) / (vertices.diff().amin() + 1e-10)
-            vertex_scale = _fixed_point_scale(image, _max_abs(grad) * _max_abs(pixel_weights) * slope)
+            slope = 6 * count * max_abs(packed) * max_abs(weights) / (vertices.diff().amin() + 1e-10)
+            vertex_scale = fixed_point_scale(image, max_abs(grad) * max_abs(pixel_weights) * slope)
     kernels["lut_transform_backward"](
         grad_image, table_sums, grad_pixel_weights, vertex_sums, grad, image, packed, weights, pixel_weights,
         vertices, table_scale, vertex_scale, interpolation == "tetrahedral",
@@ -330,12 +338,12 @@ def _backward_on_gpu(
         grad_weights.copy_((gradient * luts.float()).sum((2, 3, 4, 5)))
 
 
-def _max_abs(t: Tensor | None) -> Tensor | float:
+def max_abs(t: Tensor | None) -> Tensor | float:
     """The largest magnitude, as a tensor, so that nothing waits for the GPU."""
     return 1.0 if t is None else torch.linalg.vector_norm(t, torch.inf, dtype=torch.float32)
 
 
-def _fixed_point_scale(image: Tensor, bound: Tensor | float) -> Tensor:
+def fixed_point_scale(image: Tensor, bound: Tensor | float) -> Tensor:
     """A power of two that scales numbers up to `bound` to integers whose sum over an image fits into 63 bits."""
     total = torch.as_tensor(bound, dtype=torch.float32, device=image.device) * (image.shape[-1] * image.shape[-2])
     return torch.exp2((61 - total.log2().ceil()).clamp(-100, 100))

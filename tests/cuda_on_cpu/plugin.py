@@ -29,9 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     @cache
     def kernels(op: str, device: object) -> backends.Kernels | None:
-        if backends.chosen() == "reference":
+        if backends.chosen() == "reference" or op not in table:  # an op of another file, which the tested one calls
             return None
-        assert op in table
         order = backends.chosen() if backends.chosen() in ORDERS else "forward"
         return backends.Kernels({name: in_order(kernel, order) for name, kernel in table.items()}, gpu=True)
 

@@ -26,6 +26,18 @@ def lut(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
     return function
 
 
+def lut_1d(*names: str, interpolation: str = "trilinear") -> Callable[..., Tensor]:
+    """lut_1d_transform of an image, tables and the named tensors; of "domain" the ends are shifted apart."""
+
+    def function(image: Tensor, tables: Tensor, *others: Tensor) -> Tensor:
+        given = dict(zip(names, others, strict=True))
+        if "domain" in given:
+            given["domain"] = given["domain"] + given["domain"].new_tensor([-0.53, 0.71])[:, None]
+        return ops.lut_1d_transform(image, tables, interpolation=interpolation, **given)
+
+    return function
+
+
 def local_context(image: Tensor, luts: Tensor, *others: Tensor) -> Tensor:
     """local_context_retouch with or without weights. No gradients: those are the reference's."""
     with torch.no_grad():
@@ -68,6 +80,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {  # a f
     "lut, everything": (
         lut("weights", "pixel_weights", "vertices"),
         [(2, 3, 3, 5), (2, 7, 3, 4, 4, 4), (2, 7), (2, 7, 3, 5), (2, 3, 3)],
+    ),
+    "lut 1d": (lut_1d(), [(2, 3, 5, 59), (1, 3, 9)]),
+    "lut 1d, domain": (lut_1d("domain"), [(2, 3, 4, 16), (2, 3, 40), (2, 2, 3)]),
+    "lut 1d, two entries": (lut_1d("domain"), [(1, 3, 3, 7), (1, 3, 2), (1, 2, 3)]),
+    "lut 1d, then 3d": (lut_1d("luts"), [(2, 3, 5, 16), (2, 3, 9), (1, 3, 4, 4, 4)]),
+    "lut 1d, then 3d, tetrahedral": (
+        lut_1d("luts", "domain", interpolation="tetrahedral"),
+        [(2, 3, 5, 59), (1, 3, 17), (2, 3, 4, 4, 4), (1, 2, 3)],
     ),
     "curve": (lambda *t: ops.curve_iterate(*t, 3), [(2, 3, 3, 259), (2, 9, 3, 259)]),
     "curve, shared": (ops.curve_iterate, [(2, 3, 5, 7), (2, 3, 5, 7)]),

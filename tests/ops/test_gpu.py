@@ -22,6 +22,7 @@ from test_context import TestLaws as ContextLaws
 from test_curve import TestLaws as CurveLaws
 from test_local_context import TestLaws as LocalContextLaws
 from test_lut import TestLaws as LUTLaws
+from test_lut_1d import TestLaws as LUT1DLaws
 from torch import Tensor
 
 import fastenh
@@ -31,6 +32,7 @@ from fastenh.ops import (
     context_voxels,
     curve_iterate,
     local_context_retouch,
+    lut_1d_transform,
     lut_transform,
 )
 
@@ -84,6 +86,8 @@ CALLS = {
         lambda h, w: [(1, 3, h, w), (1, 3, 17, 17, 17)],
         True,
     ),
+    "1D LUT": Call(lut_1d_transform, lambda h, w: [(2, 3, h, w), (1, 3, 1024)], True),
+    "1D LUT, then 3D": Call(lut_1d_transform, lambda h, w: [(1, 3, h, w), (1, 3, 1024), (1, 3, 33, 33, 33)], True),
     "curves": Call(curve_iterate, lambda h, w: [(1, 3, h, w), (1, 24, h, w)], True),
     "low-resolution curves": Call(curve_iterate, lambda h, w: [(2, 3, h, w), (2, 3, h // 12, w // 12)], True),
     "voxels": Call(context_voxels, lambda h, w: [(1, 3, h, w), (1, 9, h, w)], pointwise=False),
@@ -151,7 +155,14 @@ each_call = pytest.mark.parametrize("call", CALLS)
 
 
 FORWARD_ALONE = ("local_context_retouch",)
-OPS = ("lut_transform", "curve_iterate", "context_voxels", "channel_split_transform", *FORWARD_ALONE)
+OPS = (
+    "lut_transform",
+    "lut_1d_transform",
+    "curve_iterate",
+    "context_voxels",
+    "channel_split_transform",
+    *FORWARD_ALONE,
+)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -214,6 +225,10 @@ class TestLUT(OnGpu, LUTLaws):
     pass
 
 
+class TestLUT1D(OnGpu, LUT1DLaws):
+    pass
+
+
 class TestCurve(OnGpu, CurveLaws):
     pass
 
@@ -231,6 +246,10 @@ class TestLocalContext(OnGpu, LocalContextLaws):
 
 
 class TestLUTByTriton(OnGpuByTriton, LUTLaws):
+    pass
+
+
+class TestLUT1DByTriton(OnGpuByTriton, LUT1DLaws):
     pass
 
 
@@ -450,8 +469,11 @@ def taken(work: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated(GPU) - before
 
 
+IN_TWO_PASSES = ("1D LUT, then 3D",)  # its gradients, and in Triton its result too
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@each_call
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in IN_TWO_PASSES])
 def test_needs_no_memory_except_for_results_and_tables(call: str, layout: str, code: str) -> None:
     """A copy of an image of 48 MiB would be detected: packed LUTs need at most 16 MiB, and sums per vertex 32."""
     shapes, small = CALLS[call].shapes(2160, 3840), 16 << 20

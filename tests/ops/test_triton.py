@@ -18,7 +18,7 @@ import cuda_report
 
 import fastenh
 from fastenh import backends
-from fastenh.ops import channel_split, context, curve, local_context, lut
+from fastenh.ops import channel_split, context, curve, local_context, lut, lut_1d
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -46,7 +46,7 @@ class TestInterpreted:
         with fastenh.backend("reference"):
             expected = run(case, dtype, layout, "cpu")
         with fastenh.backend("triton"):
-            for module in (channel_split, context, curve, local_context, lut):
+            for module in (channel_split, context, curve, local_context, lut, lut_1d):
                 monkeypatch.setattr(module._op, "reference", None)  # only kernels may run
             monkeypatch.setattr(backends, "core", None)
             actual = run(case, dtype, layout, "cpu")
@@ -72,7 +72,7 @@ class Card:
 SLOW = ("local context, k = 7",)  # Triton compiles it for minutes
 ALIKE = (  # cases that use the same kernels as another one
     "split, nothing passes", "split, all passes", "voxels, k = 1", "lut, one cell", "lut, vertices, tetrahedral",
-    "curve, of one value", "curve, of one pixel",
+    "lut 1d, two entries", "lut 1d, then 3d, tetrahedral", "curve, of one value", "curve, of one pixel",
 )  # fmt: skip
 SOME = ("split", "voxels, aligned rows", "lut", "lut, pixel weights", "curve", "curve, larger", "local context")
 COMPILED = [
@@ -84,6 +84,7 @@ COMPILED = [
     *((case, torch.float16, "contiguous", 80) for case in SOME[1::2]),
     ("local context", torch.float16, "contiguous", 80),
     ("lut", torch.uint8, "contiguous", 90),
+    ("lut 1d, domain", torch.uint16, "contiguous", 80),
     ("curve, larger, shared", torch.uint16, "contiguous", 90),
 ]
 
