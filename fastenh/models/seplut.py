@@ -18,13 +18,8 @@ from fastenh.models.adaint import LICENCE, Backbone, as_ours, bank_sizes, shape_
 from fastenh.models.lut3d import first_luts
 from fastenh.models.published import read_state
 from fastenh.models.system import Picture, System
-from fastenh.ops.op import check_image, from_float, gradient_wanted, to_float
+from fastenh.ops.op import check_image
 from fastenh.tiles import Place
-
-CPU_BAND, BAND = (
-    1 << 18,
-    1 << 23,
-)  # pixels of a band: on a CPU, as many as its caches hold; elsewhere, enough to keep it busy
 
 
 class SepLUT(System):
@@ -79,45 +74,13 @@ class SepLUT(System):
         self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
     ) -> Tensor:
         curves, lut = params
-        return transform(image, separable(curves), lut, out)
+        return ops.lut_1d_transform(image, curves, lut, out=out)
 
     def weights_and_curves(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) → weights (B, N) and curves (B, 3, S) in (0, 1)."""
         check_image("SepLUT", image)
         features = self.backbone(image)
         return self.weights(features), self.curves(features).unflatten(1, (3, -1)).sigmoid()
-
-
-def separable(curves: Tensor) -> Tensor:
-    """(B, 3, S) → the 3D LUTs (B, 3, S, S, S), axes (C, B, G, R), that compute the same, each channel on its own."""
-    red, green, blue = curves.unbind(1)
-    cube = curves.shape[:1] + curves.shape[2:] * 3
-    return torch.stack(
-        [red[:, None, None, :].expand(cube), green[:, None, :, None].expand(cube), blue[:, :, None, None].expand(cube)],
-        dim=1,
-    )
-
-
-def transform(pixels: Tensor, first: Tensor, then: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, 3, H, W) through two 3D LUTs for each image, one after the other. Without gradients in bands of rows, so that
-    the second LUT reads from the cache what the first wrote."""
-    check_image("SepLUT", pixels)
-    first, then = first[:, None], then[:, None]
-    if gradient_wanted([pixels, first, then]):
-        between = ops.lut_transform(to_float(pixels), first)
-        return from_float(ops.lut_transform(between, then), pixels.dtype)
-    out = torch.empty_like(pixels) if out is None else out
-    height, width = pixels.shape[2:]
-    band = CPU_BAND if pixels.device.type == "cpu" else BAND
-    rows = min(max(1, band // (len(pixels) * width)), height)
-    dtype = torch.float64 if pixels.dtype is torch.float64 else torch.float32
-    scratch = torch.empty((len(pixels), 3, rows, width), dtype=dtype, device=pixels.device)
-    for top in range(0, height, rows):
-        part = pixels[:, :, top : top + rows]
-        between = ops.lut_transform(to_float(part), first, out=scratch[:, :, : part.shape[2]])
-        between = ops.lut_transform(between, then, out=between)
-        out[:, :, top : top + rows] = from_float(between, pixels.dtype)
-    return out
 
 
 # ---- checkpoints as published

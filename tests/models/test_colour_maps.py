@@ -110,7 +110,6 @@ def test_params_render_strips_and_single_colours(model: System) -> None:
 def test_bands_do_not_show(model: System, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures(2, 3, 53, 31)
     whole = model(image), model((image * 255).byte())
-    monkeypatch.setattr(seplut, "CPU_BAND", 400)
     monkeypatch.setattr(csrnet, "CPU_PIXELS", 100)
     monkeypatch.setattr(csrnet, "CPU_BAND", 1000)
     torch.testing.assert_close(model(image), whole[0], rtol=0, atol=1e-5)

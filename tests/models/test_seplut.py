@@ -1,7 +1,5 @@
 """SepLUT against NumPy and SciPy, and against its published result."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
 from fastenh.models import SepLUT
-from fastenh.models.seplut import convert, separable
+from fastenh.models.seplut import convert
 
 
 def lively(*arguments: int) -> SepLUT:
@@ -54,14 +52,6 @@ def test_curves_and_weights_come_from_the_published_layers() -> None:
     torch.testing.assert_close(weights, features @ model.weights.weight.T + model.weights.bias)
     expected = torch.sigmoid(features @ model.curves.weight.T + model.curves.bias).view(2, 3, 9)
     torch.testing.assert_close(curves, expected)
-
-
-def test_separable_luts_hold_the_curves() -> None:
-    curves = torch.rand(2, 3, 4)
-    luts = separable(curves)
-    assert luts.shape == (2, 3, 4, 4, 4)
-    for b, g, r in itertools.product(range(4), repeat=3):
-        assert torch.equal(luts[:, :, b, g, r], torch.stack([curves[:, 0, r], curves[:, 1, g], curves[:, 2, b]], 1))
 
 
 def test_an_untrained_model_returns_about_its_input() -> None:
