@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,17 +167,27 @@ class LutFile(System):
     ) -> Tensor:
         """`out` may be `image` itself."""
         check_image("LutFile", image)
-        only = self.stages[0] if len(self.stages) == 1 else None
-        if isinstance(only, Table3D) and only.domain == UNIT:
-            return only(image, out)
+        passes = self._passes()
+        if self.simple:
+            return passes[0](image, out=out)
         out, rows = torch.empty_like(image) if out is None else out, max(1, BAND // image.shape[3])
         for b in range(len(image)):
             for top in range(0, image.shape[2], rows):
                 x = to_float(image[b : b + 1, :, top : top + rows])
-                for stage in self.stages:
-                    x = stage(x)
+                for map_colours in passes:
+                    x = map_colours(x)
                 out[b : b + 1, :, top : top + rows] = from_float(x, image.dtype)
         return out
+
+    def _passes(self) -> list[Callable[..., Tensor]]:
+        """The stages, where a 1D table and the 3D table after it are one pass over the image."""
+        passes: list[Callable[..., Tensor]] = []
+        for stage in self.stages:
+            if isinstance(stage, Table3D) and passes and isinstance(passes[-1], Table1D):
+                passes[-1] = partial(stage, shaper=passes[-1])
+            else:
+                passes.append(stage)
+        return passes
 
     @property
     def _device(self) -> torch.device:

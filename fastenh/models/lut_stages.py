@@ -74,8 +74,9 @@ class Table1D(Table):
         check_size("S", entries.shape[1], SHAPER_SIZES)
         super().__init__(entries, domain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _look_up(_placed(x, self.domain), self.entries.to(x.dtype))
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Also takes integers at full scale."""
+        return ops.lut_1d_transform(x, self.entries[None], domain=_ends(self.domain, x), out=out)
 
     def inverse(self) -> list[Stage]:
         """Of the range between its ends; values beyond get the nearest end. OpenColorIO searches the entries."""
@@ -103,10 +104,18 @@ class Table3D(Table):
         super().__init__(entries, domain)
         self.interpolation = interpolation
 
-    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Also takes integers at full scale."""
-        x = _placed(x, self.domain)
-        return ops.lut_transform(x, self.entries[None], interpolation=self.interpolation, out=out)
+    def forward(self, x: Tensor, out: Tensor | None = None, shaper: Table1D | None = None) -> Tensor:
+        """Also takes integers at full scale. `shaper`: the table before this one, looked up in the same pass."""
+        if shaper is None and self.domain == UNIT:
+            return ops.lut_transform(x, self.entries[None], interpolation=self.interpolation, out=out)
+        if shaper is None:  # two entries place colours in the domain
+            tables, domain = x.new_tensor([[0.0, 1.0]] * 3, dtype=_number(x)), self.domain
+        else:
+            low, high = (shaper.entries.new_tensor(end, dtype=torch.float64)[:, None] for end in self.domain)
+            tables, domain = ((shaper.entries - low) / (high - low)).to(_number(x)), shaper.domain
+        return ops.lut_1d_transform(
+            x, tables[None], self.entries[None], domain=_ends(domain, x), interpolation=self.interpolation, out=out
+        )
 
     def inverse(self) -> list[Stage]:
         """OpenColorIO searches the tetrahedra for the colour; a colour that no input has gets a near one's input."""
@@ -244,19 +253,10 @@ def _from_unit(domain: Domain) -> list[Stage]:
     return [] if domain == UNIT else [Matrix.between(UNIT, domain)]
 
 
-def _placed(x: Tensor, domain: Domain) -> Tensor:
-    """The position of each value in its domain, 0 to 1."""
-    if domain == UNIT:
-        return x
-    low, high = (x.new_tensor(end)[:, None, None] for end in domain)
-    return (x - low) / (high - low)
+def _ends(domain: Domain, x: Tensor) -> Tensor | None:
+    """A domain as `lut_1d_transform` takes it, for images like `x`."""
+    return None if domain == UNIT else x.new_tensor([domain], dtype=_number(x))
 
 
-def _look_up(x: Tensor, curves: Tensor) -> Tensor:
-    """Each channel through its row of `curves`, linear between entries. NaN stays NaN."""
-    size = curves.shape[1]
-    position = x.clamp(0, 1) * (size - 1)
-    cell = position.detach().nan_to_num(0.0).floor().clamp(max=size - 2)
-    index = (cell.int() + size * torch.arange(3, dtype=torch.int32, device=x.device)[:, None, None]).flatten()
-    low, high = (curves.flatten().index_select(0, index + step).view_as(x) for step in (0, 1))
-    return low.lerp(high, position - cell)
+def _number(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
