@@ -2,7 +2,8 @@
 
 A packet is XML (RDF). Each property is an attribute or an element below an `rdf:Description`, under any prefix for its
 namespace. expat reads the packet; a change replaces the bytes of one value or removes those of one property, so all
-else stays as it was: other properties, their order and prefixes, the packet's wrapper and padding.
+else stays as it was: other properties, their order and prefixes, the packet's wrapper and padding. Only a packet in
+UTF-16 or UTF-32, which JPEG does not allow, becomes UTF-8.
 
 Document types, which may define entities that expand without end, are refused, and so is what would exhaust memory.
 A packet that is not well-formed is kept as it is, since nothing in it can be relied on.
@@ -11,6 +12,7 @@ A packet that is not well-formed is kept as it is, since nothing in it can be re
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -42,6 +44,7 @@ MAX_DEPTH = 64  # of elements in one another
 MAX_NODES = 2**14  # elements and attributes of the properties that are read here
 MAX_NAMES = 2**17  # elements, and attributes, all of which may have a name of their own
 MAX_TEXT = 64  # characters of a value that are read, above any number
+WIDE = re.compile(rb"\0|.\0|\xff\xfe|\xfe\xff", re.S)  # how UTF-16 and UTF-32 begin, by which expat tells them too
 ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*([\"'])(.*?)\2", re.S)  # in a tag that expat has accepted
 
 
@@ -304,7 +307,7 @@ def _plain(value: Decimal) -> str:
 
 
 def _edited(packet: bytes, edits: Callable[[list[Node]], Iterable[Edit]]) -> bytes:
-    place, parts = 0, []
+    packet, place, parts = _in_utf8(packet), 0, []
     for edit in sorted(edits(_readable(packet))):
         start = edit.start
         while start > place and not edit.text and packet[start - 1 : start].isspace():
@@ -329,7 +332,22 @@ def _properties(packet: bytes) -> list[Node]:
         raise Refused(f"expected at most {MAX_BYTES >> 20} MiB, got {len(packet)} bytes")
     if max(packet.count(b"<"), packet.count(b"=")) > MAX_NAMES:
         raise Refused(f"expected at most {MAX_NAMES} elements and attributes, got more")
-    return _Reader(packet).properties if packet else []
+    packet = _in_utf8(packet)
+    return _Reader(packet).properties if packet and not WIDE.match(packet) else []
+
+
+def _in_utf8(packet: bytes) -> bytes:
+    """A packet in UTF-16 or UTF-32, by its byte order mark or the zeros of its first character, in UTF-8; as it is
+    where it is damaged."""
+    if not WIDE.match(packet):
+        return packet
+    head = packet[:4]
+    bits = 32 if head in (BOM_UTF32_LE, BOM_UTF32_BE) or head.count(0) == 3 else 16
+    order = "be" if head[0] == 0 or head[:2] == BOM_UTF16_BE else "le"
+    try:
+        return packet.decode(f"utf-{bits}-{order}").removeprefix("\ufeff").encode()
+    except UnicodeError:
+        return packet
 
 
 class _Reader:

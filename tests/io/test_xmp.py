@@ -116,6 +116,16 @@ def test_exif_takes_precedence(tmp_path, exif, applied):
     assert written.getexif().get(0x0112, 1) == 1 and values(written.info["xmp"], TIFF + "Orientation") == ["1"]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_packet_of_wide_characters_becomes_utf_8(tmp_path, encoding, mark):
+    text = packet('tiff:Orientation="8" my:name="Zoë"').decode()
+    Image.fromarray(PIXELS).save(tmp_path / "a.tif", tiffinfo={700: (mark + text).encode(encoding)})
+    photo = read_photo(tmp_path / "a.tif")
+    assert np.array_equal(photo.pixels, np.rot90(PIXELS, 1))
+    assert photo.header.metadata.xmp.decode() == text.replace('"8"', '"1"')
+
+
 KEPT = {
     "nothing to change": packet('tiff:Orientation="1" my:own="6"', "<my:deep><rdf:Bag/></my:deep>"),
     "of another picture": packet(elements="<my:part><rdf:Description tiff:Orientation='6'/></my:part>"),
