@@ -64,6 +64,17 @@ def test_floats_keep_all_that_they_hold(tmp_path: Path) -> None:
     assert np.array_equal(read_photo(tmp_path / "a.jxl").pixels, pixels, equal_nan=True)
 
 
+def test_floats_that_libjxl_cannot_pack_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    pixels = RNG.random((300, 300, 3), np.float32)
+    pixels[0, 0, 0] = -0.01
+    with pytest.raises(ValueError, match="got some below 0 that it cannot; use TIFF or a quality below 100"):
+        write_photo(photo_of(pixels), tmp_path / "a.jxl")
+    assert not [*tmp_path.iterdir()]
+    write_photo(photo_of(pixels), tmp_path / "a.jxl", quality=99)
+    write_photo(photo_of(pixels.astype(np.float16)), tmp_path / "b.jxl")
+    assert np.array_equal(read_photo(tmp_path / "b.jxl").pixels, pixels.astype(np.float16))
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_other_depths_are_scaled(tmp_path: Path, bits: int) -> None:
     numbers = (RAMP[..., :3] * (2**bits - 1)).round().astype(np.uint16)

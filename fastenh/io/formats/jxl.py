@@ -33,7 +33,7 @@ SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a00000014667479706a786c2000000
 MAX_HEAD = 2**14  # bytes at the start of the codestream, in which its header must lie
 MAX_UNPACKED = 2**24  # bytes of a compressed box
 SHORTEST = 128  # bytes that OpenImageIO reads of a file, no less
-LOSSY_EFFORT, LOSSLESS_EFFORT, FLOAT_EFFORT = 5, 3, 4  # of libjxl, up to 10; below 4 it fails for floats beyond 1
+LOSSY_EFFORT, LOSSLESS_EFFORT, FLOAT_EFFORT = 5, 3, 4  # of libjxl, up to 10; below 4 it fails for more floats
 BT2020 = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046)
 LINEAR, SRGB = 8, 13  # codes of curves, in ITU-T H.273
 CHROMATICITIES = {0: (), 1: (), 9: (*BT2020, *WHITE), 12: (*DISPLAY_P3, *WHITE)}  # by the code of primaries; 0 is gray
@@ -93,7 +93,13 @@ class JpegXl(Format):
             pixels = np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2)
             header = replace(header, channels=pixels.shape[2], colours=3, alpha=3 if pixels.shape[2] == 4 else None)
         codes = (header.storage["primaries"], LINEAR) if header.linear else (1, SRGB)
-        codestream = _encoded(header, pixels, level, codes)
+        try:
+            codestream = _encoded(header, pixels, level, codes)
+        except WriteError:  # libjxl takes differences of floats as integers, which overflow where signs differ
+            if level < 100 or pixels.dtype != np.float32 or not (pixels < 0).any():
+                raise
+            got = "some below 0 that it cannot; use TIFF or a quality below 100"
+            raise ValueError(f"expected 32-bit floats that JPEG XL can store without loss, got {got}") from None
         parts = _read_parts(io.BytesIO(codestream))
         data = SIGNATURE
         if b"jxll" in parts:  # the level of the standard, which the codestream does not say
