@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -986,6 +987,28 @@ def test_pixels_come_back_as_they_were_stored(tmp_path, suffix, channels, dtype)
     result = read_pixels(tmp_path / f"a.{suffix}")
     assert result.dtype == dtype and result.flags.writeable and result.flags.c_contiguous
     assert np.array_equal(result, np.broadcast_to(pixels[..., :1], (12, 20, 3)) if channels == 1 else pixels[..., :3])
+
+
+@pytest.mark.parametrize(
+    "suffix, lost",
+    [
+        ("jpg", ""),
+        ("tif", ""),
+        ("png", "IPTC"),
+        ("webp", "IPTC"),
+        ("avif", "IPTC"),
+        ("jxl", "IPTC"),
+        ("exr", "EXIF, IPTC"),
+    ],
+)
+def test_what_a_format_has_no_place_for_is_named(tmp_path, suffix, lost):
+    about = Metadata(exif=exif_with(1).removeprefix(b"Exif\0\0"), iptc=resource(1028, b"\x1c\x02\x78\0\x03sea"))
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_photo(Photo(Header.of("HEIC", pixels, about), pixels), tmp_path / f"a.{suffix}")
+    said = [str(one.message) for one in caught]
+    assert len(said) == bool(lost) and all(f": left out {lost}: " in line for line in said)
 
 
 def test_nobody_invents_a_date_or_a_resolution(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of, rgb_profile
-from fastenh.io.metadata import EXIF_START, Metadata, exif_within
+from fastenh.io.metadata import EXIF_START, Metadata, exif_within, iptc_records
 from fastenh.io.xmp import naming, without_gain_map
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
@@ -37,6 +37,7 @@ class Format:
     alpha = True
     extra_channels = False  # beyond colours and alpha
     linear = False  # pixel values are proportional to light
+    holds: tuple[str, ...] = ("exif", "xmp")  # what is written of other formats' metadata, colours and resolution aside
     max_exif: int | None = None  # bytes of EXIF that a file holds
     any_name = False  # file names need not be UTF-8
     package = ""  # what to install to read and write it, where that is optional
@@ -204,6 +205,9 @@ class Header:
         about = replace(
             about, xmp=about.xmp and naming(about.xmp, ""), icc=b"" if format.linear or self.linear else about.icc
         )
+        present = {"exif": about.exif, "xmp": about.xmp, "iptc": iptc_records(about.iptc)}
+        if lost := ", ".join(name.upper() for name in present if present[name] and name not in format.holds):
+            header = replace(header, notes=(*header.notes, f"left out {lost}: {format.name} files are written without"))
         has_alpha = self.alpha is not None
         if self.channels > self.colours + has_alpha and not format.extra_channels:
             raise ValueError(f"expected colours and alpha alone for {format.name}, got {self.channels} channels")

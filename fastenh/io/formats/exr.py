@@ -21,6 +21,7 @@ class OpenExr(Format):
     by_rows = True
     extra_channels = True
     linear = True
+    holds = ()
 
     def open(self, path: Path) -> ExrReader:
         return ExrReader(path, self)

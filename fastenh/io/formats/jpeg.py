@@ -47,6 +47,7 @@ class Jpeg(Format):
     start = re.compile(rb"\xff\xd8\xff")
     depths = ("uint8",)
     alpha = False
+    holds = ("exif", "xmp", "iptc")
     max_exif = 65_527
     any_name = True
 

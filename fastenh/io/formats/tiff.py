@@ -54,6 +54,7 @@ class Tiff(Format):
     depths = ("uint8", "uint16", "float16", "float32")
     by_rows = True
     extra_channels = True
+    holds = ("exif", "xmp", "iptc")
 
     def open(self, path: Path) -> Rows:
         directory, left_out = Directory(), list[str]()
