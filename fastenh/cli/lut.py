@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ File = Annotated[
     Path, typer.Argument(metavar="LUT", help=f".cube, .png (Hald CLUT or tiles), {', '.join(OPENCOLORIO_SUFFIXES)}.")
 ]
 Written = Annotated[Path, typer.Option("-o", "--output", help="The .cube to write, or .png for a Hald CLUT.")]
+
+Interpolation = Literal["tetrahedral", "trilinear"]
 
 COLOURS = {
     "black": (0, 0, 0), "dark grey": (0.25, 0.25, 0.25), "grey": (0.5, 0.5, 0.5), "light grey": (0.75, 0.75, 0.75),
@@ -98,10 +101,10 @@ def lut_apply(
         typer.Option(help="Legal: the LUT takes and gives video numbers, black at 16/255 and white at 235/255."),
     ] = "full",
     interpolation: Annotated[
-        Literal["tetrahedral", "trilinear"] | None,
+        Interpolation | None,
         typer.Option(
             help="Of 3D LUTs: tetrahedral as in ffmpeg, trilinear as in Resolve and in models.",
-            show_default="what a .clf or .ctf asks for, else tetrahedral",
+            show_default="what the file asks for, else tetrahedral",
         ),
     ] = None,
     strength: Strength = 1.0,
@@ -141,42 +144,53 @@ def lut_bake(
         int | None,
         typer.Option(help="Vertices of the 3D LUT along each side.", show_default="the model's own, or 33"),
     ] = None,
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="How other programs shall interpolate the LUT; the file records it where its format can.",
+            show_default="trilinear if the LUT is the model's own, else what is closer to the model",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write a model's retouch of a photo as a LUT file for other programs.
 
     Give --photo or --basis. Only models that give a colour the same result wherever it is in the photo can become a
-    LUT: `auto` is one.
+    LUT: `auto` is one. Prints the largest difference from the model, on the photo and on any colours.
     """
     with one_line(debug):
         if basis == (photo is not None):
             raise ValueError(f"expected --photo PHOTO or --basis, got {'both' if basis else 'neither'}")
         from fastenh.atomic import check_free
         from fastenh.models import ImageAdaptiveLUT
-        from fastenh.models.lut_file import LutFile, bake, sample
+        from fastenh.models.lut_file import LutFile, as_map, bake, sample
 
         system, conditions = model.load()
         name = Path(model.model).stem
         if size is None and _is_hald(output):
             size = HALD_SIZE
         if photo is not None:
-            looks = {output: bake(system, _model_input(photo), size, **conditions)}
-            looks[output].title = f"{name}, {photo.stem}"
-        else:
-            if not isinstance(system, ImageAdaptiveLUT):
-                raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(system).__name__}")
-            looks = {}
-            for n, table in enumerate(system.luts, 1):
-                look = LutFile(table, interpolation="trilinear")
-                look = look if size is None else sample(look, size)
-                look.title = f"{name}, LUT {n} of {len(system.luts)}"
-                number = str(n).zfill(len(str(len(system.luts))))  # so that their names are in order
-                looks[output.with_stem(f"{output.stem}_{number}")] = look
+            check_free(output, overwrite)
+            image = _model_input(photo)
+            retouch = as_map(system, image, **conditions)
+            look = bake(system, image, size, interpolation, **conditions)
+            look.title = f"{name}, {photo.stem}"
+            _write(look, output, overwrite, retouch, name, image)
+            return
+        if not isinstance(system, ImageAdaptiveLUT):
+            raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(system).__name__}")
+        looks = {}
+        for n, table in enumerate(system.luts, 1):
+            number = str(n).zfill(len(str(len(system.luts))))  # so that their names are in order
+            title = f"{name}, LUT {n} of {len(system.luts)}"
+            looks[output.with_stem(f"{output.stem}_{number}")] = LutFile(table, interpolation="trilinear", title=title)
         for path in looks:
             check_free(path, overwrite)
         for path, look in looks.items():
-            _write(look, path, overwrite)
+            made = copy.deepcopy(look) if size is None else sample(look, size, title=look.title)
+            made.interpolation = interpolation or look.interpolation
+            _write(made, path, overwrite, look, "the model's table")
 
 
 @app.command("convert")
@@ -187,12 +201,21 @@ def lut_convert(
         int | None,
         typer.Option(help="Resample to one 3D LUT with this many vertices along each side.", show_default="as it is"),
     ] = None,
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="How other programs shall interpolate the 3D LUT; the file records it where its format can.",
+            show_default="that of LUT, which is tetrahedral if it names none",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write a LUT file in another format, as exactly as that format allows, or in another size.
 
-    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8).
+    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8). Prints the largest
+    difference between the two files, on colours all over their range. If LUT names no interpolation, it is taken to
+    have that of --interpolation.
     """
     with one_line(debug):
         from fastenh.atomic import check_free
@@ -200,8 +223,8 @@ def lut_convert(
         from fastenh.models.lut_stages import UNIT, domain_in_words
 
         check_free(output, overwrite)
-        look = _read(lut)
-        look = as_tables(look) if size is None else look
+        source = _read(lut, interpolation or "tetrahedral")
+        look = copy.deepcopy(as_tables(source)) if size is None else source
         for note in look.notes:
             say(note, err=True)
         if size is None and _is_hald(output) and not look.hald_level:
@@ -210,8 +233,11 @@ def lut_convert(
             domain = UNIT if _is_hald(output) else look.domain
             if domain != look.domain:
                 say(f"{output}: a Hald CLUT takes 0 to 1, of this LUT's {domain_in_words(look.domain)}", err=True)
-            look = sample(look, size, domain, look.title)
-        _write(look, output, overwrite)
+            look = sample(look, size, domain, look.title, interpolation)
+            look.comments = source.comments
+        elif interpolation:
+            look.interpolation = interpolation
+        _write(look, output, overwrite, source, lut.name)
 
 
 @contextlib.contextmanager
@@ -222,14 +248,22 @@ def needing_opencolorio() -> Iterator[None]:
         raise ValueError(f"expected the package {error.name}, got none: pip install opencolorio") from None
 
 
-def _read(path: Path) -> LutFile:
+def _read(path: Path, interpolation: Interpolation = "tetrahedral") -> LutFile:
     from fastenh.io import read_lut
 
     with needing_opencolorio():
-        return read_lut(path)
+        return read_lut(path, interpolation)
 
 
-def _write(look: LutFile, path: Path, overwrite: bool) -> None:
+def _write(
+    look: LutFile,
+    path: Path,
+    overwrite: bool,
+    source: Callable[[Tensor], Tensor],
+    name: str,
+    image: Tensor | None = None,
+) -> None:
+    """Write `look`, and say by how much what is read from the file differs from its source, on a photo as well."""
     from fastenh.atomic import make_folder
     from fastenh.io import write_lut
 
@@ -242,7 +276,12 @@ def _write(look: LutFile, path: Path, overwrite: bool) -> None:
                 f"{path}: a Hald CLUT holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped",
                 err=True,
             )
-    say(f"Wrote {path}")
+    written = _read(path, look.interpolation)
+    off = f"{255 * written.difference(source):.2f}/255 from {name}"
+    if image is not None:
+        off = f"{255 * written.difference(source, image):.2f}/255 from {name} on the photo, {off} on any colours"
+    how = f", with {written.interpolation} interpolation" if written.table is not None else ""
+    say(f"Wrote {path}: at most {off}{how}")
 
 
 def _is_hald(path: Path) -> bool:

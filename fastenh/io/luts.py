@@ -1,4 +1,4 @@
-"""LUT files: parsers of .cube (Adobe's and Resolve's dialects) and Hald CLUT PNGs; other formats through OpenColorIO.
+"""Reading LUT files: parsers of .cube (Adobe's and Resolve's dialects) and Hald CLUT PNGs; others through OpenColorIO.
 
 The content of a file becomes a `fastenh.models.LutFile`, which is a system: `Enhancer(read_lut("warm.cube"))("a.jpg")`.
 """
@@ -16,11 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from fastenh.atomic import replacing
-from fastenh.io.formats.base import Header as PhotoHeader
-from fastenh.io.photos import Photo, write_photo
 from fastenh.io.pixels import read_pixels, read_size
-from fastenh.models.lut_file import LutFile
+from fastenh.models.lut_file import INTERPOLATIONS, LutFile
 from fastenh.models.lut_stages import (
     SHAPER_SIZES,
     TABLE_SIZES,
@@ -35,7 +32,6 @@ from fastenh.models.lut_stages import (
     check_domain,
     domain_in_words,
 )
-from fastenh.ops.op import from_float
 
 OPENCOLORIO_SUFFIXES = (
     ".3dl", ".cc", ".ccc", ".cdl", ".clf", ".csp", ".ctf", ".cub", ".itx", ".look", ".lut", ".m3d", ".mga",
@@ -45,19 +41,21 @@ LUT_SUFFIXES = (".cube", ".png", *OPENCOLORIO_SUFFIXES)
 
 BLOCK = 2**24  # characters of a .cube read at once
 MAX_LINE = 2**16  # characters
+MAX_COMMENTS = 1000  # about: those of a block are kept together
 
 
-def read_lut(path: str | os.PathLike[str]) -> LutFile:
-    """Read a LUT file. Its suffix chooses the format.
+def read_lut(path: str | os.PathLike[str], interpolation: str = "tetrahedral") -> LutFile:
+    """Read a LUT file. Its suffix chooses the format. `interpolation` is that of 3D tables whose file asks for none.
 
     - .cube: 1D or 3D, Adobe's (Iridas') dialect with DOMAIN_MIN and DOMAIN_MAX for each channel, or Resolve's with
       LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D table first. Keywords may be in upper
       or lower case and come before the numbers. Comments and blank lines may be anywhere. Lines end in LF, CR LF or CR.
+      Comments as `write_lut` writes them, `# TITLE "…"` and `# INTERPOLATION trilinear`, are heeded.
     - .png: L³×L³ pixels of 8 or 16 bits, L from 2 to 16, are a 3D LUT of D = L²: a Hald CLUT, or L×L tiles, as the
       512×512 pixels of GPUImage and OBS. The two are told apart by their steps.
     - `OPENCOLORIO_SUFFIXES`: through OpenColorIO (`fastenh[luts]`). All stages of the file are kept: tables and
       matrices run here, any other stage in OpenColorIO's own processor. 3D tables are interpolated as the file asks,
-      which for .clf and .ctf is trilinear unless they say otherwise, and else tetrahedrally.
+      which for .clf and .ctf is trilinear unless they say otherwise.
 
     Raises OSError if the file cannot be read, ModuleNotFoundError without OpenColorIO, and otherwise ValueError, in one
     line with the number of the faulty line. Sizes are checked before memory is allocated for them.
@@ -71,39 +69,8 @@ def read_lut(path: str | os.PathLike[str]) -> LutFile:
     if not stat.S_ISREG(os.stat(path).st_mode):  # before open(), which would wait for ever for the writer of a pipe
         raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
     if suffix == ".cube":
-        return _read_cube(path)
-    return _read_picture(path) if suffix == ".png" else _read_through_opencolorio(path)
-
-
-def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Write a .cube, which keeps every float32 exactly, or a 16-bit Hald CLUT (.png), atomically.
-
-    A .cube is written in Adobe's dialect, or in Resolve's if it has both tables; the domains of the two must not differ
-    between channels. A Hald CLUT holds a single 3D LUT, of D = L² for a level L from 2 to 16, over colours from 0 to 1.
-    Its values are clipped to [0, 1] and rounded to 1/65535.
-
-    Raises ValueError if the format cannot hold the LUT, FileExistsError if the file exists and `overwrite` is false,
-    OSError if it cannot be written.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".cube", ".png"):
-        raise ValueError(f"{path}: expected a name that ends in .cube or .png (Hald CLUT), got {suffix or 'none'!r}")
-    if suffix == ".png":
-        pixels = _hald(lut, path)
-        side = len(pixels)
-        write_photo(Photo(PhotoHeader("PNG", side, side, 3, pixels.dtype, 3), pixels), path, overwrite=overwrite)
-        return
-    if not lut.simple:
-        raise ValueError(f"{path}: expected a 1D LUT, a 3D LUT or one after the other for a .cube, got {lut.contents}")
-    header = _cube_header(lut, path)
-    with replacing(path, overwrite) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in header)
-        for rows in (lut.shaper, lut.table):
-            if rows is not None:
-                for block in rows.detach().cpu().flatten(1).T.split(2**16):
-                    # 9 digits identify every float32.
-                    file.write("%.9g %.9g %.9g\n" * len(block) % tuple(block.flatten().tolist()))
+        return _read_cube(path, interpolation)
+    return _read_picture(path, interpolation) if suffix == ".png" else _read_through_opencolorio(path, interpolation)
 
 
 # ---- .cube
@@ -117,9 +84,10 @@ MAX_FLOAT = torch.finfo(torch.float32).max
 Header = dict[str, tuple[float, ...]]
 
 
-def _read_cube(path: Path) -> LutFile:
+def _read_cube(path: Path, interpolation: str) -> LutFile:
     """Follows Adobe's "Cube LUT Specification 1.0" (2013) and DaVinci Resolve's documentation of its dialect."""
-    title, header, blocks = _read_header(path)
+    comments: list[str] = []
+    title, header, blocks = _read_header(path, comments)
     sizes = {key: int(header[key][0]) for key in ("LUT_1D_SIZE", "LUT_3D_SIZE") if key in header}
     if not sizes:
         raise ValueError(f"{path}: expected LUT_1D_SIZE or LUT_3D_SIZE before any numbers, got neither")
@@ -129,6 +97,7 @@ def _read_cube(path: Path) -> LutFile:
     expected, got, rows = shaper_size + table_size**3, 0, [np.empty((0, 3), np.float32)]
     for number, lines in blocks:
         numbers = [line for line in lines if not _is_blank(line)]
+        comments += _comments(lines) if len(numbers) < len(lines) and len(comments) < MAX_COMMENTS else ()
         if not numbers:
             continue
         try:
@@ -153,7 +122,9 @@ def _read_cube(path: Path) -> LutFile:
         table_domain=table_domain,
         shaper_domain=shaper_domain,
         title=title,
+        interpolation=interpolation,
     )
+    _describe(lut, comments)
     resolve = len(sizes) == 2 or any(key.endswith("RANGE") for key in header)
     adobe = any(key.startswith("DOMAIN") for key in header)
     lut.format = ".cube, " + (
@@ -162,12 +133,13 @@ def _read_cube(path: Path) -> LutFile:
     return lut
 
 
-def _read_header(path: Path) -> tuple[str, Header, Iterator[tuple[int, list[str]]]]:
-    """Title, numbers by keyword, and the lines that start with the first row of numbers."""
+def _read_header(path: Path, comments: list[str]) -> tuple[str, Header, Iterator[tuple[int, list[str]]]]:
+    """Title, numbers by keyword, and the lines that start with the first row of numbers; appends to `comments`."""
     title, header, blocks = "", Header(), _lines(path)
     for start, lines in blocks:
         for number, line in enumerate(lines, start):
             if _is_blank(line):
+                comments += _comments([line]) if len(comments) < MAX_COMMENTS else ()
                 continue
             keyword, _, rest = re.sub(r"\s+", " ", line.strip(), count=1).partition(" ")
             if keyword[0] in "+-.0123456789":
@@ -246,6 +218,23 @@ def _is_blank(line: str) -> bool:
     return not line or line[0] == "#"
 
 
+def _comments(lines: list[str]) -> list[str]:
+    """The lines that are comments, without their mark."""
+    return [line.strip()[1:] for line in lines if line.lstrip().startswith("#")]
+
+
+def _describe(lut: LutFile, comments: list[str]) -> None:
+    """Heed the comments that `write_lut` writes, and keep the others."""
+    for comment in comments:
+        keyword, _, value = comment.strip().partition(" ")
+        if keyword == "INTERPOLATION" and value in INTERPOLATIONS:
+            lut.interpolation = value
+        elif keyword == "TITLE" and value.startswith('"') and not lut.title:
+            lut.title = value.strip('"')
+        else:
+            lut.comments += (comment,)
+
+
 def _refuse_row(path: Path, start: int, lines: list[str]) -> NoReturn:
     for number, line in enumerate(lines, start):
         words = line.partition("#")[0].split()
@@ -258,38 +247,12 @@ def _refuse_row(path: Path, start: int, lines: list[str]) -> NoReturn:
     raise ValueError(f"{path}: expected three finite numbers in every row from line {start} on, got others")
 
 
-def _cube_header(lut: LutFile, path: Path) -> list[str]:
-    def numbers(values: tuple[float, ...]) -> str:
-        return " ".join(repr(float(value)) for value in values)
-
-    title = "".join(c for c in lut.title if c.isprintable() and c != '"')
-    header = [f'TITLE "{title}"'] if title else []
-    if lut.shaper is not None and lut.table is not None:
-        for kind, size, domain in (
-            ("1D", lut.shaper.shape[1], lut.domain),
-            ("3D", lut.table.shape[1], lut.table_domain),
-        ):
-            if len(set(domain[0])) > 1 or len(set(domain[1])) > 1:
-                raise ValueError(
-                    f"{path}: expected one domain for R, G and B, which is all a .cube of two tables holds, got "
-                    f"{domain[0]} to {domain[1]}"
-                )
-            ends = numbers((domain[0][0], domain[1][0]))
-            header += [f"LUT_{kind}_SIZE {size}", f"LUT_{kind}_INPUT_RANGE {ends}"]
-        return header
-    header += [f"LUT_1D_SIZE {lut.shaper.shape[1]}"] if lut.shaper is not None else []
-    header += [f"LUT_3D_SIZE {lut.table.shape[1]}"] if lut.table is not None else []
-    if lut.domain != UNIT:  # not every program reads these keywords
-        header += [f"DOMAIN_MIN {numbers(lut.domain[0])}", f"DOMAIN_MAX {numbers(lut.domain[1])}"]
-    return header
-
-
 # ---- pictures
 
 CLEARLY_LESS = 0.75  # of noise the two differ alike; published tiles have 0.24 and less
 
 
-def _read_picture(path: Path) -> LutFile:
+def _read_picture(path: Path, interpolation: str) -> LutFile:
     """Of L³×L³ pixels, whose vertices, L² a side, are in one of two layouts:
 
     - Hald CLUT (Eskil Steenberg): the pixels, row by row, are the vertices, R fastest.
@@ -309,26 +272,16 @@ def _read_picture(path: Path) -> LutFile:
     tiles = numbers.reshape(level, level**2, level, level**2, 3).permute(4, 0, 2, 1, 3).reshape(hald.shape)
     steps = [sum(table.diff(dim=dim).abs().mean().item() for dim in (1, 2)) for table in (hald, tiles)]
     is_hald = steps[1] >= CLEARLY_LESS * steps[0]
-    lut = LutFile(hald if is_hald else tiles)
+    lut = LutFile(hald if is_hald else tiles, interpolation=interpolation)
     layout = f"Hald CLUT of level {level}" if is_hald else f"{level}×{level} tiles of {level**2}×{level**2}"
     lut.format = f"{layout}, {8 * pixels.itemsize} bits"
     return lut
 
 
-def _hald(lut: LutFile, path: Path) -> np.ndarray:
-    level = lut.hald_level
-    if lut.table is None or level is None:
-        raise ValueError(
-            f"{path}: expected a 3D LUT of 4, 9, 16, … or 256 vertices over 0 to 1 for a Hald CLUT, got {lut.contents}"
-        )
-    pixels = from_float(lut.table.detach().cpu().permute(1, 2, 3, 0), torch.uint16)
-    return np.ascontiguousarray(pixels.reshape(level**3, level**3, 3).numpy())
-
-
 # ---- formats that OpenColorIO reads
 
 
-def _read_through_opencolorio(path: Path) -> LutFile:
+def _read_through_opencolorio(path: Path, interpolation: str) -> LutFile:
     import PyOpenColorIO as ocio
 
     open(path, "rb").close()  # so that an unreadable file raises its own OSError
@@ -339,7 +292,7 @@ def _read_through_opencolorio(path: Path) -> LutFile:
         transform = ocio.FileTransform(os.path.abspath(path))
         processor = ocio.Config.CreateRaw().getProcessor(context, transform, ocio.TRANSFORM_DIR_FORWARD)
         processor = processor.getOptimizedProcessor(ocio.OPTIMIZATION_LOSSLESS)  # joins adjacent matrices
-        asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else "tetrahedral"  # unless it says otherwise
+        asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else interpolation  # unless it says otherwise
         lut = LutFile(stages=_stages(list(processor.createGroupTransform()), asks))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

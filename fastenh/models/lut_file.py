@@ -28,6 +28,7 @@ from fastenh.tiles import Place
 
 BAND = 2**20  # pixels that are worked on at once
 NEUTRAL = 1 / 510  # half a level of 8 bits: channels that differ by less count as equal
+INTERPOLATIONS = ("tetrahedral", "trilinear")
 LEGAL: Domain = ((16 / 255,) * 3, (235 / 255,) * 3)  # black and white of video in legal range
 
 
@@ -73,6 +74,7 @@ class LutFile(System):
         self.chain = nn.ModuleList(stages)
         self.title = title
         self.format = ""  # of the file it was read from, in words
+        self.comments: tuple[str, ...] = ()  # of that file, a line each
         self.notes: tuple[str, ...] = ()  # what a user should know, such as how far it is from the file
         self.keeps_gray = self._keeps_gray()
 
@@ -139,6 +141,20 @@ class LutFile(System):
             return None
         level = math.isqrt(self.table.shape[1])
         return level if level > 1 and level**2 == self.table.shape[1] else None
+
+    @torch.no_grad()
+    def difference(self, look: Callable[[Tensor], Tensor], colours: Tensor | None = None) -> float:
+        """The largest difference from another map of colours at `colours`, (B, 3, H, W), or all over the domain: at
+        random, where most curves are steep (near the lowest values), and in the middle of the table's cells."""
+        if colours is None:
+            random, count = torch.Generator().manual_seed(0), (3, 2**17)
+            cells = max([stage.entries.shape[1] for stage in self.stages if isinstance(stage, Table3D)], default=33) - 1
+            anywhere = torch.rand(count, generator=random)
+            centres = (torch.randint(cells, count, generator=random) + 0.5) / cells
+            low, high = (torch.tensor(end)[:, None] for end in self.domain)
+            colours = low + (high - low) * torch.cat([anywhere, anywhere**4, centres, identity_lut(9).flatten(1)], 1)
+            colours = colours[None, :, None].to(self._device)
+        return (self(colours) - look(colours)).abs().max().item()
 
     def inverse(self) -> LutFile:
         """The LUT that undoes this one. Matrices are inverted here, other stages by OpenColorIO; its notes say how
@@ -246,21 +262,55 @@ def _as_shaper(lut: LutFile) -> Table1D:
 
 
 @torch.no_grad()
-def sample(look: Callable[[Tensor], Tensor], size: int, domain: Domain = UNIT, title: str = "") -> LutFile:
-    """A 3D LUT sampled from `look`, any map of colours (B, 3, H, W) → the same shape, at `size`³ vertices."""
+def sample(
+    look: Callable[[Tensor], Tensor],
+    size: int,
+    domain: Domain = UNIT,
+    title: str = "",
+    interpolation: str | None = None,
+) -> LutFile:
+    """A 3D LUT sampled from `look`, any map of colours (B, 3, H, W) → the same shape, at `size`³ vertices.
+
+    Without `interpolation` it has that of `look`, if that is a LUT with a 3D table, else the one that is closer."""
     check_size("size", size, TABLE_SIZES)
-    table = look(_spread(size, domain)).reshape(3, size, size, size)
-    return LutFile(table, table_domain=domain, title=title)
+    lut = LutFile(look(_spread(size, domain)).reshape(3, size, size, size), table_domain=domain, title=title)
+    if interpolation is None and isinstance(look, LutFile) and any(isinstance(step, Table3D) for step in look.stages):
+        interpolation = look.interpolation
+    if interpolation is None:
+        errors = {}
+        for how in INTERPOLATIONS:
+            lut.interpolation = how
+            errors[how] = lut.difference(look)
+        interpolation = min(INTERPOLATIONS, key=errors.__getitem__)
+    lut.interpolation = interpolation
+    return lut
 
 
 @torch.no_grad()
-def bake(model: nn.Module, image: Tensor, size: int | None = None, **conditions: Any) -> LutFile:
+def bake(
+    model: nn.Module, image: Tensor, size: int | None = None, interpolation: str | None = None, **conditions: Any
+) -> LutFile:
     """A model's retouch of one image, (1, 3, H, W), as a 3D LUT of `size`, unclamped.
 
     An `ImageAdaptiveLUT` gives its own table, exactly, if `size` is its own, which is the default, and interpolation
-    trilinear. Another model that maps equal colours alike is sampled at the vertices, 33³ by default.
+    trilinear, also the default. Another model that maps equal colours alike is sampled at the vertices, 33³ by default,
+    and has the interpolation that is closer to it unless one is given.
 
-    Raises ValueError for other models, whose results depend on where a pixel is, so that no LUT can represent them.
+    Raises ValueError for models that `as_map` refuses.
+    """
+    look = as_map(model, image, **conditions)
+    if isinstance(model, ImageAdaptiveLUT):
+        table = model.predict(Picture(image), **model.check_conditions(conditions))[0][0]
+        if size in (None, table.shape[-1]):
+            return LutFile(table, interpolation=interpolation or "trilinear")
+    return sample(look, 33 if size is None else size, interpolation=interpolation)
+
+
+@torch.no_grad()
+def as_map(model: nn.Module, image: Tensor, **conditions: Any) -> Callable[[Tensor], Tensor]:
+    """A model's retouch of one image, (1, 3, H, W), as a map of colours, (B, 3, H, W) → the same shape.
+
+    Raises ValueError for models whose results depend on where a pixel is, so that no LUT can represent them.
     """
     if not isinstance(model, System) or not model.colour_map:
         raise ValueError(
@@ -269,19 +319,18 @@ def bake(model: nn.Module, image: Tensor, size: int | None = None, **conditions:
         )
     system, picture, values = model, Picture(image), model.check_conditions(conditions)
     params = system.predict(picture, **values)
-    if isinstance(system, ImageAdaptiveLUT) and size in (None, params[0].shape[-1]):
-        return LutFile(params[0][0], interpolation="trilinear")
     local = system.prepare(picture, params, **values).local
 
+    @torch.no_grad()
     def render(colours: Tensor) -> Tensor:
         return system.render(colours.to(image.device), params, local, Place(0, 0, *colours.shape[2:]))
 
-    return sample(render, 33 if size is None else size)
+    return render
 
 
 def _about(lut: LutFile, changed: LutFile) -> LutFile:
     """What is known of one LUT, for another that was made of it."""
-    changed.format, changed.notes = lut.format, lut.notes
+    changed.format, changed.notes, changed.comments = lut.format, lut.notes, lut.comments
     return changed
 
 
