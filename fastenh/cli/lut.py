@@ -12,6 +12,7 @@ import typer
 
 from fastenh.cli.enhance import retouch
 from fastenh.cli.options import Debug, ModelOptions, Overwrite, RunOptions, Strength, expand_options, one_line, say
+from fastenh.io.lut_writers import WRITTEN_SUFFIXES
 from fastenh.io.luts import OPENCOLORIO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ app = typer.Typer(help="Inspect, apply, bake and convert LUT files.", no_args_is
 File = Annotated[
     Path, typer.Argument(metavar="LUT", help=f".cube, .png (Hald CLUT or tiles), {', '.join(OPENCOLORIO_SUFFIXES)}.")
 ]
-Written = Annotated[Path, typer.Option("-o", "--output", help="The .cube to write, or .png for a Hald CLUT.")]
+WRITTEN = f"The file to write: {', '.join(WRITTEN_SUFFIXES)}; .png is a Hald CLUT."
+Written = Annotated[Path, typer.Option("-o", "--output", help=WRITTEN)]
 
 Interpolation = Literal["tetrahedral", "trilinear"]
 
@@ -33,7 +35,9 @@ COLOURS = {
     "white": (1, 1, 1), "red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1),
     "blue": (0, 0, 1), "magenta": (1, 0, 1),
 }  # fmt: skip
+UNIT_TABLES = {".png": "a Hald CLUT", ".3dl": "a .3dl", ".spi3d": "a .spi3d"}  # hold a 3D LUT over 0 to 1
 HALD_SIZE = 64  # level 8, which most programs take
+FINER_SIZE = 65  # which most programs take, too
 
 
 @app.command("info")
@@ -177,6 +181,11 @@ def lut_bake(
             look = bake(system, image, size, interpolation, **conditions)
             look.title = f"{name}, {photo.stem}"
             _write(look, output, overwrite, retouch, name, image)
+            error, finer = _on_photo(look, retouch, image), FINER_SIZE
+            if error > 1 / 255 and not _is_hald(output) and (size or 0) < finer:
+                better = _on_photo(bake(system, image, finer, interpolation, **conditions), retouch, image)
+                if better < 0.8 * error:
+                    say(f"--size {finer} would be closer: {255 * better:.2f}/255 on the photo")
             return
         if not isinstance(system, ImageAdaptiveLUT):
             raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(system).__name__}")
@@ -196,7 +205,7 @@ def lut_bake(
 @app.command("convert")
 def lut_convert(
     lut: File,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The .cube to write, or .png for a Hald CLUT.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help=WRITTEN)],
     size: Annotated[
         int | None,
         typer.Option(help="Resample to one 3D LUT with this many vertices along each side.", show_default="as it is"),
@@ -213,30 +222,34 @@ def lut_convert(
 ) -> None:
     """Write a LUT file in another format, as exactly as that format allows, or in another size.
 
-    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8). Prints the largest
-    difference between the two files, on colours all over their range. If LUT names no interpolation, it is taken to
-    have that of --interpolation.
+    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8). For .3dl and .spi3d, which
+    hold a 3D LUT over 0 to 1, others are resampled, too. Prints the largest difference between the two files, on
+    colours all over their range. If LUT names no interpolation, it is taken to have that of --interpolation.
     """
     with one_line(debug):
         from fastenh.atomic import check_free
         from fastenh.models.lut_file import as_tables, sample
-        from fastenh.models.lut_stages import UNIT, domain_in_words
+        from fastenh.models.lut_stages import UNIT, Table3D, domain_in_words
 
         check_free(output, overwrite)
         source = _read(lut, interpolation or "tetrahedral")
-        look = copy.deepcopy(as_tables(source)) if size is None else source
+        suffix = output.suffix.lower()
+        if size is None and _is_hald(output) and not source.hald_level:
+            size = HALD_SIZE
+        elif size is None and suffix in (".3dl", ".spi3d") and not source.lone_table:
+            size = max([stage.entries.shape[1] for stage in source.stages if isinstance(stage, Table3D)], default=65)
+        if size is not None:
+            domain = UNIT if suffix in UNIT_TABLES else source.domain
+            if domain != source.domain:
+                holder, given = UNIT_TABLES[suffix], domain_in_words(source.domain)
+                say(f"{output}: {holder} takes 0 to 1, of this LUT's {given}", err=True)
+            look = sample(source, size, domain, source.title, interpolation)
+            look.comments, look.notes = source.comments, source.notes
+        else:
+            look = copy.deepcopy(source if suffix == ".clf" else as_tables(source))
+            look.interpolation = interpolation or look.interpolation
         for note in look.notes:
             say(note, err=True)
-        if size is None and _is_hald(output) and not look.hald_level:
-            size = HALD_SIZE
-        if size is not None:
-            domain = UNIT if _is_hald(output) else look.domain
-            if domain != look.domain:
-                say(f"{output}: a Hald CLUT takes 0 to 1, of this LUT's {domain_in_words(look.domain)}", err=True)
-            look = sample(look, size, domain, look.title, interpolation)
-            look.comments = source.comments
-        elif interpolation:
-            look.interpolation = interpolation
         _write(look, output, overwrite, source, lut.name)
 
 
@@ -248,7 +261,7 @@ def needing_opencolorio() -> Iterator[None]:
         raise ValueError(f"expected the package {error.name}, got none: pip install opencolorio") from None
 
 
-def _read(path: Path, interpolation: Interpolation = "tetrahedral") -> LutFile:
+def _read(path: Path, interpolation: str = "tetrahedral") -> LutFile:
     from fastenh.io import read_lut
 
     with needing_opencolorio():
@@ -268,20 +281,26 @@ def _write(
     from fastenh.io import write_lut
 
     make_folder(path.parent)
-    write_lut(look, path, overwrite)
-    if _is_hald(path) and look.table is not None:
+    with needing_opencolorio():
+        write_lut(look, path, overwrite)
+    if path.suffix.lower() in (".png", ".3dl") and look.table is not None:
         low, high = look.table.min().item(), look.table.max().item()
         if min(low, 1 - high) < -0.5 / 65535:
-            say(
-                f"{path}: a Hald CLUT holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped",
-                err=True,
-            )
+            holder = UNIT_TABLES[path.suffix.lower()]
+            say(f"{path}: {holder} holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped", err=True)
     written = _read(path, look.interpolation)
-    off = f"{255 * written.difference(source):.2f}/255 from {name}"
+    error = written.difference(source)
+    off = f"{255 * error:.2f}/255 from {name}"
     if image is not None:
-        off = f"{255 * written.difference(source, image):.2f}/255 from {name} on the photo, {off} on any colours"
+        shown = _on_photo(written, source, image)
+        off = f"{255 * shown:.2f}/255 from {name} on the photo, {255 * max(error, shown):.2f}/255 on any colours"
     how = f", with {written.interpolation} interpolation" if written.table is not None else ""
     say(f"Wrote {path}: at most {off}{how}")
+
+
+def _on_photo(look: LutFile, source: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    """The largest difference between two retouched photos."""
+    return (look(image).clamp(0, 1) - source(image).clamp(0, 1)).abs().max().item()
 
 
 def _is_hald(path: Path) -> bool:

@@ -294,13 +294,32 @@ def _read_through_opencolorio(path: Path, interpolation: str) -> LutFile:
         processor = processor.getOptimizedProcessor(ocio.OPTIMIZATION_LOSSLESS)  # joins adjacent matrices
         asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else interpolation  # unless it says otherwise
         lut = LutFile(stages=_stages(list(processor.createGroupTransform()), asks))
+        about = processor.getFormatMetadata()
+        lut.title = about.getName()
+        lut.comments = tuple(
+            f" {child.getElementValue()}"
+            for child in about.getChildElements()
+            if child.getElementName() == "Description"
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (ocio.Exception, ocio.ExceptionMissingFile) as error:
         reason = " ".join(str(error).rpartition("failed with:")[2].split())
         raise ValueError(f"{path}: expected a LUT that OpenColorIO reads, got none ({reason:.200})") from None
+    if path.suffix.lower() in (".3dl", ".csp"):
+        _describe(lut, _comments_of_other(path))
     lut.format = f"{path.suffix.lower()}, through OpenColorIO"
     return lut
+
+
+def _comments_of_other(path: Path) -> list[str]:
+    """Those of a .3dl, and the metadata of a .csp, which OpenColorIO drops."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        head = file.read(MAX_LINE)
+    if path.suffix.lower() == ".csp":
+        head = head.partition("BEGIN METADATA\n")[2].partition("END METADATA")[0]
+        return [line.removeprefix("#") for line in head.splitlines() if line.strip()]
+    return _comments(head.splitlines())
 
 
 def _stages(transforms: list[Any], interpolation: str) -> list[Stage]:

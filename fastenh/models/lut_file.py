@@ -100,6 +100,11 @@ class LutFile(System):
         return [type(stage) for stage in self.stages] in ([Table1D], [Table3D], [Table1D, Table3D])
 
     @property
+    def lone_table(self) -> bool:
+        """Whether it is a 3D table alone, over 0 to 1."""
+        return [type(stage) for stage in self.stages] == [Table3D] and self.domain == UNIT
+
+    @property
     def domain(self) -> Domain:
         """Of the colours that go in; 0 to 1 if the first stage takes any."""
         return (self.stages[0].domain if self.stages else None) or UNIT
@@ -137,23 +142,22 @@ class LutFile(System):
     @property
     def hald_level(self) -> int | None:
         """L if a Hald CLUT can hold it: if it is a 3D LUT alone, of L² vertices over [0, 1]; else None."""
-        if self.table is None or len(self.stages) > 1 or self.table_domain != UNIT:
+        if self.table is None or not self.lone_table:
             return None
         level = math.isqrt(self.table.shape[1])
         return level if level > 1 and level**2 == self.table.shape[1] else None
 
     @torch.no_grad()
-    def difference(self, look: Callable[[Tensor], Tensor], colours: Tensor | None = None) -> float:
-        """The largest difference from another map of colours at `colours`, (B, 3, H, W), or all over the domain: at
-        random, where most curves are steep (near the lowest values), and in the middle of the table's cells."""
-        if colours is None:
-            random, count = torch.Generator().manual_seed(0), (3, 2**17)
-            cells = max([stage.entries.shape[1] for stage in self.stages if isinstance(stage, Table3D)], default=33) - 1
-            anywhere = torch.rand(count, generator=random)
-            centres = (torch.randint(cells, count, generator=random) + 0.5) / cells
-            low, high = (torch.tensor(end)[:, None] for end in self.domain)
-            colours = low + (high - low) * torch.cat([anywhere, anywhere**4, centres, identity_lut(9).flatten(1)], 1)
-            colours = colours[None, :, None].to(self._device)
+    def difference(self, look: Callable[[Tensor], Tensor]) -> float:
+        """The largest difference from another map of colours, sampled all over the domain: at random, where most curves
+        are steep (near the lowest values), and in the middle of the table's cells."""
+        random, count = torch.Generator().manual_seed(0), (3, 2**17)
+        cells = max([stage.entries.shape[1] for stage in self.stages if isinstance(stage, Table3D)], default=33) - 1
+        anywhere = torch.rand(count, generator=random)
+        centres = (torch.randint(cells, count, generator=random) + 0.5) / cells
+        positions = torch.cat([anywhere, anywhere**4, centres, identity_lut(9).flatten(1)], 1)
+        low, high = (torch.tensor(end)[:, None] for end in self.domain)
+        colours = (low + (high - low) * positions)[None, :, None].to(self._device)
         return (self(colours) - look(colours)).abs().max().item()
 
     def inverse(self) -> LutFile:

@@ -36,6 +36,10 @@ class Stage(nn.Module):
         inverts tables."""
         raise NotImplementedError
 
+    def as_transforms(self) -> list[Any]:
+        """The same as transforms of OpenColorIO."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         return self.contents
 
@@ -61,6 +65,22 @@ class Table(Stage):
         over = "" if self.domain == UNIT else f" over {domain_in_words(self.domain)}"
         return f"{self.entries.ndim - 1}D LUT of {size}{over}"
 
+    def _transform(self) -> Any:
+        """Of OpenColorIO, over 0 to 1."""
+        raise NotImplementedError
+
+    def as_transforms(self) -> list[Any]:
+        placing = [] if self.domain == UNIT else Matrix.between(self.domain, UNIT).as_transforms()
+        return [*placing, self._transform()]
+
+    def _inverse(self) -> list[Stage]:
+        """As OpenColorIO searches it."""
+        import PyOpenColorIO as ocio
+
+        table = self._transform()
+        table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
+        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+
 
 class Table1D(Table):
     """A table for each of R, G and B: `entries` (3, S), 2 <= S <= 65536, float32 of any value, linear in between.
@@ -80,15 +100,18 @@ class Table1D(Table):
 
     def inverse(self) -> list[Stage]:
         """Of the range between its ends; values beyond get the nearest end. OpenColorIO searches the entries."""
-        import PyOpenColorIO as ocio
-
         for name, steps in zip("RGB", self.entries.diff(dim=1), strict=True):
             if not ((steps >= 0).all() or (steps <= 0).all()) or not steps.any():
                 raise ValueError(f"expected a 1D LUT that only rises or only falls, to invert it; its {name} does not")
+        return self._inverse()
+
+    def _transform(self) -> Any:
+        import PyOpenColorIO as ocio
+
         table = ocio.Lut1DTransform(self.entries.shape[1], False)
         table.setData(np.ascontiguousarray(self.entries.T.cpu().numpy()).ravel())
-        table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
-        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+        table.setFileOutputBitDepth(ocio.BIT_DEPTH_F32)
+        return table
 
 
 class Table3D(Table):
@@ -119,12 +142,17 @@ class Table3D(Table):
 
     def inverse(self) -> list[Stage]:
         """OpenColorIO searches the tetrahedra for the colour; a colour that no input has gets a near one's input."""
+        return self._inverse()
+
+    def _transform(self) -> Any:
         import PyOpenColorIO as ocio
 
         table = ocio.Lut3DTransform(self.entries.shape[1])
         table.setData(self.entries.permute(3, 2, 1, 0).contiguous().cpu().numpy().ravel())  # B fastest
-        table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
-        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+        trilinear = self.interpolation == "trilinear"
+        table.setInterpolation(ocio.INTERP_LINEAR if trilinear else ocio.INTERP_TETRAHEDRAL)
+        table.setFileOutputBitDepth(ocio.BIT_DEPTH_F32)
+        return table
 
 
 class Matrix(Stage):
@@ -165,6 +193,16 @@ class Matrix(Stage):
         if torch.linalg.cond(full[:3, :3]) > 1e7:
             raise ValueError("expected a matrix that can be inverted, got a singular one")
         return [Matrix(full.inverse()[:3])]
+
+    def as_transforms(self) -> list[Any]:
+        import PyOpenColorIO as ocio
+
+        full = torch.eye(4, dtype=torch.float64)
+        full[:3, :3] = self.matrix[:, :3]
+        transform = ocio.MatrixTransform()
+        transform.setMatrix(full.flatten().tolist())
+        transform.setOffset([*self.matrix[:, 3].tolist(), 0.0])
+        return [transform]
 
 
 class OpenColorIOSteps(Stage):
@@ -208,6 +246,15 @@ class OpenColorIOSteps(Stage):
             return [OpenColorIOSteps(transforms)]
         except ocio.Exception as error:
             raise ValueError(f"expected steps that can be inverted ({' '.join(str(error).split()):.200})") from None
+
+    def as_transforms(self) -> list[Any]:
+        import PyOpenColorIO as ocio
+
+        transforms = copy.deepcopy(self.transforms)
+        for step in transforms:
+            if isinstance(step, ocio.Lut1DTransform | ocio.Lut3DTransform):
+                step.setFileOutputBitDepth(ocio.BIT_DEPTH_F32)
+        return transforms
 
 
 def check_size(name: str, size: int, bounds: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """`fastenh lut` as people run it: what it says of LUT files, makes of photos, and writes."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_apply_with_strength(folder):
 def test_a_baked_look_applied_is_the_photo_enhanced(folder):
     """By commands alone, and the same bytes."""
     assert lut("bake", "--model", "model.safetensors", "--photo", "photo.png", "-o", "a.cube") == (
-        "Wrote a.cube: at most 0.00/255 from model on the photo, 0.00/255 from model on any colours, "
+        "Wrote a.cube: at most 0.00/255 from model on the photo, 0.00/255 on any colours, "
         "with trilinear interpolation\n"
     )
     assert read_lut("a.cube").table.shape == (3, 9, 9, 9) and read_lut("a.cube").title == "model, photo"
@@ -206,7 +207,9 @@ def test_a_hald_says_what_it_cannot_hold(folder):
     write_lut(LutFile(torch.rand(3, 4, 4, 4) * 0.9 - 1e-7, table_domain=((-0.5,) * 3, (2.0,) * 3)), "wide.cube")
     expected = "a.png: a Hald CLUT takes 0 to 1, of this LUT's -0.5 to 2\nWrote a.png: at most "
     said = lut("convert", "wide.cube", "a.png")
-    assert said.startswith(expected) and len(said.splitlines()) == 2  # and nothing of values that differ from 0 by rounding
+    assert (
+        said.startswith(expected) and len(said.splitlines()) == 2
+    )  # and nothing of values that differ from 0 by rounding
     write_lut(LutFile(torch.rand(3, 4, 4, 4) + 0.1), "light.cube")
     assert "those from " in lut("convert", "light.cube", "b.png")
 
@@ -323,8 +326,8 @@ def test_trouble_is_one_line_and_nothing_is_written(folder, monkeypatch):
         (("info", "photo.jpg"), "photo.jpg: expected a LUT whose name ends in .cube, .png, .3dl,"),
         (("convert", "look.cube", "old.cube"), "old.cube: exists"),
         (
-            ("convert", "look.cube", "a.clf"),
-            "a.clf: expected a name that ends in .cube or .png (Hald CLUT), got '.clf'",
+            ("convert", "look.cube", "a.ctf"),
+            "a.ctf: expected a name that ends in .cube, .png, .3dl, .clf, .csp, .spi1d, .spi3d, got '.ctf'",
         ),
         (("convert", "look.cube", "a.png", "--size", 33), "a.png: expected a 3D LUT of 4, 9, 16, … or 256 vertices"),
         (("convert", "look.cube", "a.cube", "--size", 300), "expected size from 2 to 256, got 300"),
@@ -333,7 +336,7 @@ def test_trouble_is_one_line_and_nothing_is_written(folder, monkeypatch):
         ((*bake, "-o", "a.cube", "--basis", "--photo", "photo.png"), "expected --photo PHOTO or --basis, got both"),
         ((*bake, "-o", "a.cube", "--photo", "missing.png"), "missing.png: No such file or directory"),
         ((*bake, "-o", "old.cube", "--photo", "photo.png"), "old.cube: exists"),
-        ((*bake, "-o", "a.txt", "--photo", "photo.png"), "a.txt: expected a name that ends in .cube or .png"),
+        ((*bake, "-o", "a.txt", "--photo", "photo.png"), "a.txt: expected a name that ends in .cube, .png, .3dl"),
         (("bake", "--model", "none", "-o", "a.cube", "--basis"), "no model 'none'"),
     ]:
         said = lut(*arguments, code=2)
@@ -446,3 +449,85 @@ def test_info_and_convert_of_several_stages(folder):
     write_lut(LutFile(identity_lut(3) * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None]), "warm.cube")
     assert lut("info", "warm.cube").endswith("gray photos become RGB, since gray gets a colour\n")
     assert "gray photos" not in said
+
+
+# ---- what is written, against its source
+
+
+def error_said(said: str) -> float:
+    return float(re.search(r"at most ([\d.]+)/255 from", said)[1])
+
+
+def largest(one: str, other: str, how: str) -> float:
+    """Between two files, by all of the vertices and cell centres of one of 9 vertices."""
+    looks = [read_lut(path, how) for path in (one, other)]
+    image = identity_lut(17).reshape(1, 3, 17, 17 * 17)
+    return 255 * (looks[0](image) - looks[1](image)).abs().max().item()
+
+
+def test_a_baked_model_is_converted_as_it_was_baked(folder):
+    """Trilinear, without being told so, and otherwise the line says by how much it is off."""
+    lut("bake", "--model", "model.safetensors", "--photo", "photo.png", "-o", "a.cube")
+    for name in ("b.cube", "b.csp", "b.clf", "b.spi3d"):
+        said = lut("convert", "a.cube", name)
+        assert said == f"Wrote {name}: at most 0.00/255 from a.cube, with trilinear interpolation\n"
+        assert read_lut(name).interpolation == ("tetrahedral" if name == "b.spi3d" else "trilinear")
+        assert largest("a.cube", name, "trilinear") < 1e-3
+    assert lut("convert", "a.cube", "17.cube", "--size", 17).startswith("Wrote 17.cube: at most 0.00/255 from a.cube")
+    said = lut("convert", "a.cube", "t.cube", "--interpolation", "tetrahedral")
+    assert said.endswith(", with tetrahedral interpolation\n") and error_said(said) > 10
+    assert error_said(said) >= 0.99 * largest("a.cube", "t.cube", "trilinear") > 5
+    said = lut("convert", "a.cube", "6.cube", "--size", 6)
+    assert error_said(said) >= 0.99 * largest("a.cube", "6.cube", "trilinear") > 5
+
+
+def test_a_file_that_names_no_interpolation_has_the_one_given(folder):
+    lut("bake", "--model", "model.safetensors", "--photo", "photo.png", "-o", "a.spi3d")
+    for how, options in (("tetrahedral", ()), ("trilinear", ("--interpolation", "trilinear"))):
+        said = lut("convert", "a.spi3d", f"{how}.cube", *options)
+        assert said == f"Wrote {how}.cube: at most 0.00/255 from a.spi3d, with {how} interpolation\n"
+        assert read_lut(f"{how}.cube").interpolation == how
+
+
+def test_convert_writes_what_each_format_holds(folder):
+    write_lut(
+        LutFile(None, torch.linspace(0, 1.2, 9).repeat(3, 1) ** 2, shaper_domain=((0.0,) * 3, (2.0,) * 3)), "a.cube"
+    )
+    for name, resampled in (
+        ("a.spi1d", ""),
+        ("a.csp", ""),
+        ("a.clf", ""),
+        ("a.3dl", "a .3dl"),
+        ("a.spi3d", "a .spi3d"),
+    ):
+        said = lut("convert", "a.cube", name)
+        assert said.startswith(f"{name}: {resampled} takes 0 to 1, of this LUT's 0 to 2\n" if resampled else "Wrote")
+        assert (read_lut(name).table is not None) == bool(resampled) and error_said(said) < 0.5
+    write_lut(LutFile(identity_lut(5) * 2 - 0.5), "wide.cube")
+    said = lut("convert", "wide.cube", "wide.3dl")
+    assert said.startswith("wide.3dl: a .3dl holds values from 0 to 1; those from -0.5 to 1.5 were clipped\nWrote")
+    assert error_said(said) == 127.5
+
+
+def test_bake_says_how_far_a_sampled_model_is(folder, monkeypatch):
+    """A gamma, steep near black, on a photo that has black and dark pixels."""
+
+    class Gamma(System):
+        reach = 0
+        colour_map = True
+
+        def predict(self, picture):
+            return ()
+
+        def render(self, image, params, local, place, out=None):
+            return image**0.5
+
+    monkeypatch.setattr("fastenh.models.load", lambda name: Gamma().eval())
+    said = lut("bake", "--model", "any", "--photo", "photo.png", "-o", "a.cube").splitlines()
+    look = read_lut("a.cube")
+    image = torch.from_numpy(pixels("photo.png")).permute(2, 0, 1)[None] / 255
+    expected, finer = ((LutFile(identity_lut(n) ** 0.5)(image) - image**0.5).abs().max() * 255 for n in (33, 65))
+    assert said[0].startswith(f"Wrote a.cube: at most {expected:.2f}/255 from any on the photo, ")
+    assert said[0].endswith(f"on any colours, with {look.interpolation} interpolation")
+    assert said[1] == f"--size 65 would be closer: {finer:.2f}/255 on the photo"
+    assert len(lut("bake", "--model", "any", "--photo", "photo.png", "-o", "b.cube", "--size", 65).splitlines()) == 1

@@ -23,6 +23,7 @@ from fastenh.io import LutFile, read_lut, write_lut
 from fastenh.models import ImageAdaptiveLUT, LocalContextLUT, ZeroDCE
 from fastenh.models.lut3d import identity_lut
 from fastenh.models.lut_file import UNIT, bake, sample
+from fastenh.models.lut_stages import Matrix, Table1D, Table3D
 from fastenh.models.system import Picture, System
 from fastenh.tiles import Place
 
@@ -503,7 +504,7 @@ def test_what_we_write_others_read(tmp_path):
         LutFile(torch.rand(3, 5, 5, 5), title="Warm Ωμέγα"),
         LutFile(torch.rand(3, 5, 5, 5) * 1e-6, table_domain=domain),
         LutFile(None, torch.rand(3, 50), shaper_domain=domain),
-        LutFile(torch.rand(3, 4, 4, 4), torch.rand(3, 50), table_domain=one, shaper_domain=one),
+        LutFile(torch.rand(3, 4, 4, 4), torch.rand(3, 50), table_domain=one, shaper_domain=one, title="Two"),
     ):
         write_lut(lut, tmp_path / "a.cube", overwrite=True)
         theirs = by_opencolorio(pixels, tmp_path / "a.cube", "tetrahedral")
@@ -512,6 +513,117 @@ def test_what_we_write_others_read(tmp_path):
     inside = colours()
     theirs = by_ffmpeg(inside, "gbrpf32le", "lut3d", f"file={tmp_path / 'a.cube'}")
     np.testing.assert_allclose(ours(inside, tmp_path / "a.cube"), theirs, rtol=1e-4)
+
+
+def bumpy(*shape: int, low: float = -0.2, high: float = 1.3) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(3))
+
+
+WIDE, ONE = ((-0.25, 0.0, 0.1), (1.0, 1.5, 2.0)), ((-0.25,) * 3, (1.5,) * 3)
+WRITTEN = {  # name: the LUT, the largest error, and what is read back where that is not the same stages
+    "3d.csp": (LutFile(bumpy(3, 5, 5, 5), table_domain=WIDE), 1e-5, None),
+    "1d.csp": (LutFile(None, bumpy(3, 50), shaper_domain=WIDE), 1e-5, None),
+    "both.csp": (
+        LutFile(bumpy(3, 4, 4, 4), bumpy(3, 7), table_domain=((-0.25, 0, 0), (1, 1, 2)), shaper_domain=WIDE),
+        4e-5,  # at bends of the curve, which OpenColorIO resamples
+        "1D LUT of 65536 entries over -0.25 to 1, 0 to 1.5, 0.1 to 2, then 3D LUT of 4×4×4",
+    ),
+    "1d.spi1d": (LutFile(None, bumpy(3, 50), shaper_domain=ONE), 1e-5, None),
+    "3d.spi3d": (LutFile(bumpy(3, 5, 5, 5)), 1e-5, None),
+    "lustre.3dl": (LutFile(bumpy(3, 5, 5, 5, low=0, high=1)), 1e-5, None),
+    "flame.3dl": (LutFile(bumpy(3, 6, 6, 6, low=0, high=0.2)), 1e-5, None),
+    "large.3dl": (LutFile(identity_lut(50) ** 0.7), 1e-5, None),
+    "chain.clf": (
+        LutFile(
+            stages=[
+                Table1D(bumpy(3, 9) * 1e-3, WIDE),
+                Table3D(bumpy(3, 4, 4, 4), ((-1e-4, 0, 0), (1e-3, 1e-3, 2e-3)), "trilinear"),
+                Matrix(torch.tensor([[-1.5, 0, 0, 1], [0, 2, 0, 0], [0, 0, 3, 0]])),
+                Table3D(bumpy(3, 3, 3, 3)),
+                Matrix(torch.tensor([[0.7, 0.2, 0.1, 0.05], [-0.1, 1.1, 0, -0.2], [0, 1 / 3, 0.6, 0]])),
+            ]
+        ),
+        1e-5,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_opencolorio_reads_what_we_write(tmp_path, name, interpolation):
+    """In every domain and beyond; in a .clf, each table interpolated as it asks."""
+    lut, atol, contents = WRITTEN[name]
+    lut = copy.deepcopy(lut)
+    lut.title, lut.comments = "Warm <Ω>", (" by hand", " two & three")
+    if name != "chain.clf":
+        lut.interpolation = interpolation
+    write_lut(lut, tmp_path / name)
+    again = read_lut(tmp_path / name, interpolation)
+    assert again.contents == (contents or lut.contents)
+    for pixels in (colours(), colours(-1.0, 2.5)):
+        theirs = by_opencolorio(pixels, tmp_path / name, "best" if name == "chain.clf" else interpolation)
+        np.testing.assert_allclose(pixels_of(lut(image_of(pixels))), theirs, rtol=0, atol=atol)
+        np.testing.assert_allclose(pixels_of(again(image_of(pixels))), theirs, rtol=0, atol=1e-5)
+    if not name.endswith(("spi1d", "spi3d")):
+        other = next(how for how in INTERPOLATIONS if how != interpolation)
+        assert read_lut(tmp_path / name, other).interpolation == lut.interpolation or lut.table is None
+        assert again.title == lut.title and again.comments == lut.comments
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_clf_holds_what_other_formats_hold(tmp_path, name):
+    (tmp_path / name).write_text(OTHERS[name][0])
+    lut = read_lut(tmp_path / name)
+    write_lut(lut, tmp_path / "written.clf")
+    assert read_lut(tmp_path / "written.clf").contents == lut.contents
+    for pixels in (colours(-0.2, 1.2), colours(-2, 6)):
+        theirs = by_opencolorio(pixels, tmp_path / "written.clf", lut.interpolation)
+        expected = by_opencolorio(pixels, tmp_path / name, lut.interpolation)
+        np.testing.assert_allclose(theirs, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "lut", "message"),
+    [
+        (
+            "a.3dl",
+            LutFile(bumpy(3, 5, 5, 5, high=0.12)),
+            "expected a colour lighter than 1/8 in a .3dl, got at most 0.1",
+        ),
+        ("a.3dl", LutFile(None, bumpy(3, 5)), "expected a 3D LUT over 0 to 1 for a .3dl, got 1D LUT of 5 entries"),
+        ("a.spi3d", LutFile(bumpy(3, 5, 5, 5), table_domain=ONE), "expected a 3D LUT over 0 to 1 for a .spi3d, got"),
+        ("a.spi1d", LutFile(None, bumpy(3, 5), shaper_domain=WIDE), "expected one domain for R, G and B, which is all"),
+        ("a.spi1d", LutFile(bumpy(3, 5, 5, 5)), "expected a 1D LUT for a .spi1d, got 3D LUT of 5×5×5"),
+        ("a.csp", LutFile(identity_lut(130)), "expected a 3D LUT of at most 129 vertices a side for a .csp, got 130"),
+        ("a.csp", LutFile(stages=[Table3D(bumpy(3, 5, 5, 5))] * 2), "expected a 1D LUT, a 3D LUT or one after"),
+        ("a.clf", LutFile(bumpy(3, 5, 5, 5).sort(1)[0]).inverse(), "expected stages that a .clf holds ("),
+    ],
+)
+def test_what_a_format_cannot_hold_is_not_written(tmp_path, name, lut, message):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{tmp_path / name}: {message}")):
+        write_lut(lut, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_3dl_is_clipped_and_rounded(tmp_path):
+    write_lut(LutFile(bumpy(3, 5, 5, 5)), tmp_path / "a.3dl")
+    exact = (bumpy(3, 5, 5, 5).clamp(0, 1) * 65535).round() / 65535
+    torch.testing.assert_close(read_lut(tmp_path / "a.3dl").table, exact, rtol=0, atol=1e-6)
+
+
+def test_a_cube_names_its_interpolation_and_keeps_comments(tmp_path):
+    text = "#Copyright: none\nLUT_3D_SIZE 2\n# INTERPOLATION trilinear\n" + "0 0 0\n" * 4 + "\t# half\n" + "1 1 1\n" * 4
+    (tmp_path / "a.cube").write_text(text)
+    lut = read_lut(tmp_path / "a.cube")
+    assert lut.interpolation == "trilinear" and lut.comments == ("Copyright: none", " half")
+    write_lut(lut, tmp_path / "b.cube")
+    assert (tmp_path / "b.cube").read_text().startswith("# INTERPOLATION trilinear\n#Copyright: none\n# half\nLUT_3D")
+    lut.interpolation = "tetrahedral"
+    write_lut(lut, tmp_path / "c.cube")
+    assert read_lut(tmp_path / "c.cube", "trilinear").interpolation == "tetrahedral"
+    (tmp_path / "d.cube").write_text(text.replace("INTERPOLATION", "Interpolated"))
+    assert [read_lut(tmp_path / "d.cube", how).interpolation for how in INTERPOLATIONS] == list(INTERPOLATIONS)
 
 
 def test_two_tables_whose_domains_vary_by_channel_are_not_written(tmp_path):
@@ -529,8 +641,8 @@ def test_files_are_replaced_only_when_told(tmp_path):
     assert path.read_text() == "old"
     write_lut(LutFile(identity_lut(2)), path, overwrite=True)
     assert torch.equal(read_lut(path).table, identity_lut(2))
-    with pytest.raises(ValueError, match=r"expected a name that ends in \.cube or \.png"):
-        write_lut(LutFile(identity_lut(2)), tmp_path / "a.clf")
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.cube, \.png, \.3dl, "):
+        write_lut(LutFile(identity_lut(2)), tmp_path / "a.ctf")
 
 
 def test_one_text_however_it_is_written(tmp_path):
