@@ -106,7 +106,7 @@ class Avif(Format):
             with open(path, "rb") as file:
                 container = read_container(file)
             width, height = container.size()
-        except (EOFError, struct.error) as error:
+        except (EOFError, IndexError) as error:
             raise ValueError(f"{path}: expected a whole AVIF, got a damaged one ({error})") from None
         properties = container.properties()
         for kind, content in properties:
@@ -153,8 +153,11 @@ class Container:
         return next((content for name, content in self.properties(number) if name == kind), b"")
 
     def size(self) -> tuple[int, int]:
-        """Width and height as stored."""
-        width, height = struct.unpack_from(">II", self.property(b"ispe"), 4)
+        """Width and height as stored. Raises EOFError where the boxes do not say."""
+        try:
+            width, height = struct.unpack_from(">II", self.property(b"ispe"), 4)
+        except struct.error:
+            raise EOFError("its boxes state no width and height") from None
         return width, height
 
     def coding(self) -> tuple[int, bool, str]:
@@ -195,7 +198,7 @@ class Container:
 
 
 def read_container(file: BinaryIO) -> Container:
-    """Raises EOFError, struct.error or IndexError where the boxes are damaged."""
+    """Raises EOFError or IndexError where the boxes are damaged."""
     size = file.seek(0, 2)
     found, start = Container(file), 0
     meta = None

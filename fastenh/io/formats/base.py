@@ -254,7 +254,7 @@ def take(file: BinaryIO, count: int) -> bytes:
     """The next `count` bytes. Raises EOFError where the file has fewer."""
     data = file.read(count)
     if len(data) < count:
-        raise EOFError
+        raise EOFError("it ends too early")
     return data
 
 
