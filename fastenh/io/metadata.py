@@ -373,6 +373,12 @@ def exif_block(directory: Directory) -> bytes:
     return b"II*\0\x08\0\0\0" + pack_directory(directory, 8) if directory else b""
 
 
+def exif_of_resolution(dpi: tuple[float, float]) -> bytes:
+    """An EXIF block that states pixels per inch, across and down, and nothing else."""
+    fractions = [Tag(5, 1, struct.pack("<II", min(round(1000 * value), 2**32 - 1), 1000)) for value in dpi]
+    return exif_block(Directory({282: fractions[0], 283: fractions[1], 296: Tag(3, 1, struct.pack("<H", 2))}))
+
+
 def _with_those_below(directory: Directory) -> Iterator[Directory]:
     yield directory
     for tag in directory.values():

@@ -30,7 +30,7 @@ from fastenh.io import Header, Photo, read_photo, read_pixels, write_photo
 from fastenh.io.colour import from_profile, undated
 from fastenh.io.formats import png as png_format
 from fastenh.io.formats import tiff as tiff_format
-from fastenh.io.metadata import Metadata
+from fastenh.io.metadata import Metadata, read_exif
 from fastenh.io.photos import open_photo, row_writer, stored_as
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
@@ -1009,6 +1009,15 @@ def test_what_a_format_has_no_place_for_is_named(tmp_path, suffix, lost):
         write_photo(Photo(Header.of("HEIC", pixels, about), pixels), tmp_path / f"a.{suffix}")
     said = [str(one.message) for one in caught]
     assert len(said) == bool(lost) and all(f": left out {lost}: " in line for line in said)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "webp", "avif", "jxl"])
+def test_a_resolution_without_exif_goes_into_every_format_with_a_place_for_it(tmp_path, suffix):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", dpi=(300, 150))
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / f"b.{suffix}")
+    written = read_photo(tmp_path / f"b.{suffix}").header.metadata
+    stated = written.dpi or read_exif(written.exif).dpi
+    assert stated == pytest.approx((300, 150), abs=0.02)
 
 
 def test_nobody_invents_a_date_or_a_resolution(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of, rgb_profile
-from fastenh.io.metadata import EXIF_START, Metadata, exif_within, iptc_records
+from fastenh.io.metadata import EXIF_START, Metadata, exif_of_resolution, exif_within, iptc_records
 from fastenh.io.xmp import naming, without_gain_map
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
@@ -38,6 +38,7 @@ class Format:
     extra_channels = False  # beyond colours and alpha
     linear = False  # pixel values are proportional to light
     holds: tuple[str, ...] = ("exif", "xmp")  # what is written of other formats' metadata, colours and resolution aside
+    resolution = False  # has a place for it outside EXIF
     max_exif: int | None = None  # bytes of EXIF that a file holds
     any_name = False  # file names need not be UTF-8
     package = ""  # what to install to read and write it, where that is optional
@@ -205,6 +206,8 @@ class Header:
         about = replace(
             about, xmp=about.xmp and naming(about.xmp, ""), icc=b"" if format.linear or self.linear else about.icc
         )
+        if about.dpi and not about.exif and "exif" in format.holds and not format.resolution:
+            about = replace(about, exif=exif_of_resolution(about.dpi))
         present = {"exif": about.exif, "xmp": about.xmp, "iptc": iptc_records(about.iptc)}
         if lost := ", ".join(name.upper() for name in present if present[name] and name not in format.holds):
             header = replace(header, notes=(*header.notes, f"left out {lost}: {format.name} files are written without"))

@@ -43,6 +43,7 @@ Segments = list[tuple[int, bytes]]  # marker and content
 
 class Jpeg(Format):
     name = "JPEG"
+    resolution = True
     suffixes = (".jpg", ".jpeg")
     start = re.compile(rb"\xff\xd8\xff")
     depths = ("uint8",)

@@ -53,6 +53,7 @@ AT_ONCE = 2**18  # bytes of pixels that are filtered at once: they stay in the c
 
 class Png(Format):
     name = "PNG"
+    resolution = True
     suffixes = (".png",)
     start = re.compile(rb"\x89PNG\r\n\x1a\n")
     depths = ("uint8", "uint16")

@@ -49,6 +49,7 @@ AT_ONCE = 2**18  # bytes of a strip: they stay in the cache
 
 class Tiff(Format):
     name = "TIFF"
+    resolution = True
     suffixes = (".tif", ".tiff")
     start = re.compile(rb"II\*\0|MM\0\*|II\x2b\0|MM\0\x2b")
     depths = ("uint8", "uint16", "float16", "float32")
