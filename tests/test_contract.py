@@ -574,7 +574,8 @@ def test_conditions_of_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     expected = Enhancer(Styled(), "cpu")(read_photo("a.png").pixels, style={"a": 0.5, "b": 0.5}, gain=0.9)
     assert np.array_equal(read_photo("b.png").pixels, expected)
     code, output = run("lut", "bake", "--photo", "a.png", "-o", "a.cube", "--set", "style=b", "--size", "5")
-    assert (code, output) == (0, "Wrote a.cube\n")
+    assert code == 0
+    assert output.startswith("Wrote a.cube: at most ")
     for option in ("--set", "gain=1"), ("--set", "gain=2"):
         assert run("enhance", "a.png", "-o", "e.png", "--set", "gain=3", *option) == (
             2, "fastenh: --set gain: expected one value, got another\n",
