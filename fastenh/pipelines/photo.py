@@ -27,7 +27,8 @@ class FileOptions(Options):
     RANGES = Options.RANGES | {"quality": ("1 to 100", 1, 100)}
 
     def for_photo(self, engine: Engine, header: Header) -> FileOptions:
-        """With the space of this photo where none is given: its own numbers if it is linear light or of floats."""
+        """The options with a `space`, if none is given: "file" for linear light and floats in a system without bounds,
+        else "srgb"."""
         own = not engine.system.bounded and (header.linear or header.dtype.kind == "f")
         return self if self.space else replace(self, space="file" if own else "srgb")
 
@@ -43,9 +44,9 @@ def enhance_file(
     row of tiles, a compressed strip). Pixels keep their stored order and orientation tag. A rotated photo that changes
     its format is turned upright in memory instead.
     """
-    times = os.stat(source)  # before reading sets the access time
+    times = os.stat(source) if options.keep_times else None  # before reading, which changes the access time
     notes = _enhance_file(engine, source, target, options, overwrite)
-    if options.keep_times:  # at last: a temporary file with an old time would count as abandoned
+    if times:  # after the rename: a temporary file with an old time would count as abandoned
         os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
     return notes
 

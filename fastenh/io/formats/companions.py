@@ -4,8 +4,9 @@ Two tables say where they are. XMP may have a directory of items with their leng
 as in Ultra HDR and motion photos). The Multi-Picture Format (MPF, CIPA DC-007) is a TIFF directory in a segment APP2;
 its offsets count from the start of that directory.
 
-A gain map holds log2 of HDR over SDR. It is relative to the photo, so it stays valid for a retouched one: what was n
-stops brighter in HDR still is. Pictures and videos show the photo as it was, so they are not kept.
+A gain map holds log2(HDR / SDR) for each pixel. It is relative to the photo, so it stays valid after a retouch: HDR
+displays add the same number of stops to the new photo. Further pictures and videos show the photo before the retouch,
+so they are dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MPF, ISO_GAIN_MAP = b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0"  # how segments A
 MP_VERSION, MP_COUNT, MP_ENTRIES = 0xB000, 0xB001, 0xB002
 KIND, PREVIEW, UNDEFINED = 0xFFFFFF, 0x01, 0  # of a picture, in its attributes; a preview has 1 in bits 16 to 23
 GAIN_MAP_MARKS = (ISO_GAIN_MAP, b"http://ns.adobe.com/hdr-gain-map/1.0/", b"http://ns.apple.com/HDRGainMap/1.0/")
-MAX_PICTURES = 64  # that are looked at; each may claim to be as large as the file
+MAX_PICTURES = 64  # read from MPF; each may claim the size of the whole file
 VIDEO = re.compile(rb"ftyp(mp4|iso|avc1|qt  |MSNV|3gp)")
 
 

@@ -287,10 +287,10 @@ def _read_channel(bits: Bits, head: Head) -> None:
 
 
 def _as_floats(codestream: bytes, head: Head) -> bytes:
-    """The same picture in a file that states 32-bit floats: from XYB, libjxl then makes linear sRGB without bounds.
+    """The codestream with 32-bit floats as its stated depth, so that libjxl decodes XYB to unbounded linear sRGB.
 
-    Of 8 bits it would make 8 bits of linear light, within sRGB. The header becomes longer by whole bytes, which an
-    extension without meaning fills up, so that all that follows stays as it is."""
+    With the stated 8 bits, libjxl would quantise linear light to 8 bits and clip it to sRGB. The new header is a whole
+    number of bytes longer: an empty extension pads it, so the bytes that follow need no shift."""
     (start, stop), place = head.depth, head.extensions
     number = int.from_bytes(codestream[: place // 8 + 2], "little")
     if number >> place & 3:  # two bits, zero where there are none

@@ -63,7 +63,7 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """Of a pixel as it is read."""
+        """Channels of a pixel after decoding."""
         return COLOURS.get(self.photometric, 0) + len(self.extra)
 
     @property
