@@ -110,11 +110,6 @@ class LutFile(System):
         return (self.stages[0].domain if self.stages else None) or UNIT
 
     @property
-    def shaper_domain(self) -> Domain:
-        """Of the first stage."""
-        return self.domain
-
-    @property
     def table_domain(self) -> Domain:
         """Of the last stage."""
         return (self.stages[-1].domain if self.stages else None) or UNIT

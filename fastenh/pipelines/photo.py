@@ -55,15 +55,14 @@ def _enhance_file(engine: Engine, source: Path, target: Path, options: FileOptio
     photo = open_photo(source)
     if options.strength and not engine.system.keeps_gray:
         photo = in_rgb(photo)
-    options = options.for_photo(engine, photo.header)
     if not isinstance(photo, Photo):
         old, new = photo.header, stored_as(photo.header, target)
         can = FORMATS[new.format].by_rows and (old.orientation == 1 or new.format == old.format) and engine.tileable
         if can and old.height * old.width * engine.scale**2 > LARGE:
+            options = options.for_photo(engine, old)
             return new.notes + enhance_by_strips(engine, photo, target, new, options, options.dither, overwrite)
         photo = all_rows(photo)
-    header = stored_as(photo.header, target)
-    after, notes = enhance_photo(engine, photo, options, header)
+    after, notes = enhance_photo(engine, photo, options, stored_as(photo.header, target))
     write_stored(after, target, options.quality, overwrite, source)
     return after.header.notes + notes
 

@@ -863,7 +863,7 @@ def by_formula(image: Tensor, lut: LutFile) -> np.ndarray:
     """NumPy's and PyTorch's own interpolation, in float64."""
     x = image.double().numpy()
     if lut.shaper is not None:
-        curves, (low, high) = lut.shaper.double().numpy(), lut.shaper_domain
+        curves, (low, high) = lut.shaper.double().numpy(), lut.domain
         for c in range(3):
             x[:, c] = np.interp(x[:, c], np.linspace(low[c], high[c], curves.shape[1]), curves[c])
     if lut.table is None:
