@@ -19,48 +19,29 @@ Making the samples takes about an hour of processor time, training ten minutes. 
 from __future__ import annotations
 
 import colorsys
-import csv
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastenh import ops
-from fastenh.atomic import replacing
 from fastenh.data.bundled import PHOTOS, held_out_photos
-from fastenh.data.degrade import degrade, luma, quantise, to_linear, to_srgb
+from fastenh.data.degrade import degrade, quantise
 from fastenh.data.graphics import graphic
-from fastenh.data.synthetic import rotate_hues, scene
+from fastenh.data.retouched import DEGRADED, GRAPHIC, PHOTO, TINTS, Experts, make_samples, read_sources, sources
 from fastenh.losses import monotonicity, rgb_to_lab, total_variation
-from fastenh.models import ImageAdaptiveLUT, Picture, System, load
-from fastenh.models.checkpoint import WEIGHTS
-from fastenh.models.lut3d import HistogramClassifier
-from fastenh.tiles import Place
+from fastenh.models import ImageAdaptiveLUT
 from fastenh.train.card import command, degradations_in_words, page, save_trained, table
 from fastenh.train.config import Settings
 from fastenh.train.loop import Networks, Task
-
-SIDE = 768  # pixels of a photo's longer side, at most
-GRID = HistogramClassifier.GRID
-PIXELS = 512  # of each sample, for the loss
-CHUNK = 64  # samples that one seed makes
-PHOTO, GRAPHIC, DEGRADED = range(3)  # kinds of samples
-
-# Gains of R, G and B for tints, in linear light.
-TINTS = {"warm": (1.4, 1.0, 0.65), "cool": (0.7, 1.0, 1.4), "green": (0.8, 1.15, 0.8), "magenta": (1.2, 0.85, 1.2)}
 
 
 @dataclass(frozen=True)
@@ -94,228 +75,6 @@ class Config(Settings):
         for name in ("photos", "adaint", "lut3d"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a {'folder' if name == 'photos' else 'file'}, got none")
-
-
-# ---- what to learn from
-
-
-class Source(NamedTuple):
-    """A picture that auto.csv lists. `use` is train (a photo), portrait, drawing or validate."""
-
-    use: str
-    source: str
-    path: str
-    author: str
-    licence: str
-
-
-def sources() -> list[Source]:
-    with open(WEIGHTS / "auto.csv", encoding="utf-8", newline="") as file:
-        return [Source(**row) for row in csv.DictReader(file)]
-
-
-def read_sources(folder: str, use: str, side: int = SIDE) -> list[Tensor]:
-    """(3, H, W) uint8 each, reduced to at most `side` pixels on the longer side."""
-    listed = [source for source in sources() if source.use == use]
-    if missing := [source for source in listed if not Path(folder, source.path).is_file()]:
-        raise ValueError(
-            f"{folder}: expected {len(listed)} pictures for {use}, got no {missing[0].path} (of {missing[0].source})"
-        )
-    return [_read(Path(folder, source.path), side) for source in listed]
-
-
-def _read(path: Path, side: int) -> Tensor:
-    with Image.open(path) as image:
-        image.draft("RGB", (side, side))
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode == "P":  # with a transparent colour, which RGB lacks
-        upright = upright.convert("RGBA")
-    upright = upright.convert("RGB")
-    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-
-
-class Experts:
-    """The mean of two published models' results, in CIELAB."""
-
-    def __init__(self, adaint: str, lut3d: str) -> None:
-        self.models: list[System] = [load(adaint), load(lut3d)]
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """(1, 3, H, W) sRGB → (1, 3, h, w) L*a*b* of `pixels`, (1, 3, h, w), as the experts retouch them in `image`."""
-        pixels = image if pixels is None else pixels
-        results = []
-        for model in self.models:
-            params = model.predict(Picture(image))
-            results.append(rgb_to_lab(quantise(model.render(pixels, params, None, Place(0, 0, *pixels.shape[2:])))))
-        return torch.stack(results).mean(0)
-
-
-# ---- samples
-
-
-class Maker:
-    """Makes samples, in processes that each have one."""
-
-    def __init__(self, config: Config) -> None:
-        torch.set_num_threads(1)
-        self.config, self.experts = config, Experts(config.adaint, config.lut3d)
-        cameras: list[Tensor] = []
-        wallpapers: list[Tensor] = []
-        listed = [source for source in sources() if source.use == "train"]
-        for source, photo in zip(listed, read_sources(config.photos, "train"), strict=True):
-            (cameras if source.source == "metadata-extractor-images" else wallpapers).append(photo)
-        bundled = [(photo.read() * 255).round().byte() for photo in PHOTOS if not photo.held_out]
-        self.photos = [(0.55, cameras), (0.32, wallpapers), (0.13, bundled)]
-        self.portraits = read_sources(config.photos, "portrait")
-        self.drawings = read_sources(config.photos, "drawing")
-        self.classifier = HistogramClassifier(1)
-
-    def samples(self, chunk: int) -> dict[str, Tensor]:
-        """The samples of one chunk: "kind" (N,), "statistics" and "histograms" (N, F), "pixels" (N, 3, P) uint8 and
-        "targets" (N, 3, P) float16 L*a*b*."""
-        rng = np.random.default_rng([self.config.seed, chunk])
-        made = [self.picture(rng) for _ in range(CHUNK)]
-        grids, targets = torch.cat([entry[0] for entry in made]), torch.cat([entry[1] for entry in made])
-        kinds = torch.tensor([entry[2] for entry in made])
-        photos = kinds == PHOTO
-        parts = [self._part(grids, targets, kinds, rng)]
-        for _ in range(2):
-            degraded = degrade_at_random(grids[photos], rng)
-            parts.append(self._part(degraded, targets[photos], torch.full((len(degraded),), DEGRADED), rng))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _part(self, grids: Tensor, targets: Tensor, kinds: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        statistics, histograms = self.classifier.features(grids)
-        which = torch.from_numpy(rng.permutation(GRID * GRID)[:PIXELS])
-        pixels = (grids.flatten(2)[:, :, which] * 255).round().byte()
-        targets = targets.flatten(2)[:, :, which].half()
-        return {
-            "kind": kinds,
-            "statistics": statistics,
-            "histograms": histograms.half(),
-            "pixels": pixels,
-            "targets": targets,
-        }
-
-    def picture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
-        """Pixels (1, 3, 64, 64) of a random picture, their target, and the picture's kind."""
-        kind = rng.random()
-        if kind < 0.16:
-            image = self.drawing(rng) if kind < 0.07 else self.graphic(rng)
-            pixels = self.grid(image)
-            return pixels, rgb_to_lab(pixels), GRAPHIC
-        image = self.scene(rng) if kind < 0.27 else self.photo(rng)
-        pixels = self.grid(image)
-        return pixels, self.experts(image, pixels), PHOTO
-
-    def grid(self, image: Tensor) -> Tensor:
-        """(1, 3, H, W) → (1, 3, 64, 64)."""
-        return F.interpolate(self.classifier.pick(image), (GRID, GRID), mode="nearest-exact")
-
-    def photo(self, rng: np.random.Generator) -> Tensor:
-        """A photo or a part of it, of at most 512 pixels a side; some varied, as other cameras and lights would."""
-        portrait = rng.random() < 0.02
-        groups = [self.portraits] if portrait else [photos for _, photos in self.photos]
-        group = groups[0] if portrait else groups[rng.choice(3, p=[share for share, _ in self.photos])]
-        image = (
-            any_part(group[rng.integers(len(group))], rng, 0.35)
-            if rng.random() < 0.7
-            else group[rng.integers(len(group))]
-        )
-        real = image[None].float() / 255
-        largest = max(real.shape[2:])
-        if largest > 512:
-            size = [max(1, round(length * 512 / largest)) for length in real.shape[2:]]
-            real = F.interpolate(real, size, mode="bilinear", antialias=True).clamp(0, 1)
-        if rng.random() < 0.5:
-            real = real.flip(3)
-        if not portrait and rng.random() < 0.2:
-            real = rotate_hues(real[0], rng)[None]
-        return quantise(vary(real, rng) if rng.random() < 0.45 else real)
-
-    def scene(self, rng: np.random.Generator) -> Tensor:
-        return quantise(F.interpolate(scene(rng, 96)[None], scale_factor=3, mode="bilinear"))
-
-    def graphic(self, rng: np.random.Generator) -> Tensor:
-        cameras = self.photos[0][1]
-        photo = Image.fromarray(cameras[rng.integers(len(cameras))].permute(1, 2, 0).numpy())
-        return torch.from_numpy(np.array(graphic(rng, photo))).permute(2, 0, 1)[None] / 255
-
-    def drawing(self, rng: np.random.Generator) -> Tensor:
-        """A wallpaper that is no photo, or a part of it, in other colours."""
-        image = self.drawings[rng.integers(len(self.drawings))]
-        real = (any_part(image, rng, 0.3) if rng.random() < 0.8 else image).float() / 255
-        real = rotate_hues(real, rng)[None] if rng.random() < 0.6 else real[None]
-        return quantise(vary(real, rng) if rng.random() < 0.3 else real)
-
-
-def any_part(image: Tensor, rng: np.random.Generator, least: float) -> Tensor:
-    """A rectangle whose sides are `least` to all of the image's, but at least 64 pixels if it has them."""
-    height, width = (min(max(64, round(length * rng.uniform(least, 1))), length) for length in image.shape[1:])
-    top, left = rng.integers(image.shape[1] - height + 1), rng.integers(image.shape[2] - width + 1)
-    return image[:, top : top + height, left : left + width]
-
-
-def vary(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Another tone curve and saturation, and for half of the images a little other exposure and light."""
-    image = image ** float(np.exp(rng.normal(0, 0.15)))
-    image = image + rng.uniform(-0.15, 0.3) * (image * image * (3 - 2 * image) - image)
-    grey = luma(image)
-    image = (grey + (image - grey) * float(np.exp(rng.normal(0, 0.22)))).clamp(0, 1)
-    if rng.random() < 0.5:
-        gains = torch.tensor(np.exp(rng.normal(0, 0.04, (3, 1, 1))), dtype=torch.float32)
-        image = to_srgb((to_linear(image) * gains * 2 ** rng.normal(0, 0.25)).clamp(0, 1))
-    return image
-
-
-def degrade_at_random(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Seven in ten are tinted, half of them about as one of `TINTS`; each other change hits some."""
-    batch = len(image)
-
-    def sometimes(change: np.ndarray, share: float) -> np.ndarray:
-        return change * (rng.random(batch) < share).reshape(-1, *[1] * (change.ndim - 1))
-
-    warmth, magenta = rng.normal(0, 0.35, (batch, 1)), rng.normal(0, 0.2, (batch, 1))
-    tint = np.hstack([warmth + magenta, -magenta, -warmth * rng.uniform(0.7, 1.3, (batch, 1)) + magenta])
-    known = np.log(list(TINTS.values()))[rng.integers(4, size=batch)] * rng.uniform(0.5, 1.2, (batch, 1))
-    tint = np.where(rng.random((batch, 1)) < 0.5, known + rng.normal(0, 0.06, (batch, 3)), tint)
-    return degrade(
-        image,
-        stops=sometimes(rng.uniform(-2.0, 0.7, batch), 0.4),
-        gains=np.exp(sometimes(tint, 0.7)),
-        contrast=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
-        gamma=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
-        saturation=np.exp(sometimes(rng.normal(0, 0.15, batch), 0.15)),
-    )
-
-
-def make_samples(config: Config, folder: Path) -> dict[str, Tensor]:
-    """The samples of all chunks; read from `folder` if they were made before."""
-    path = folder / f"samples_{config.seed}_{config.samples}.safetensors"
-    if not path.exists():
-        Maker(config)  # reports what is missing before processes start
-        folder.mkdir(parents=True, exist_ok=True)
-        chunks = range(-(-config.samples // CHUNK))
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _start, (config,)) as pool:
-            made = list(track(pool.map(_make, chunks), "making samples", len(chunks)))
-        with replacing(path, overwrite=True) as part:
-            save_file({name: torch.cat([one[name] for one in made]) for name in made[0]}, part)
-    return load_file(path)
-
-
-_maker: Maker | None = None  # of this process
-
-
-def _start(config: Config) -> None:
-    global _maker
-    _maker = Maker(config)
-
-
-def _make(chunk: int) -> dict[str, Any]:
-    assert _maker is not None
-    return {name: part for name, part in _maker.samples(chunk).items()}
 
 
 # ---- training
@@ -640,7 +399,10 @@ def write_failures(
     sheet.save(FAILURES, quality=88)
 
 
+def task(config: Config, folder: Path) -> Distillation:
+    samples = make_samples(config.photos, config.adaint, config.lut3d, config.samples, config.seed, folder)
+    return Distillation(config, samples)
+
+
 if __name__ == "__main__":
-    command(
-        "auto", str(__doc__), Config, lambda config, folder: Distillation(config, make_samples(config, folder)), card
-    )
+    command("auto", str(__doc__), Config, task, card)

@@ -18,6 +18,7 @@ from fastenh import models  # noqa: E402
 from fastenh.data.bundled import held_out_photos, training_photos  # noqa: E402
 from fastenh.data.degrade import degrade, quantise  # noqa: E402
 from fastenh.data.graphics import graphic  # noqa: E402
+from fastenh.data.retouched import DEGRADED, GRAPHIC, PHOTO, Experts, sources  # noqa: E402
 from fastenh.losses import rgb_to_lab  # noqa: E402
 from fastenh.models.lut3d import HistogramClassifier  # noqa: E402
 from fastenh.train import auto  # noqa: E402
@@ -95,7 +96,7 @@ def test_it_retouches_as_the_experts_do(model, photos, tmp_path):
     folder = ASSETS / "Image-Adaptive-3DLUT/pretrained_models/sRGB"
     models.save(models.adaint.convert(ASSETS / "AdaInt/pretrained/AiLUT-FiveK-sRGB.pth"), tmp_path / "a.safetensors")
     models.save(models.lut3d.convert(folder / "LUTs.pth", folder / "classifier.pth"), tmp_path / "z.safetensors")
-    experts = auto.Experts(str(tmp_path / "a.safetensors"), str(tmp_path / "z.safetensors"))
+    experts = Experts(str(tmp_path / "a.safetensors"), str(tmp_path / "z.safetensors"))
     measured = auto.measure_photos(model, experts, photos)
     assert all(row["retouched"] < row["untouched"] for row in measured.values())
     assert np.mean([row["retouched"] for row in measured.values()]) <= 5
@@ -103,7 +104,7 @@ def test_it_retouches_as_the_experts_do(model, photos, tmp_path):
 
 def test_the_card_lists_every_picture():
     card = (WEIGHTS / "auto.md").read_text()
-    for source in auto.sources():
+    for source in sources():
         assert f"| {Path(source.path).name} | {source.source} | {source.author} | {source.licence} |" in card
         assert source.licence
         assert source.author
@@ -137,7 +138,7 @@ def test_training_learns_and_is_repeatable(tmp_path):
     statistics, histograms = classifier.features(photos)
     pixels = photos.flatten(2)[:, :, :256]
     samples = {
-        "kind": torch.tensor([auto.PHOTO, auto.PHOTO, auto.GRAPHIC, auto.DEGRADED]),
+        "kind": torch.tensor([PHOTO, PHOTO, GRAPHIC, DEGRADED]),
         "statistics": statistics,
         "histograms": histograms.half(),
         "pixels": (pixels * 255).round().byte(),
