@@ -21,9 +21,16 @@ if len(sys.argv) == 2:
             pixels = (photo.read() * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(folder / f"{photo.name}.jpg", quality=92)
 else:
-    pairs = [Image.open(folder / "retouched" / f"{name}_compare.jpg") for name in NAMES]
-    pairs = [pair.resize((round(pair.width * 300 / pair.height), 300)) for pair in pairs]
-    sheet = Image.new("RGB", (max(pair.width for pair in pairs), 308 * len(pairs) - 8), "white")
-    for row, pair in enumerate(pairs):
-        sheet.paste(pair, ((sheet.width - pair.width) // 2, 308 * row))
-    sheet.save(sys.argv[2], quality=88)
+    height, gap = 240, 6
+    columns = []
+    for name in NAMES:
+        column = [Image.open(place / f"{name}.jpg") for place in (folder, folder / "retouched")]
+        width = round(column[0].width * height / column[0].height)
+        columns.append([photo.resize((width, height), Image.Resampling.LANCZOS) for photo in column])
+    size = sum(column[0].width + gap for column in columns) - gap, 2 * height + gap
+    sheet, left = Image.new("RGB", size, "white"), 0
+    for before, after in columns:
+        sheet.paste(before, (left, 0))
+        sheet.paste(after, (left, height + gap))
+        left += before.width + gap
+    sheet.save(sys.argv[2], quality=90)

@@ -245,15 +245,17 @@ def ramp_pictures() -> Tensor:
 
 @torch.no_grad()
 def largest_step(model: nn.Module) -> float:
-    """In 8-bit levels, along the ramps, each retouched by itself."""
+    """The largest step between neighbouring pixels of the ramps, each retouched as a picture of its own, in 8-bit
+    levels."""
     return 255 * quantise(model(ramp_pictures())).diff(dim=3).abs().max().item()
 
 
 @torch.no_grad()
 def measure_photos(model: nn.Module, experts: Experts, photos: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """By photo: ΔE to the experts' version of it, of the photo ("untouched"), of its result ("retouched") and of the
-    results for the degraded photo; how much the result differs from the photo ("change"); percent newly clipped; and
-    the chroma that greys gain, where there are any."""
+    """For each photo, mean ΔE*ab to the experts' version: of the photo ("untouched"), of its result ("retouched") and
+    of the result for each of `DEGRADATIONS`, by its name. Also ΔE*ab between the photo and its result ("change"), the
+    percentage of newly clipped pixels ("clipped"), and, if the photo has grey pixels, the chroma that they gain
+    ("chroma")."""
     results = {}
     for name, photo in photos.items():
         target, after = experts(photo), quantise(model(photo))
@@ -269,7 +271,7 @@ def measure_photos(model: nn.Module, experts: Experts, photos: dict[str, Tensor]
 
 @torch.no_grad()
 def measure_graphics(model: nn.Module, groups: dict[str, list[Tensor]]) -> dict[str, list[float]]:
-    """By group: the ΔE between each picture and its result."""
+    """For each group, mean ΔE*ab between each picture and its result."""
     return {
         name: [distance(quantise(model(image)), rgb_to_lab(image)) for image in images]
         for name, images in groups.items()
@@ -331,9 +333,9 @@ image-adaptive 3D LUT of Zeng et al. ([HuiZeng/Image-Adaptive-3DLUT](https://git
 sRGB, paired). The target for a photo is the mean of their results in CIELAB. For a model that leaves good photos
 alone, see [correct](correct.md).""",
         measured=f"""\
-Mean ΔE*ab (CIE76) to the experts' version of the photo: of the photo, of its result, and of the results for the photo
-degraded in a known way; then between the photo and its result. Outputs are rounded to 8 bits; photos are at most 640
-pixels wide or high.
+Mean ΔE*ab (CIE76). The target is the experts' version of the photo. Columns: the untouched photo against the target;
+its result against the target; the results for five degraded versions of the photo against the same target; and the
+photo against its result ("change"). Outputs are rounded to 8 bits. Photos are at most 640 pixels wide or high.
 
 {table(["", *columns], rows)}
 
@@ -353,13 +355,14 @@ The rest of the training set is procedural scenes and graphics, made by code (`f
 the paths of the files.""",
         training=model.about["training"],
         limits="""\
-- It has one expert's taste, as two networks reproduce it: more light, contrast and colour. `--strength` reduces it.
+- It has the taste of one expert, as two networks reproduce it: more light, contrast and colour. `--strength` reduces
+  the effect.
 - It knows the distribution of colours, not their meaning: light that is warm on purpose may be taken for a tint, and
   the warm tint above is the one that it corrects least. A wall or snow, all of one colour, may become warmer. Paintings
   and renderings with soft shades count as photos.
 - It saw few people: one portrait in training.
 - It does not restore values that a wrong exposure has clipped.
-- Close to white it compresses: only white itself becomes white.""",
+- It compresses highlights: only pure white stays pure white.""",
         arguments=" --set photos=FOLDER --set adaint=FILE --set lut3d=FILE",
     )
 
@@ -391,11 +394,19 @@ def write_failures(
     made = next(iter(graphics))  # those by code, which are nobody's
     for n in np.argsort(changes[made])[-2:]:
         rows.append([graphics[made][n], model(graphics[made][n])])
-    sheet = Image.new("RGB", (4 * 264, len(rows) * 264), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            pixels = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            sheet.paste(ImageOps.contain(Image.fromarray(pixels), (256, 256)), (x * 264, y * 264))
+    strips = []
+    for row in rows:
+        pixels = [(image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy() for image in row]
+        pictures = [ImageOps.contain(Image.fromarray(picture), (260, 180)) for picture in pixels]
+        strips.append(pictures)
+    gap = 6
+    width = max(sum(picture.width + gap for picture in pictures) for pictures in strips) - gap
+    sheet = Image.new("RGB", (width, sum(pictures[0].height + gap for pictures in strips) - gap), "white")
+    top = 0
+    for pictures in strips:
+        for n, picture in enumerate(pictures):
+            sheet.paste(picture, (n * (picture.width + gap), top))
+        top += pictures[0].height + gap
     sheet.save(FAILURES, quality=88)
 
 
