@@ -31,7 +31,7 @@ class ImageAdaptiveLUT(System):
     - "paired" and "unpaired": the two convolutional networks of the paper;
     - "statistics": our own, a perceptron on the distribution of the photo's colours. It is far smaller, and it sees the
       absolute levels, which instance normalisation removes, so it learns from few photos;
-    - "histograms": the same with more evidence of tints, and of what is no photograph.
+    - "histograms": the same with histograms of chroma, which reveal tints, and statistics that recognise graphics.
     """
 
     reach = 0
@@ -173,15 +173,17 @@ class StatisticsClassifier(nn.Module):
 
 
 class HistogramClassifier(StatisticsClassifier):
-    """As `StatisticsClassifier`; it also sees what tells photographs from graphics, and histograms of chroma.
+    """`StatisticsClassifier` with 12 more statistics, which separate photographs from graphics, and two histograms of
+    chroma, which reveal a tint.
 
-    Graphics have flat areas and few colours: the shares of neighbours in the grid that differ by less than five
-    thresholds, of pixels whose exact colour occurs again, and of grey pixels.
+    Graphics have flat areas and few colours. The statistics are the shares of neighbouring grid pixels that differ by
+    less than each of five thresholds, along rows and along columns; the share of pixels whose exact colour, in 8 bits,
+    occurs more than once; and the share of grey pixels.
 
-    A tint in linear light shifts the distribution of (log R/G, log B/G), which is therefore the best evidence of one
-    (Barron, ICCV 2015). There are two histograms of 16×16 bins, with linear weights: of the pixels, and of the
-    differences between neighbours, which large areas of one colour do not dominate. Clipped and very dark pixels do not
-    count. The network takes the square roots of their shares.
+    A gain per channel in linear light shifts the distribution of (log R/G, log B/G) without changing its shape (Barron:
+    "Convolutional Color Constancy", ICCV 2015). Each histogram has 16×16 bins and spreads a sample linearly over the
+    nearest bins. One counts the pixels, the other the absolute differences between neighbours, which large areas of one
+    colour do not dominate. Clipped and very dark pixels are left out. The network takes the square roots of the shares.
     """
 
     STATISTICS = StatisticsClassifier.STATISTICS + 12
@@ -232,7 +234,7 @@ class HistogramClassifier(StatisticsClassifier):
         return 2 * torch.cat(parts, 1)
 
     def _histogram(self, light: Tensor, counts: Tensor) -> Tensor:
-        """√ of each bin's share of the counts, (B, 256)."""
+        """(B, 3, h, w) linear light and the weight of each pixel, (B, h, w) → (B, 256): √ of each bin's share."""
         red, green, blue = (light.flatten(2) + 0.004).log().unbind(1)
         centres = (torch.arange(self.BINS, device=light.device) - (self.BINS - 1) / 2) * self.WIDTH
         limit = (self.BINS - 1) / 2 * self.WIDTH

@@ -67,8 +67,8 @@ def gain(results: Iterable[Measures], names: Iterable[str]) -> float:
 def page(
     name: str, about: str, measured: str, photographs: str, training: str, limits: str, arguments: str = ""
 ) -> str:
-    """A model card in Markdown; `about` to `limits` are the texts of its sections, and `arguments` is what training
-    needs beyond --out."""
+    """A model card in Markdown. `about` to `limits` are the texts of its sections; `arguments` are the command-line
+    arguments of training besides --out."""
     return f"""# {name}
 
 <!-- Written by `python -m fastenh.train.{name} --evaluate`; do not edit. -->
@@ -98,7 +98,7 @@ The shipped file: {training}.
 
 
 def degradations_in_words(changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `degrade` was told for each, by name."""
+    """The arguments of `degrade` for each degradation, after its name."""
     return "; ".join(f"{name}: {' '.join(map(str, *change.items()))}" for name, change in changes.items())
 
 
