@@ -1,12 +1,12 @@
-"""XMP: the properties that say how a photo lies, how large it is, where faces are and what else its file holds.
+"""XMP: read and update orientation, sizes, face regions, and the properties that announce gain maps and videos.
 
-A packet is XML (RDF). Each property is an attribute or an element below an `rdf:Description`, under any prefix for its
-namespace. expat reads the packet; a change replaces the bytes of one value or removes those of one property, so all
-else stays as it was: other properties, their order and prefixes, the packet's wrapper and padding. Only a packet in
-UTF-16 or UTF-32, which JPEG does not allow, becomes UTF-8.
+A packet is XML (RDF). Each property is an attribute or an element below an `rdf:Description`; any prefix may be bound
+to its namespace. The packet is parsed with expat, and edited in place: an edit replaces the bytes of one value or
+removes those of one property. Everything else is unchanged: other properties, their order and prefixes, the packet's
+wrapper and padding. Only packets in UTF-16 or UTF-32, which JPEG does not allow, are re-encoded, as UTF-8.
 
-Document types, which may define entities that expand without end, are refused, and so is what would exhaust memory.
-A packet that is not well-formed is kept as it is, since nothing in it can be relied on.
+Packets with a document type are refused, because it may define entities that expand exponentially, and so are packets
+that would exhaust memory. A packet that is not well-formed is kept unchanged.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ GAIN_MAP, APPLE_GAIN_MAP = "{http://ns.adobe.com/hdr-gain-map/1.0/}", "{http://n
 CONTAINER, CAMERA = "{http://ns.google.com/photos/1.0/container/}", "{http://ns.google.com/photos/1.0/camera/}"
 DYNAMIC_DEPTH = "{http://ns.google.com/photos/dd/1.0/device/}"
 EXTENDED = "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"
-# Namespaces whose properties are read here, with the prefix that some programs use without declaring it.
-READ = {
+# The namespaces whose properties are parsed, and the prefix that some programs use for each without declaring it.
+PARSED = {
     TIFF: "tiff", EXIF: "exif", THUMBNAILS.partition("}")[0] + "}": "xmp", REGIONS: "mwg-rs", MICROSOFT_REGIONS: "MP",
     GAIN_MAP: "hdrgm", APPLE_GAIN_MAP: "HDRGainMap", CONTAINER: "Container", CAMERA: "GCamera",
     DYNAMIC_DEPTH: "Device", EXTENDED.partition("}")[0] + "}": "xmpNote",
 }  # fmt: skip
-UNDECLARED = {prefix: namespace for namespace, prefix in READ.items()} | {"rdf": RDF, "x": META}
-ABOVE = {RDF + "RDF", RDF + "Description", META + "xmpmeta", META + "xapmeta"}  # of properties
+UNDECLARED = {prefix: namespace for namespace, prefix in PARSED.items()} | {"rdf": RDF, "x": META}
+WRAPPERS = {RDF + "RDF", RDF + "Description", META + "xmpmeta", META + "xapmeta"}  # elements around properties
 SIZES = ((EXIF + "PixelXDimension", EXIF + "PixelYDimension"), (TIFF + "ImageWidth", TIFF + "ImageLength"))
 
 MAX_BYTES = 2**24  # of a packet
-MAX_DEPTH = 64  # of elements in one another
-MAX_NODES = 2**14  # elements and attributes of the properties that are read here
-MAX_NAMES = 2**17  # elements, and attributes, all of which may have a name of their own
-MAX_TEXT = 64  # characters of a value that are read, above any number
-WIDE = re.compile(rb"\0|.\0|\xff\xfe|\xfe\xff", re.S)  # how UTF-16 and UTF-32 begin, by which expat tells them too
+MAX_DEPTH = 64  # of nested elements
+MAX_NODES = 2**14  # elements and attributes in parsed properties
+MAX_NAMES = 2**17  # elements, and attributes; each may have a distinct name, which expat stores
+MAX_TEXT = 64  # characters of a value that are kept; no number is longer
+WIDE = re.compile(rb"\0|.\0|\xff\xfe|\xfe\xff", re.S)  # how UTF-16 and UTF-32 begin, as expat detects them
 ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*([\"'])(.*?)\2", re.S)  # in a tag that expat has accepted
 
 
 class Refused(ValueError):
-    """A packet that is made to exhaust memory."""
+    """Raised for a packet that is crafted to exhaust memory."""
 
 
 @dataclass(slots=True)
 class Node:
-    """An attribute or an element. `start` and `end` are its first byte and that after its last; `value` is the range of
-    its value, and `text` the beginning of what that says."""
+    """An attribute or an element: the byte range [`start`, `end`) of the packet, the byte range of its `value`, and the
+    first `MAX_TEXT` characters of the value, with references resolved, as `text`."""
 
     name: str  # {namespace}name
     start: int
@@ -70,7 +70,7 @@ class Node:
             yield from child.walk()
 
     def fields(self) -> dict[str, Node]:
-        """Those of a structure, by name without namespace."""
+        """The fields of a structure, by their names without namespace."""
         found: dict[str, Node] = {}
         for child in self.children:
             found |= child.fields() if child.name == RDF + "Description" else {child.name.rpartition("}")[2]: child}
@@ -78,7 +78,7 @@ class Node:
 
 
 class Edit(NamedTuple):
-    """Bytes of a packet, and what to put in their place."""
+    """Replace the bytes [`start`, `end`) of a packet by `text`."""
 
     start: int
     end: int
@@ -86,12 +86,12 @@ class Edit(NamedTuple):
 
 
 def check_xmp(packet: bytes) -> None:
-    """Raise ValueError for a packet that would exhaust memory. Other damage is no error."""
+    """Raise ValueError for a packet that would exhaust memory. Other damaged packets are accepted."""
     _properties(packet)
 
 
 def xmp_orientation(packet: bytes) -> int:
-    """`tiff:Orientation`, 1 to 8; 0 where there is none."""
+    """The value of `tiff:Orientation`, 1 to 8; 0 if it is missing or invalid."""
     for node in _readable(packet):
         if node.name == TIFF + "Orientation" and (value := _number(node)) in range(1, 9):
             return int(value)
@@ -99,91 +99,95 @@ def xmp_orientation(packet: bytes) -> int:
 
 
 def upright_xmp(packet: bytes, orientation: int, width: int, height: int) -> bytes:
-    """The packet of the same photo with this orientation applied, which made it `width` by `height`: orientation 1,
-    sizes and face regions turned. What shows it as it was is removed: thumbnails, a video, other pictures."""
+    """The packet after the orientation has been applied to the photo, which is now `width` by `height`: orientation 1,
+    with sizes and face regions transformed. Thumbnails, videos and further pictures, which show the unprocessed photo,
+    are removed."""
 
     def edits(properties: list[Node]) -> Iterator[Edit]:
-        yield from _of_before(properties)
+        yield from _remove_outdated(properties)
         for node in properties:
             if node.name == TIFF + "Orientation" and _number(node) in range(2, 9):
                 yield Edit(*node.value, b"1")
         if orientation > 1:
-            yield from _regions(properties, orientation, 1)
+            yield from _update_regions(properties, orientation, 1)
         if orientation >= 5:
-            yield from _sizes(properties, width, height)
+            yield from _update_sizes(properties, width, height)
 
     return _edited(packet, edits)
 
 
 def enlarged_xmp(packet: bytes, scale: int, width: int, height: int) -> bytes:
-    """The packet of the same photo `scale` times as large, `width` by `height`, without what shows it as it was."""
+    """The packet of the photo enlarged `scale` times, to `width` by `height`, without thumbnails, videos and further
+    pictures."""
 
     def edits(properties: list[Node]) -> Iterator[Edit]:
-        yield from _of_before(properties)
+        yield from _remove_outdated(properties)
         if scale > 1:
-            yield from _regions(properties, 1, scale)
-            yield from _sizes(properties, width, height)
+            yield from _update_regions(properties, 1, scale)
+            yield from _update_sizes(properties, width, height)
 
     return _edited(packet, edits)
 
 
-def _of_before(properties: list[Node]) -> Iterator[Edit]:
+def _remove_outdated(properties: list[Node]) -> Iterator[Edit]:
+    """Remove thumbnails, and what announces videos and further pictures: they show the unprocessed photo."""
     for node in properties:
         if node.name == THUMBNAILS or node.name.startswith(DYNAMIC_DEPTH) or _is_video(node):
             yield Edit(node.start, node.end)
-    yield from _container(properties, {"Primary", "GainMap"})
+    yield from _remove_items(properties, {"Primary", "GainMap"})
 
 
-# ---- what else the file holds
+# ---- gain maps, videos and further pictures in the same file
 
 
 class Item(NamedTuple):
-    """A picture or a video that follows the photo in its file; the photo itself is "Primary"."""
+    """An item of the container directory: the photo ("Primary"), or a picture or video that follows it in the file."""
 
-    meaning: str
+    semantic: str
     length: int
-    padding: int  # bytes after the photo
+    padding: int  # bytes between the photo and the next item
 
 
 class Announced(NamedTuple):
-    """What a packet says that the file holds beside the photo."""
+    """What a packet announces in the file besides the photo."""
 
     gain_map: bool
     video: bool
-    others: bool
-    items: list[Item]  # in the order of the file
+    others: bool  # further pictures
+    items: list[Item]  # in file order
 
 
 def announced(packet: bytes) -> Announced:
+    """The gain map, video and further pictures that the packet announces."""
     properties = _readable(packet)
     items = []
     for node in _items(properties):
-        at = _item(node)
-        items.append(Item(at["Semantic"].text, _count(at.get("Length")), _count(at.get("Padding"))))
-    meanings = {item.meaning for item in items}
+        fields = _item(node)
+        items.append(Item(fields["Semantic"].text, _count(fields.get("Length")), _count(fields.get("Padding"))))
+    semantics = {item.semantic for item in items}
     return Announced(
-        "GainMap" in meanings or any(node.name.startswith((GAIN_MAP, APPLE_GAIN_MAP)) for node in properties),
-        "MotionPhoto" in meanings or any(_is_video(node) for node in properties),
-        bool(meanings - {"Primary", "GainMap", "MotionPhoto"})
+        "GainMap" in semantics or any(node.name.startswith((GAIN_MAP, APPLE_GAIN_MAP)) for node in properties),
+        "MotionPhoto" in semantics or any(_is_video(node) for node in properties),
+        bool(semantics - {"Primary", "GainMap", "MotionPhoto"})
         or any(node.name.startswith(DYNAMIC_DEPTH) for node in properties),
         items,
     )
 
 
 def without_gain_map(packet: bytes) -> bytes:
-    """The packet without what announces a gain map."""
+    """The packet without the properties that announce a gain map."""
 
     def edits(properties: list[Node]) -> Iterator[Edit]:
         for node in properties:
             if node.name.startswith((GAIN_MAP, APPLE_GAIN_MAP)):
                 yield Edit(node.start, node.end)
-        yield from _container(properties, {"Primary"})
+        yield from _remove_items(properties, {"Primary"})
 
     return _edited(packet, edits)
 
 
 def with_gain_map(packet: bytes, length: int) -> bytes:
-    """The packet of a file where a gain map of so many bytes follows the photo at once."""
+    """The packet of a file in which a gain map of `length` bytes follows the photo without padding."""
 
     def edits(properties: list[Node]) -> Iterator[Edit]:
         for item in map(_item, _items(properties)):
@@ -194,13 +198,14 @@ def with_gain_map(packet: bytes, length: int) -> bytes:
     return _edited(packet, edits)
 
 
-def naming(packet: bytes, extended: str) -> bytes:
-    """The packet with the name of that which continues it in a JPEG; without such a name for ""."""
+def with_extension_name(packet: bytes, name: str) -> bytes:
+    """The packet with `xmpNote:HasExtendedXMP`, if it has that, set to the name of an extended packet, or removed if
+    `name` is ""."""
 
     def edits(properties: list[Node]) -> Iterator[Edit]:
         for node in properties:
             if node.name == EXTENDED:
-                yield Edit(*node.value, extended.encode()) if extended else Edit(node.start, node.end)
+                yield Edit(*node.value, name.encode()) if name else Edit(node.start, node.end)
 
     return _edited(packet, edits)
 
@@ -210,61 +215,65 @@ def _is_video(node: Node) -> bool:
 
 
 def _items(properties: Iterable[Node]) -> list[Node]:
-    """The items of the container's directory."""
-    below = (node for one in properties if one.name == CONTAINER + "Directory" for node in one.walk())
-    return [node for node in below if node.name == RDF + "li" and "Semantic" in _item(node)]
+    """The items of the container directory."""
+    directories = (node for node in properties if node.name == CONTAINER + "Directory")
+    nodes = (node for directory in directories for node in directory.walk())
+    return [node for node in nodes if node.name == RDF + "li" and "Semantic" in _item(node)]
 
 
 def _item(node: Node) -> dict[str, Node]:
+    """The fields of an item, by their names without namespace."""
     return {below.name.rpartition("}")[2]: below for below in node.walk()}
 
 
-def _container(properties: list[Node], kept: set[str]) -> Iterator[Edit]:
-    """Remove all but these items; with nothing beside the photo, the directory."""
+def _remove_items(properties: list[Node], kept: set[str]) -> Iterator[Edit]:
+    """Remove all items but those `kept`, or the entire directory if at most one item would remain."""
     items = _items(properties)
-    gone = [node for node in items if _item(node)["Semantic"].text not in kept]
-    if gone and len(gone) >= len(items) - 1:
-        gone = [node for node in properties if node.name == CONTAINER + "Directory"]
-    yield from (Edit(node.start, node.end) for node in gone)
+    removed = [node for node in items if _item(node)["Semantic"].text not in kept]
+    if removed and len(removed) >= len(items) - 1:
+        removed = [node for node in properties if node.name == CONTAINER + "Directory"]
+    yield from (Edit(node.start, node.end) for node in removed)
 
 
 # ---- geometry
 
 
-def _sizes(properties: list[Node], width: int, height: int) -> Iterator[Edit]:
+def _update_sizes(properties: list[Node], width: int, height: int) -> Iterator[Edit]:
     for node in properties:
-        for across, down in SIZES:
-            if node.name in (across, down) and node.text.strip():
-                yield Edit(*node.value, b"%d" % (width if node.name == across else height))
+        for names in SIZES:
+            if node.name in names and node.text.strip():
+                yield Edit(*node.value, b"%d" % (width if node.name == names[0] else height))
 
 
-def _regions(properties: list[Node], orientation: int, scale: int) -> Iterator[Edit]:
-    """Regions of the Metadata Working Group, by centre and size, and Microsoft's, by a corner and size: in shares of
-    the photo, or in pixels of it where the unit says so; and the size of the photo to which they apply."""
-    for one in properties:
-        sizes = [node.fields() for node in one.walk() if node.name == REGIONS + "AppliedToDimensions"]
+def _update_regions(properties: list[Node], orientation: int, scale: int) -> Iterator[Edit]:
+    """Transform face regions by orientation and scale, and the photo size to which they apply.
+
+    The Metadata Working Group stores centre and size, as fractions of the photo or, if the unit is "pixel", in pixels;
+    Microsoft stores the top left corner and size, as fractions."""
+    for region in properties:
+        sizes = [node.fields() for node in region.walk() if node.name == REGIONS + "AppliedToDimensions"]
         across, down = (_number(sizes[0].get(name)) if sizes else Decimal("NaN") for name in "wh")
         for size in sizes:
-            yield from _values(size, {"w": across, "h": down}, "wh" if orientation < 5 else "hw", scale)
-        for node in one.walk():
-            at = node.fields()
-            if node.name == REGIONS + "Area" and {"x", "y"} <= at.keys():
-                pixels = "unit" in at and at["unit"].text.strip() == "pixel"
-                x, y, w, h = (_number(at.get(name)) for name in "xywh")
-                x, y, w, h = _turned(x, y, w, h, orientation, *((across, down) if pixels else (Decimal(1),) * 2))
-                yield from _values(at, {"x": x, "y": y, "w": w, "h": h}, "xywh", scale if pixels else 1)
+            yield from _set_values(size, {"w": across, "h": down}, "wh" if orientation < 5 else "hw", scale)
+        for node in region.walk():
+            area = node.fields()
+            if node.name == REGIONS + "Area" and {"x", "y"} <= area.keys():
+                pixels = "unit" in area and area["unit"].text.strip() == "pixel"
+                x, y, w, h = (_number(area.get(name)) for name in "xywh")
+                x, y, w, h = _oriented(x, y, w, h, orientation, *((across, down) if pixels else (Decimal(1),) * 2))
+                yield from _set_values(area, {"x": x, "y": y, "w": w, "h": h}, "xywh", scale if pixels else 1)
             elif node.name == MICROSOFT_RECTANGLE and node.text.count(",") == 3:
                 left, top, w, h = (_decimal(part) for part in node.text.split(","))
-                x, y, w, h = _turned(left + w / 2, top + h / 2, w, h, orientation, Decimal(1), Decimal(1))
+                x, y, w, h = _oriented(left + w / 2, top + h / 2, w, h, orientation, Decimal(1), Decimal(1))
                 corner = (x - w / 2, y - h / 2, w, h)
                 if all(value.is_finite() for value in corner):
                     yield Edit(*node.value, ", ".join(map(_plain, corner)).encode())
 
 
-def _turned(
+def _oriented(
     x: Decimal, y: Decimal, w: Decimal, h: Decimal, orientation: int, across: Decimal, down: Decimal
 ) -> tuple[Decimal, ...]:
-    """Centre and size once the orientation is applied to a picture of this size."""
+    """Centre and size of a region after the orientation is applied to a picture of `across` by `down`."""
     if orientation >= 5:
         x, y, w, h, across, down = y, x, h, w, down, across
     if orientation in (2, 3, 6, 7):
@@ -274,11 +283,12 @@ def _turned(
     return x, y, w, h
 
 
-def _values(at: dict[str, Node], values: dict[str, Decimal], order: str, scale: int) -> Iterator[Edit]:
-    """Put values, in this order of their names, into those fields that are there."""
+def _set_values(fields: dict[str, Node], values: dict[str, Decimal], order: str, scale: int) -> Iterator[Edit]:
+    """Set the i-th of the fields named by `values`, if present, to `scale` times the value named by the i-th letter of
+    `order`."""
     for name, value in zip(values, (values[name] for name in order), strict=True):
-        if name in at and value.is_finite() and scale * value != _number(at[name]):
-            yield Edit(*at[name].value, _plain(scale * value).encode())
+        if name in fields and value.is_finite() and scale * value != _number(fields[name]):
+            yield Edit(*fields[name].value, _plain(scale * value).encode())
 
 
 def _number(node: Node | None) -> Decimal:
@@ -291,7 +301,7 @@ def _count(node: Node | None) -> int:
 
 
 def _decimal(text: str) -> Decimal:
-    """NaN for what is no number."""
+    """The number, or NaN if the text is not a number of moderate size."""
     try:
         value = Decimal(text.strip())
     except InvalidOperation:
@@ -300,6 +310,7 @@ def _decimal(text: str) -> Decimal:
 
 
 def _plain(value: Decimal) -> str:
+    """The number without exponent and trailing zeros."""
     return f"{value.normalize():f}"
 
 
@@ -307,6 +318,7 @@ def _plain(value: Decimal) -> str:
 
 
 def _edited(packet: bytes, edits: Callable[[list[Node]], Iterable[Edit]]) -> bytes:
+    """The packet after the edits for its properties. White space before a removed property is removed, too."""
     packet, place, parts = _in_utf8(packet), 0, []
     for edit in sorted(edits(_readable(packet))):
         start = edit.start
@@ -319,6 +331,7 @@ def _edited(packet: bytes, edits: Callable[[list[Node]], Iterable[Edit]]) -> byt
 
 
 def _readable(packet: bytes) -> list[Node]:
+    """Like `_properties`, but [] for a packet that is refused."""
     try:
         return _properties(packet)
     except Refused:
@@ -326,8 +339,8 @@ def _readable(packet: bytes) -> list[Node]:
 
 
 def _properties(packet: bytes) -> list[Node]:
-    """The properties in the namespaces of `READ`; [] where the packet is not well-formed. Refused for one that would
-    exhaust memory."""
+    """The properties in the namespaces of `PARSED`; [] if the packet is not well-formed. Raises Refused for a packet
+    that would exhaust memory."""
     if len(packet) > MAX_BYTES:
         raise Refused(f"expected at most {MAX_BYTES >> 20} MiB, got {len(packet)} bytes")
     if max(packet.count(b"<"), packet.count(b"=")) > MAX_NAMES:
@@ -337,8 +350,8 @@ def _properties(packet: bytes) -> list[Node]:
 
 
 def _in_utf8(packet: bytes) -> bytes:
-    """A packet in UTF-16 or UTF-32, by its byte order mark or the zeros of its first character, in UTF-8; as it is
-    where it is damaged."""
+    """The packet, re-encoded as UTF-8 if it is in UTF-16 or UTF-32; unchanged if it cannot be decoded. The encoding
+    follows from the byte order mark, or from the zero bytes of the first character."""
     if not WIDE.match(packet):
         return packet
     head = packet[:4]
@@ -351,12 +364,14 @@ def _in_utf8(packet: bytes) -> bytes:
 
 
 class _Reader:
+    """Parses a packet into `properties`. Raises Refused."""
+
     def __init__(self, packet: bytes) -> None:
         self.properties: list[Node] = []
         self._packet, self._count = packet, 0
-        self._namespaces = [UNDECLARED]  # by prefix, of the elements that are open
-        self._open: list[Node] = []  # from the property on
-        self._ignored, self._above, self._ended = 0, 0, False  # elements that are open
+        self._namespaces = [UNDECLARED]  # by prefix, for each open element
+        self._open: list[Node] = []  # the property and the open elements inside it
+        self._ignored, self._ended = 0, False  # the number of open elements that are skipped
         self._parser = parser = expat.ParserCreate("utf-8")
         parser.ordered_attributes = parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._document_type
@@ -365,17 +380,17 @@ class _Reader:
         try:
             parser.Parse(packet, True)
         except expat.ExpatError:
-            if not self._ended:  # what follows the outermost element is padding
+            if not self._ended:  # anything after the outermost element is padding
                 self.properties = []
         finally:
-            del self._parser  # which holds this object
+            del self._parser  # break the reference cycle
 
     def _document_type(self, *_: object) -> None:
         raise Refused("expected XML without a document type, got one that may define entities")
 
     def _start(self, tag: str, pairs: list[str]) -> None:
         if len(self._namespaces) + self._ignored > MAX_DEPTH:
-            raise Refused(f"expected at most {MAX_DEPTH} elements in one another, got more")
+            raise Refused(f"expected at most {MAX_DEPTH} nested elements, got more")
         if self._ignored:
             self._ignored += 1
             return
@@ -387,25 +402,25 @@ class _Reader:
         }
         self._namespaces.append(declared)
         node = Node(self._full(tag), self._parser.CurrentByteIndex)
-        inside = bool(self._open) or _is_read(node.name)
+        inside = bool(self._open) or _is_parsed(node.name)
         full = [self._full(name) if ":" in name else name for name in names]
-        if inside or any(map(_is_read, full)):
+        if inside or any(map(_is_parsed, full)):
             self._find_attributes(node, len(tag.encode()), full, texts)
             if not inside:
-                self.properties += [child for child in node.children if _is_read(child.name)]
+                self.properties += [child for child in node.children if _is_parsed(child.name)]
         if inside:
             (self._open[-1].children if self._open else self.properties).append(node)
             self._open.append(node)
-        elif node.name not in ABOVE:
+        elif node.name not in WRAPPERS:
             self._namespaces.pop()
             self._ignored = 1
 
     def _find_attributes(self, node: Node, tag: int, names: list[str], texts: list[str]) -> None:
-        """Where they are, and where the tag ends, which expat does not tell."""
+        """Add the attributes to `node` and find where they and the tag end, which expat does not report."""
         place = node.start + 1 + tag
         for name, text in zip(names, texts, strict=True):
             match = ATTRIBUTE.match(self._packet, place)
-            assert match  # or expat would have refused it
+            assert match  # expat has accepted the tag
             place = match.end()
             node.children.append(Node(name, match.start(), place, match.span(3), text[:MAX_TEXT]))
         self._count += 1 + len(names)
@@ -425,16 +440,16 @@ class _Reader:
         self._namespaces.pop()
         self._ended = len(self._namespaces) == 1
         if self._open:
-            node, at = self._open.pop(), self._parser.CurrentByteIndex
+            node, place = self._open.pop(), self._parser.CurrentByteIndex
             if self._packet[node.end - 2 : node.end] != b"/>":
-                node.value, node.end = (node.end, at), self._packet.index(b">", at) + 1
+                node.value, node.end = (node.end, place), self._packet.index(b">", place) + 1
 
     def _full(self, name: str) -> str:
-        """{namespace}name; the name alone where its prefix means nothing."""
+        """{namespace}name; the bare name if its prefix is not bound."""
         prefix, _, local = name.rpartition(":")
         found = (declared[prefix] for declared in reversed(self._namespaces) if prefix in declared)
         return next(found, "") + local
 
 
-def _is_read(name: str) -> bool:
-    return name[: name.find("}") + 1] in READ
+def _is_parsed(name: str) -> bool:
+    return name[: name.find("}") + 1] in PARSED

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastenh.io.colour import ColourSpace, declared, from_profile, linear_light, profile_of, rgb_profile
 from fastenh.io.metadata import EXIF_START, Metadata, exif_of_resolution, exif_within, iptc_records
-from fastenh.io.xmp import naming, without_gain_map
+from fastenh.io.xmp import with_extension_name, without_gain_map
 
 MAX_PIXELS = 2**28  # of a photo in memory: 268 megapixels, above any single shot of a camera sold today
 QUALITY = 95  # of a lossy format, for photos from a format without a quality
@@ -37,8 +37,8 @@ class Format:
     alpha = True
     extra_channels = False  # beyond colours and alpha
     linear = False  # pixel values are proportional to light
-    holds: tuple[str, ...] = ("exif", "xmp")  # what is written of other formats' metadata, colours and resolution aside
-    resolution = False  # has a place for it outside EXIF
+    holds: tuple[str, ...] = ("exif", "xmp")  # metadata kept from other formats, besides profile and resolution
+    resolution = False  # whether files can state it outside EXIF
     max_exif: int | None = None  # bytes of EXIF that a file holds
     any_name = False  # file names need not be UTF-8
     package = ""  # what to install to read and write it, where that is optional
@@ -116,7 +116,7 @@ class Header:
     The pixels are (height, width, channels) of `dtype`, integers at full scale, floats with 1 for white. The channels
     begin with the `colours`, 3 or for a gray photo 1; one of the others may be alpha. `orientation` is EXIF's, 1 to 8;
     photos from `read_photo` have 1. `storage` belongs to the format: how the file was compressed, and blocks of bytes
-    that only the same format can store again. `notes` are for the user, a line each: what reading changed.
+    that only the same format can store again. `notes` tell the user, one line each, what reading changed.
     """
 
     format: str  # the name of a `Format`
@@ -129,8 +129,8 @@ class Header:
     premultiplied: bool = False  # colours are multiplied by alpha
     orientation: int = 1
     linear: bool = False  # pixel values are proportional to light
-    gamma: float | None = None  # light is a pixel value to this power
-    chromaticities: tuple[float, ...] = ()  # of linear values, or without a profile: x, y of red, green, blue and white
+    gamma: float | None = None  # light = (pixel value) ** gamma
+    chromaticities: tuple[float, ...] = ()  # x, y of red, green, blue, white, for linear values or without a profile
     metadata: Metadata = field(default=Metadata(), repr=False)
     storage: dict[str, Any] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -155,12 +155,12 @@ class Header:
 
     @property
     def declares_colours(self) -> bool:
-        """Whether a gamma or chromaticities, which only files of the same format say, stand in place of a profile."""
+        """Whether gamma or chromaticities, which only files of the same format can state, replace the ICC profile."""
         return not self.linear and (self.gamma is not None or bool(self.chromaticities))
 
     @property
     def encoding(self) -> tuple[bool, bool]:
-        """Equal in two headers of one photo where its pixel values need no conversion from the one to the other."""
+        """A key: two headers of one photo with equal keys need no conversion of pixel values from one to the other."""
         return self.linear, self.declares_colours
 
     def upright(self) -> Header:
@@ -171,19 +171,19 @@ class Header:
         return replace(self, height=height, width=width, orientation=1, metadata=metadata)
 
     def in_rgb(self) -> Header:
-        """The header of the same gray photo with R, G and B instead of gray."""
+        """The header of a gray photo after its gray channel has been replaced by R, G and B."""
         metadata = replace(self.metadata, icc=rgb_profile(self.metadata.icc))
         alpha = None if self.alpha is None else self.alpha + 2
         return replace(self, channels=self.channels + 2, colours=3, alpha=alpha, metadata=metadata)
 
     def enlarged(self, scale: int) -> Header:
-        """The header of the same photo `scale` times as large, without thumbnails; if it grew, without a gain map."""
+        """The header of the photo enlarged `scale` times, without thumbnails and, if `scale` is above 1, a gain map."""
         height, width = scale * self.height, scale * self.width
         result = replace(self, height=height, width=width, metadata=self.metadata.enlarged(scale, width, height))
         return result._without_gain_map() if scale > 1 else result
 
     def _without_gain_map(self) -> Header:
-        """Without what announces a gain map, and with a line that says so if there was one."""
+        """Without the gain map and the XMP that announces it; a note tells the user if there was a gain map."""
         xmp = self.metadata.xmp
         metadata = replace(self.metadata, xmp=xmp and without_gain_map(xmp))
         storage, notes = dict(self.storage), self.notes
@@ -203,9 +203,8 @@ class Header:
             about = replace(about, exif=exif_within(about.exif, format.max_exif))
         if format.name == self.format:
             return replace(header, metadata=about)
-        about = replace(
-            about, xmp=about.xmp and naming(about.xmp, ""), icc=b"" if format.linear or self.linear else about.icc
-        )
+        icc = b"" if format.linear or self.linear else about.icc
+        about = replace(about, xmp=about.xmp and with_extension_name(about.xmp, ""), icc=icc)
         if about.dpi and not about.exif and "exif" in format.holds and not format.resolution:
             about = replace(about, exif=exif_of_resolution(about.dpi))
         present = {"exif": about.exif, "xmp": about.xmp, "iptc": iptc_records(about.iptc)}
@@ -216,7 +215,7 @@ class Header:
             raise ValueError(f"expected colours and alpha alone for {format.name}, got {self.channels} channels")
         if has_alpha and not format.alpha:
             raise ValueError(f"expected a photo without transparency for {format.name}, got one with; PNG keeps it")
-        if self.declares_colours:  # the primaries stay, and the curve becomes sRGB's, which suits 8 bits
+        if self.declares_colours:  # keep the primaries; change the curve to sRGB's, which suits 8 bits
             primaries, white = self.chromaticities[:6], self.chromaticities[6:]
             about = replace(about, icc=profile_of(None, primaries, white) if primaries and not format.linear else b"")
         dtype = next((depth for depth in format.depths if np.can_cast(self.dtype, depth)), format.depths[-1])
@@ -237,7 +236,7 @@ class WriteError(Exception):
 
 
 def cmyk_note(icc: bytes) -> str:
-    """For a photo that was converted by a profile from `cmyk_profile`, or without one."""
+    """The note for a CMYK photo that was converted with `icc`, a profile from `cmyk_profile`, or without one (b"")."""
     return f"CMYK was converted to sRGB {'by its' if icc else 'approximately, without a usable'} ICC profile"
 
 
@@ -257,7 +256,7 @@ def take(file: BinaryIO, count: int) -> bytes:
     """The next `count` bytes. Raises EOFError where the file has fewer."""
     data = file.read(count)
     if len(data) < count:
-        raise EOFError("it ends too early")
+        raise EOFError("unexpected end of file")
     return data
 
 
@@ -270,8 +269,8 @@ def first_line(text: str) -> str:
 
 
 def load_image(image: Image.Image, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> np.ndarray:
-    """The pixels, (height, width, channels), of an image that Pillow has opened. Raises Unsupported where it is too
-    large, or has none of these modes."""
+    """The pixels, (height, width, channels), of an image that Pillow has opened. Raises Unsupported if it is too
+    large or its mode is not one of `modes`."""
     check_size(*image.size)
     if image.mode not in modes:
         raise Unsupported(f"expected RGB or gray, got {image.mode}")

@@ -1,4 +1,4 @@
-"""Boxes, of which HEIC, AVIF and JPEG XL files consist: a size, a kind of four letters, and contents."""
+"""The boxes of HEIC, AVIF and JPEG XL files. A box has a size, a kind of four letters, and contents."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastenh.io.formats.base import take
 
 
 def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind of each box between two places of a file, and where its contents start and end. Raises EOFError for a box
-    that reaches beyond `end`."""
+    """The kind of each box from offset `start` to `end`, and the offsets at which its contents start and end. Raises
+    EOFError for a box that extends beyond `end`."""
     while start < end:
         file.seek(start)
         length, kind = struct.unpack(">I4s", take(file, 8))
@@ -21,11 +21,11 @@ def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, in
         elif length == 0:  # to the end of the file
             length = end - start
         if not content - start <= length <= end - start:
-            raise EOFError("a box reaches beyond the end")
+            raise EOFError("a box extends beyond the end of the file")
         start += length
         yield kind, content, start
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
-    """A box of less than 4 GiB."""
+    """The bytes of a box, of less than 4 GiB, whose contents are `parts`."""
     return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)

@@ -44,11 +44,11 @@ class Heic(Format):
             check_memory(*image.size)
             raise
         exif, xmp = (info.get("exif") or b"").removeprefix(EXIF_START), info.get("xmp") or b""
-        says, kinds = announced(xmp), info.get("aux", ())
-        left_out = ["the gain map"] if says.gain_map or any("hdrgainmap" in kind for kind in kinds) else []
+        listed, kinds = announced(xmp), info.get("aux", ())
+        left_out = ["the gain map"] if listed.gain_map or any("hdrgainmap" in kind for kind in kinds) else []
         left_out += ["the depth map"] if info.get("depth_images") else []
-        left_out += ["the video"] if says.video else []
-        # libheif turns the pixels upright, and leaves to us what describes them.
+        left_out += ["the video"] if listed.video else []
+        # libheif applies the orientation to the pixels; EXIF and XMP still state it.
         orientation = exif_orientation(exif)
         exif, xmp = changed_exif(exif, 1, image.size), upright_xmp(xmp, orientation, *image.size)
         codes = codes if nclx else (1, 13)

@@ -19,21 +19,21 @@ from fastenh.io.encoding import apply_orientation
 from fastenh.io.formats.base import QUALITY, Format, Header, Unsupported, cmyk_note, load_image, save_image
 from fastenh.io.formats.companions import ISO_GAIN_MAP, MPF, GainMap, companions, mpf_of
 from fastenh.io.metadata import EXIF_START, ExifFields, Metadata, exif_orientation, read_exif, without_thumbnails
-from fastenh.io.xmp import naming, upright_xmp, with_gain_map
+from fastenh.io.xmp import upright_xmp, with_extension_name, with_gain_map
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, by how it is coded
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 SCAN, END = 0xDA, 0xD9
-ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
+STANDALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
 APP0, APP1, APP2, APP13, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # all but JFIF's and Adobe's segments, which say how colours are coded
 XMP, EXTENDED_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
-NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment, or the end
-MAX_SEGMENTS = 4096  # before the pixels, of up to 64 KiB each; photos have a few hundred at most
-MAX_XMP = 65_502  # bytes of a packet that one segment holds
-PART = 65_000  # bytes of metadata in each of several segments
-NAMING_XMP = (
+NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment or of the end of image
+MAX_SEGMENTS = 4096  # before the pixels, each up to 64 KiB; photos have at most a few hundred
+MAX_XMP = 65_502  # bytes of a packet that fits into one segment
+PART = 65_000  # bytes of metadata per segment, where it is split
+EXTENDED_XMP_STUB = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     b'<rdf:Description rdf:about="" xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="%s"/>'
     b"</rdf:RDF></x:xmpmeta>"
@@ -53,8 +53,8 @@ class Jpeg(Format):
     any_name = True
 
     def decode(self, path: Path) -> tuple[Header, np.ndarray]:
-        """Of a file that holds several pictures, the first, which is the one that viewers show. A gain map is kept,
-        already turned as the upright photo needs it."""
+        """As in `Format`. Of several pictures the first is read, which viewers show. The gain map is stored in
+        `storage`, with the orientation already applied."""
         with open(path, "rb") as file:
             segments = read_segments(file)
             rest, size = file.read(), file.tell()
@@ -73,10 +73,10 @@ class Jpeg(Format):
         del rest
         try:
             if gain_map and fields.orientation != 1:
-                gain_map = gain_map._replace(picture=self._turned(gain_map.picture, fields.orientation))
+                gain_map = gain_map._replace(picture=self._oriented(gain_map.picture, fields.orientation))
         except MemoryError:
             raise
-        except Exception:  # of a dozen kinds, where it is damaged
+        except Exception:  # Pillow reports damage by many kinds of exception
             gain_map, notes = None, (*notes, "left out the gain map, which is damaged")
         if extended:
             xmp, extended = _upright_extended(xmp, extended, fields.orientation, *pixels.shape[:2])
@@ -85,7 +85,7 @@ class Jpeg(Format):
             icc = adobe_rgb()
         if image.mode == "CMYK":
             profile = cmyk_profile(icc)
-            if "adobe" not in image.info:  # only Adobe's programs store 255 for no ink, which Pillow takes for granted
+            if "adobe" not in image.info:  # only Adobe's programs store 255 for no ink; Pillow always assumes it
                 pixels = 255 - pixels
             pixels, icc, notes = cmyk_to_srgb(pixels, profile), profile_of(), (*notes, cmyk_note(profile))
         resources = b"".join(_contents(segments, APP13, PHOTOSHOP))
@@ -101,14 +101,14 @@ class Jpeg(Format):
         return replace(header, notes=notes), pixels
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
-        """Without `quality`, with the quantisation tables and subsampling that the photo came with."""
+        """Without `quality`, with the photo's own quantisation tables and subsampling."""
         about, storage = header.metadata, header.storage
         options: dict[str, Any] = {"quality": QUALITY if quality is None else quality, "subsampling": 0}
         if storage:
-            options["subsampling"] = max(storage["subsampling"], 0)  # -1 has no name: keep the full colour resolution
+            options["subsampling"] = max(storage["subsampling"], 0)  # -1, an unusual one, becomes 4:4:4
             options["progressive"] = storage["progressive"]
             if storage["rgb"]:
-                options["keep_rgb"], options["subsampling"] = True, 0  # the only one that Pillow takes with RGB
+                options["keep_rgb"], options["subsampling"] = True, 0  # the only value that Pillow accepts with RGB
             if quality is None:  # Pillow would scale the tables by a quality
                 options["qtables"] = storage["qtables"]
                 del options["quality"]
@@ -122,12 +122,12 @@ class Jpeg(Format):
         segments += [(APP1, EXTENDED_XMP + part) for part in extended]
         if gain_map and gain_map.iso:
             segments.append((APP2, ISO_GAIN_MAP + gain_map.iso))
-        if gain_map and gain_map.attributes:  # of the right size; the numbers follow
+        if gain_map and gain_map.attributes:  # a placeholder of the right size, filled in below
             segments.append((APP2, MPF + mpf_of(gain_map.attributes, 0, 0, 0)))
-        segments += [(APP13, PHOTOSHOP + about.iptc[at : at + PART]) for at in range(0, len(about.iptc), PART)]
-        *comments, options["comment"] = storage.get("comments") or [b""]  # Pillow writes one, as the last segment
+        segments += [(APP13, PHOTOSHOP + about.iptc[n : n + PART]) for n in range(0, len(about.iptc), PART)]
+        *comments, options["comment"] = storage.get("comments") or [b""]  # Pillow writes this one, last
         segments += [(COMMENT, comment) for comment in comments]
-        options["extra"] = _joined(segments)
+        options["extra"] = _serialised(segments)
         photo = save_image(pixels, self.name, replace(about, xmp=b""), options)
         if not gain_map:
             return photo
@@ -138,18 +138,18 @@ class Jpeg(Format):
         return photo + gain_map.picture
 
     def size(self, path: Path) -> tuple[int, int]:
-        """By the first frame. OpenImageIO does not know the orientation that only XMP states."""
+        """As in `Format`, from the first frame header. OpenImageIO ignores an orientation that only XMP states."""
         with open(path, "rb") as file:
             segments = read_segments(file)
         frames = [data for marker, data in segments if marker in FRAMES and len(data) > 5]
         if not frames:
-            raise ValueError(f"{path}: expected a whole {self.name}, got a damaged one (no frame)")
+            raise ValueError(f"{path}: expected a whole {self.name}, got a damaged one (no frame header)")
         height, width = struct.unpack(">HH", frames[0][1:5])
         orientation = exif_orientation(exif_of(segments), _xmp_of(segments)[0])
         return (width, height) if orientation >= 5 else (height, width)
 
-    def _turned(self, picture: bytes, orientation: int) -> bytes:
-        """The same JPEG with its pixels turned, and its metadata as they were."""
+    def _oriented(self, picture: bytes, orientation: int) -> bytes:
+        """The JPEG with the orientation applied to its pixels, coded with its own tables; metadata are unchanged."""
         file = io.BytesIO(picture)
         segments = read_segments(file)
         image, pixels = _picture(segments, file.read())
@@ -157,11 +157,11 @@ class Jpeg(Format):
         turned = self.encode(Header.of(self.name, pixels, Metadata(), **_coding(image)), pixels, None)
         after_jfif = 4 + int.from_bytes(turned[4:6], "big")
         kept = ((marker, data) for marker, data in segments if marker in METADATA and not data.startswith(MPF))
-        return turned[:after_jfif] + _joined(kept) + turned[after_jfif:]
+        return turned[:after_jfif] + _serialised(kept) + turned[after_jfif:]
 
     def has_end(self, file: BinaryIO, size: int) -> bool:
-        """An end of image after the start of the scan; a thumbnail in the EXIF before that has one too. Other bytes,
-        such as a second picture, may follow."""
+        """The end-of-image marker after the start of the scan; a thumbnail in EXIF, before it, has one, too. Other
+        bytes, such as a second picture, may follow."""
         end = bytes((0xFF, END))
         for _ in _walk(file):
             pass
@@ -181,22 +181,23 @@ class Jpeg(Format):
 
 
 def _picture(segments: Segments, rest: bytes) -> tuple[JpegImagePlugin.JpegImageFile, np.ndarray]:
-    """Image and pixels of a file of these segments and what follows them. Raises Unsupported for another kind."""
+    """Image and pixels of a file with these segments, followed by the bytes `rest`. Raises Unsupported for a lossless
+    JPEG or one of more than 8 bits."""
     frames = [(marker, data[0]) for marker, data in segments if marker in FRAMES and data]
     marker, bits = frames[0] if frames else (0, 8)
     if marker in LOSSLESS or bits != 8:
         got = "a lossless one" if marker in LOSSLESS else f"one of {bits}"
         raise Unsupported(f"expected a lossy JPEG of 8 bits, got {got}")
-    # Pillow looks for the resolution in EXIF, and parses all of it for that: it gets a file without metadata, and
-    # without JFIF segments that are too short, which libjpeg passes over.
+    # Pillow gets a file without metadata, because it would parse all of EXIF for the resolution, and without JFIF
+    # segments that are too short, which libjpeg ignores but Pillow does not.
     kept = ((marker, data) for marker, data in segments if marker not in METADATA)
-    bare = b"\xff\xd8" + _joined(one for one in kept if one[0] != APP0 or len(one[1]) >= 14) + rest
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(bare))  # Image.open has a limit that all of a process shares
+    bare = b"\xff\xd8" + _serialised(one for one in kept if one[0] != APP0 or len(one[1]) >= 14) + rest
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(bare))  # Image.open has a size limit that is global to the process
     return image, load_image(image, ("L", "RGB", "CMYK"))
 
 
 def _coding(image: JpegImagePlugin.JpegImageFile) -> dict[str, Any]:
-    """How the picture is coded, to code another one so."""
+    """The coding of the picture, as `encode` needs it in `storage`."""
     return {
         "qtables": image.quantization,
         "subsampling": JpegImagePlugin.get_sampling(image),
@@ -209,8 +210,9 @@ def _coding(image: JpegImagePlugin.JpegImageFile) -> dict[str, Any]:
 
 
 def _walk(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Marker and length of each segment before the pixels; meanwhile `file` is at the content. Then it is at the marker
-    of the first scan or at the end. As in libjpeg, other bytes between segments are skipped."""
+    """Yield marker and content length of each segment before the pixels, with `file` positioned at the content. At the
+    end `file` is at the marker of the first scan or of the end of image. Bytes between segments are skipped, as in
+    libjpeg."""
     place = 2
     while (place := _find(file, place)) >= 0:
         head = file.read(4)
@@ -219,7 +221,7 @@ def _walk(file: BinaryIO) -> Iterator[tuple[int, int]]:
             return
         if head[1] == 0xFF:  # a fill byte
             place += 1
-        elif head[1] in ALONE:
+        elif head[1] in STANDALONE:
             place += 2
         else:
             length = max(int.from_bytes(head[2:], "big"), 2)
@@ -228,7 +230,7 @@ def _walk(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _find(file: BinaryIO, place: int) -> int:
-    """Go to the next byte 0xFF from `place` on, and return where it is; -1 where there is none."""
+    """Seek to the next byte 0xFF from `place` on, and return its offset; -1 if there is none."""
     file.seek(place)
     while block := file.read(2**12):
         if (found := block.find(b"\xff")) >= 0:
@@ -237,8 +239,8 @@ def _find(file: BinaryIO, place: int) -> int:
 
 
 def read_segments(file: BinaryIO) -> Segments:
-    """The segments before the pixels; `file` is then at the pixels. Raises Unsupported for more than `MAX_SEGMENTS`:
-    millions of small ones would exhaust memory."""
+    """The segments before the pixels; `file` is then at the first scan. Raises Unsupported above `MAX_SEGMENTS`, since
+    millions of small segments would exhaust memory."""
     segments: Segments = []
     for marker, length in _walk(file):
         if len(segments) == MAX_SEGMENTS:
@@ -248,12 +250,12 @@ def read_segments(file: BinaryIO) -> Segments:
 
 
 def _place(file: BinaryIO, marker: int, start: bytes) -> int:
-    """The offset of what follows `start` in the first segment that begins so."""
+    """The file offset after the prefix `start` in the first segment that has it."""
     return next(file.tell() for kind, _ in _walk(file) if kind == marker and file.read(len(start)) == start)
 
 
 def _photo_end(rest: bytes) -> int:
-    """The end of a JPEG in the bytes from its first scan on, which other pictures may follow."""
+    """The offset of the end of the photo in `rest`, the bytes of the file from its first scan on."""
     place = 0
     while match := NEXT_MARKER.search(rest, place):
         if match[0][1] == END:
@@ -263,37 +265,38 @@ def _photo_end(rest: bytes) -> int:
 
 
 def exif_of(segments: Segments) -> bytes:
-    """The EXIF block. A block that is too large for a segment continues in the next."""
+    """The EXIF block, joined from all its segments."""
     return b"".join(_contents(segments, APP1, EXIF_START))
 
 
 def _contents(segments: Segments, marker: int, start: bytes) -> list[bytes]:
-    """What follows `start` in the segments that begin so."""
+    """The contents, after the prefix `start`, of the segments that have it."""
     return [data[len(start) :] for kind, data in segments if kind == marker and data.startswith(start)]
 
 
-def _joined(segments: Iterable[tuple[int, bytes]]) -> bytes:
+def _serialised(segments: Iterable[tuple[int, bytes]]) -> bytes:
+    """The bytes of the segments, with marker and length."""
     return b"".join(struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data for marker, data in segments)
 
 
 def _profile(parts: list[bytes]) -> bytes:
-    """The ICC profile, each of whose parts begins with its number and how many there are; b"" where one is missing."""
+    """The ICC profile from its parts, each of which begins with its number and their count; b"" if any is missing."""
     parts = sorted(parts)
     complete = parts and len(parts[0]) > 1 and parts[0][1] == len(parts)
     return b"".join(part[2:] for part in parts) if complete else b""
 
 
 def _split_xmp(packet: bytes) -> tuple[bytes, list[bytes]]:
-    """A packet that is too large for a segment, as part 3 of the XMP standard stores it: a small packet that names the
-    large one, and the large one in parts."""
+    """Split a packet that is too large for a segment, by part 3 of the XMP standard: into a small packet with the name
+    (MD5) of the extended packet, and the parts of the extended packet, each with name, total size and offset."""
     name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper().encode()
     places = range(0, len(packet), PART)
-    return NAMING_XMP % name, [name + struct.pack(">II", len(packet), at) + packet[at : at + PART] for at in places]
+    return EXTENDED_XMP_STUB % name, [name + struct.pack(">II", len(packet), n) + packet[n : n + PART] for n in places]
 
 
 def _xmp_of(segments: Segments) -> tuple[bytes, list[bytes]]:
-    """The packet, and the parts of another one that continues it. What `_split_xmp` has split is joined. What another
-    program has split stays split: there the first packet has a share of the metadata."""
+    """The packet, and the parts of an extended packet. A packet that `_split_xmp` has split is joined. One that another
+    program has split stays split, because there the first packet holds some of the properties."""
     packet = b"".join(_contents(segments, APP1, XMP)[-1:])
     extended = sorted(_contents(segments, APP1, EXTENDED_XMP))
     full = _joined_parts(extended)
@@ -301,24 +304,24 @@ def _xmp_of(segments: Segments) -> tuple[bytes, list[bytes]]:
 
 
 def _joined_parts(extended: list[bytes]) -> bytes:
-    return b"".join(part[40:] for part in sorted(extended))  # all with one name and size, and so by their place
+    return b"".join(part[40:] for part in sorted(extended))  # name and size are equal, so this sorts by offset
 
 
 def _upright_extended(
     packet: bytes, extended: list[bytes], orientation: int, height: int, width: int
 ) -> tuple[bytes, list[bytes]]:
-    """A packet and the parts that continue it, with the orientation of a photo of this size applied to those parts,
-    which are named by their content."""
+    """The packet and the parts of its extended packet after the orientation has been applied to a photo stored as
+    `height` by `width`. The name of the extended packet, which depends on its content, is updated in the packet."""
     before = _joined_parts(extended)
     after = upright_xmp(before, orientation, *((height, width) if orientation >= 5 else (width, height)))
     if after == before:
         return packet, extended
     extended = _split_xmp(after)[1]
-    return naming(packet, extended[0][:32].decode()), extended
+    return with_extension_name(packet, extended[0][:32].decode()), extended
 
 
 def _is_rgb(image: JpegImagePlugin.JpegImageFile) -> bool:
-    """Whether the file is coded as RGB and not as YCbCr, by libjpeg's rules."""
+    """Whether the file is coded as RGB rather than YCbCr, by libjpeg's rules."""
     if "jfif" in image.info or image.mode != "RGB":
         return False
     if "adobe" in image.info:
