@@ -1,5 +1,5 @@
-"""AVIF: pixels through libavif (imagecodecs), which carries no metadata; profile, EXIF, XMP and orientation are read
-from the boxes of the file and written to them here."""
+"""AVIF. libavif (through imagecodecs) decodes and encodes pixels only; profile, EXIF, XMP and orientation are read from
+and written to the boxes of the file here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fastenh.io.formats.boxes import box, boxes
 from fastenh.io.metadata import EXIF_START, Metadata, coded_profile
 
 SPEED = 9  # of libaom, up to 10; at 6, a file is 1 % smaller and takes ten times as long
-MAX_SIDE = 65_536  # pixels that AV1 can hold
-MAX_META = 2**24  # bytes that describe the picture, pixels and metadata excluded
-SRGB, UNSPECIFIED = (1, 13), (2, 2)  # codes of primaries and curve
-LOSSLESS = (0, 16, 17)  # matrices that lose nothing: RGB itself, reversible YCgCo
+MAX_SIDE = 65_536  # pixels, the largest width and height in AV1
+MAX_META = 2**24  # bytes of the "meta" box, which contains neither pixels nor metadata
+SRGB, UNSPECIFIED = (1, 13), (2, 2)  # codes of primaries and curve in ITU-T H.273
+LOSSLESS = (0, 16, 17)  # codes of reversible matrices: identity (RGB), YCgCo-R
 XMP_TYPE = b"application/rdf+xml\0"
-# EXIF's orientation by the quarter turns, anticlockwise, and then the mirror axis of a file
+# EXIF's orientation by the number of anticlockwise quarter turns (irot) and the mirror axis applied after them (imir)
 ORIENTATIONS = {
     (0, None): 1, (0, 1): 2, (2, 0): 2, (2, None): 3, (0, 0): 4, (2, 1): 4, (1, 0): 5, (3, 1): 5, (3, None): 6,
     (3, 0): 7, (1, 1): 7, (1, None): 8,
@@ -60,7 +60,7 @@ class Avif(Format):
             except ValueError as error:
                 raise Unsupported(error) from None
         try:
-            pixels = imagecodecs.avif_decode(_without_films(data, container), index=0)
+            pixels = imagecodecs.avif_decode(_without_movies(data, container), index=0)
         except Exception:
             check_memory(width, height)
             raise
@@ -79,7 +79,7 @@ class Avif(Format):
         return header, pixels
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
-        """Without `quality`, lossless where the photo was. 16 bits become 12, or 10 where the photo had so many. Alpha
+        """Without `quality`, lossless if the photo was. 16 bits become 12, or 10 if the photo was read from 10. Alpha
         and gray are always lossless."""
         import imagecodecs
 
@@ -115,7 +115,7 @@ class Avif(Format):
         return (width, height) if _orientation(properties) >= 5 else (height, width)
 
     def has_end(self, file: BinaryIO, size: int) -> bool:
-        """All boxes, and in them all the bytes of the pixels."""
+        """All boxes, and all bytes of every item."""
         container = read_container(file)
         return all(at + length <= size for item in container.items.values() for at, length in item.extents)
 
@@ -125,43 +125,46 @@ class Avif(Format):
 
 @dataclass
 class Item:
+    """An entry of the file's item table: a picture, a tile, an alpha plane, or a block of metadata."""
+
     kind: bytes = b""
     entry: bytes = b""  # contents of its "infe" box
-    extents: list[tuple[int, int]] = field(default_factory=list)  # places in the file and lengths; 0 is to the end
-    properties: list[tuple[bool, int]] = field(default_factory=list)  # whether essential, and the number from 1 on
+    extents: list[tuple[int, int]] = field(default_factory=list)  # offset, length; 0 means to the end of the file
+    properties: list[tuple[bool, int]] = field(default_factory=list)  # whether it is essential, and its index, from 1
 
 
 @dataclass
 class Container:
-    """What the boxes of a file say of its items: pictures, their tiles, alpha, metadata."""
+    """The contents of the "meta" box: items, their properties, and references between them."""
 
     file: BinaryIO
     brand: bytes = b""
-    films: list[int] = field(default_factory=list)  # where "moov" boxes start
+    movies: list[int] = field(default_factory=list)  # offsets of the "moov" boxes
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
     known_properties: list[tuple[bytes, bytes]] = field(default_factory=list)  # kind and contents
     references: list[tuple[bytes, int, list[int]]] = field(default_factory=list)
 
     def properties(self, number: int | None = None) -> list[tuple[bytes, bytes]]:
-        """Those of the picture, or of another item."""
+        """Kind and contents of each property of the primary picture, or of item `number`."""
         item = self.items.get(self.primary if number is None else number, Item())
         count = len(self.known_properties)
         return [self.known_properties[index - 1] for _, index in item.properties if 0 < index <= count]
 
     def property(self, kind: bytes, number: int | None = None) -> bytes:
+        """The contents of the first property of this kind, b"" if there is none."""
         return next((content for name, content in self.properties(number) if name == kind), b"")
 
     def size(self) -> tuple[int, int]:
-        """Width and height as stored. Raises EOFError where the boxes do not say."""
+        """Width and height, before rotation and cropping. Raises EOFError if the file does not state them."""
         try:
             width, height = struct.unpack_from(">II", self.property(b"ispe"), 4)
         except struct.error:
-            raise EOFError("its boxes state no width and height") from None
+            raise EOFError("it states no width and height") from None
         return width, height
 
     def coding(self) -> tuple[int, bool, str]:
-        """Bits, whether the picture is gray, and its chroma subsampling. What is joined from tiles has theirs."""
+        """Bit depth, whether the picture is gray, and chroma subsampling; of a grid, those of its first tile."""
         numbers = [self.primary]
         numbers += [to for kind, source, targets in self.references if kind == b"dimg" for to in targets[:1]]
         config = next(filter(None, (self.property(b"av1C", number) for number in numbers)), b"\x81\0\0\0")
@@ -171,22 +174,23 @@ class Container:
         return bits, bool(flags & 0x10), chroma
 
     def exif(self) -> bytes:
-        """The EXIF block, after the four bytes that say where it starts."""
-        data = self._described_by(b"Exif")
+        """The EXIF block, b"" if there is none. The item begins with four bytes that state the offset of the block."""
+        data = self._first_of_kind(b"Exif")
         start = int.from_bytes(data[:4], "big") + 4
         return data[start:].removeprefix(EXIF_START)
 
     def xmp(self) -> bytes:
-        return self._described_by(b"mime")
+        return self._first_of_kind(b"mime")
 
-    def _described_by(self, kind: bytes) -> bytes:
-        """The bytes of the first item of metadata of this kind."""
+    def _first_of_kind(self, kind: bytes) -> bytes:
+        """The bytes of the first metadata item of this kind, b"" if there is none; "mime" means XMP."""
         for item in self.items.values():
             if item.kind == kind and (kind != b"mime" or XMP_TYPE in item.entry):
                 return self.content(item)
         return b""
 
     def content(self, item: Item) -> bytes:
+        """The bytes of an item. Raises EOFError if they exceed the file."""
         size = self.file.seek(0, 2)
         if sum(length for _, length in item.extents) > size:
             raise EOFError("an item is larger than the file")
@@ -198,34 +202,34 @@ class Container:
 
 
 def read_container(file: BinaryIO) -> Container:
-    """Raises EOFError or IndexError where the boxes are damaged."""
+    """Parse the boxes of a file. Raises EOFError or IndexError if they are damaged."""
     size = file.seek(0, 2)
     found, start = Container(file), 0
     meta = None
     for kind, content, end in boxes(file, 0, size):
         if kind == b"ftyp":
-            found.brand = _at(file, content, 4)
+            found.brand = _read_at(file, content, 4)
         elif kind == b"meta" and meta is None:
             meta = content + 4, end  # after version and flags
         elif kind == b"moov":
-            found.films.append(start)
+            found.movies.append(start)
         start = end
     if meta is None or meta[1] - meta[0] > MAX_META:
-        raise EOFError(f"expected a description of the picture of at most {MAX_META >> 20} MiB")
+        raise EOFError(f"it has no meta box of at most {MAX_META >> 20} MiB")
     inner = list(boxes(file, *meta))
     inside = next((content for kind, content, _ in inner if kind == b"idat"), 0)
     for kind, content, end in inner:
         if kind in READERS:
-            READERS[kind](found, _at(file, content, end - content), inside)
+            READERS[kind](found, _read_at(file, content, end - content), inside)
     return found
 
 
-def _at(file: BinaryIO, place: int, count: int) -> bytes:
+def _read_at(file: BinaryIO, place: int, count: int) -> bytes:
     file.seek(place)
     return take(file, count)
 
 
-# ---- each reads one box in "meta" from its version and flags on
+# ---- readers of the boxes inside "meta"; `data` begins with version and flags
 
 
 def _read_pitm(found: Container, data: bytes, _: int) -> None:
@@ -253,11 +257,11 @@ def _read_iloc(found: Container, data: bytes, inside: int) -> None:
     for _ in range(number(4 if version > 1 else 2)):
         item = found.items.setdefault(number(4 if version > 1 else 2), Item())
         method = number(2) & 15 if version else 0
-        number(2)  # the file, which is this one
+        number(2)  # the index of an external file; 0 is this file
         base = number(base_size) + (inside if method == 1 else 0)
         count = number(2)
         if count > 1 and not length_size:
-            raise EOFError("several parts of unknown length")
+            raise EOFError("an item has several extents of unknown length")
         for _ in range(count):
             number(index_size if version else 0)
             item.extents.append((base + number(offset_size), number(length_size)))
@@ -266,13 +270,13 @@ def _read_iloc(found: Container, data: bytes, inside: int) -> None:
 def _read_iref(found: Container, data: bytes, _: int) -> None:
     width = 4 if data[0] else 2
     for kind, content, end in boxes(io.BytesIO(data), 4, len(data)):
-        places = [content, *range(content + width + 2, end - width + 1, width)]  # after the source there is a count
+        places = [content, *range(content + width + 2, end - width + 1, width)]  # source; after a count, targets
         source, *targets = (int.from_bytes(data[place : place + width], "big") for place in places)
         found.references.append((kind, source, targets))
 
 
 def _read_iprp(found: Container, data: bytes, _: int) -> None:
-    """A box without version and flags."""
+    """Property values (ipco) and their associations with items (ipma). This box has no version and flags."""
     for kind, content, end in boxes(io.BytesIO(data), 0, len(data)):
         if kind == b"ipco":
             found.known_properties += [
@@ -292,20 +296,20 @@ def _read_iprp(found: Container, data: bytes, _: int) -> None:
 READERS = {b"pitm": _read_pitm, b"iinf": _read_iinf, b"iloc": _read_iloc, b"iref": _read_iref, b"iprp": _read_iprp}
 
 
-def _without_films(data: bytes, found: Container) -> bytes:
-    """The file with its films marked as free space: libavif could take their frames for the picture, and imagecodecs
-    writes frames beyond the end of its memory."""
-    if not found.films:
+def _without_movies(data: bytes, found: Container) -> bytes:
+    """The file with its movies marked as free space. libavif might decode their frames instead of the picture, and
+    imagecodecs would then write beyond its buffer."""
+    if not found.movies:
         return data
-    brands = int.from_bytes(data[:4], "big")  # bytes of the "ftyp" box, where a film is announced
+    brands = int.from_bytes(data[:4], "big")  # bytes of the "ftyp" box, whose brand "avis" announces a movie
     changed = bytearray(data[:brands].replace(b"avis", b"avif") + data[brands:])
-    for start in found.films:
+    for start in found.movies:
         changed[start + 4 : start + 8] = b"free"
     return bytes(changed)
 
 
 def _with_metadata(data: bytes, codes: tuple[int, int], about: Metadata) -> bytes:
-    """The file of an encoder with these codes of primaries and curve, and with profile, EXIF and XMP."""
+    """The encoder's file `data` with the codes of primaries and curve set, and with ICC profile, EXIF and XMP added."""
     found = read_container(io.BytesIO(data))
     contents = {number: found.content(item) for number, item in found.items.items()}
     properties = [
@@ -325,7 +329,7 @@ def _with_metadata(data: bytes, codes: tuple[int, int], about: Metadata) -> byte
             contents[number] = content
 
     def meta(start: int) -> bytes:
-        """With the contents from `start` on, in the order of the items."""
+        """The "meta" box of a file whose item contents begin at offset `start`, in item order."""
         places, associations = b"", b""
         for number, item in found.items.items():
             places += struct.pack(">HHHII", number, 0, 1, start, len(contents[number]))
@@ -352,28 +356,28 @@ def _with_metadata(data: bytes, codes: tuple[int, int], about: Metadata) -> byte
     return head + meta(len(head) + len(meta(0)) + 8) + box(b"mdat", *contents.values())
 
 
-# ---- numbers and places of pixels
+# ---- pixels
 
 
 def _rescaled(pixels: np.ndarray, old: int, new: int) -> np.ndarray:
-    """uint16 of another full scale, rounded."""
+    """uint16 values scaled from full scale `old` to `new` and rounded."""
     table = np.rint(np.arange(old + 1) * (new / old)).astype(np.uint16)
     return table.take(pixels, mode="clip")
 
 
 def _orientation(properties: list[tuple[bytes, bytes]]) -> int:
-    """EXIF's, of the turn and mirror that the file asks for; by the standard, what its EXIF says does not count."""
+    """EXIF's code for the rotation (irot) and mirroring (imir) of the file. The standard ignores the tag in EXIF."""
     about = dict(properties)
     turn, mirror = about.get(b"irot", b"\0")[0] & 3, about.get(b"imir")
     return ORIENTATIONS[turn, mirror[0] & 1 if mirror else None]
 
 
 def _crop(clap: bytes, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part that is to be shown; all of it where its place is no whole number."""
+    """Top, left, height and width of the clean aperture; the entire picture if it is invalid or not on whole pixels."""
     numbers = struct.unpack(">IIIIiIiI", clap[:32])
     if not all(numbers[1::2]):
         return 0, 0, height, width
-    across, down, x, y = (Fraction(*numbers[at : at + 2]) for at in range(0, 8, 2))
+    across, down, x, y = (Fraction(*numbers[n : n + 2]) for n in range(0, 8, 2))
     left, top = (width - across) / 2 + x, (height - down) / 2 + y
     fits = min(left, top) >= 0 and min(across, down) > 0 and left + across <= width and top + down <= height
     if not fits or any(number.denominator > 1 for number in (across, down, left, top)):

@@ -1,5 +1,5 @@
-"""JPEG XL: pixels through OpenImageIO, because imagecodecs neither tells the ICC profile of pixels nor writes one; the
-boxes of EXIF and XMP are read and written here."""
+"""JPEG XL. OpenImageIO decodes and encodes pixels, because imagecodecs can neither read nor write the ICC profile. The
+boxes with EXIF and XMP are read and written here."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from fastenh.io.formats.rows import new_spec
 from fastenh.io.metadata import DISPLAY_P3, EXIF_START, Metadata, coded_profile
 
 SIGNATURE = bytes.fromhex("0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c20")  # with the "ftyp" box
-MAX_HEAD = 2**14  # bytes at the start of the codestream, in which its header must lie
+MAX_HEAD = 2**14  # bytes at the start of the codestream that must contain its header
 MAX_UNPACKED = 2**24  # bytes of a compressed box
-SHORTEST = 128  # bytes that OpenImageIO reads of a file, no less
-LOSSY_EFFORT, LOSSLESS_EFFORT, FLOAT_EFFORT = 5, 3, 4  # of libjxl, up to 10; below 4 it fails for more floats
+SHORTEST = 128  # bytes; OpenImageIO fails to read a shorter file
+LOSSY_EFFORT, LOSSLESS_EFFORT, FLOAT_EFFORT = 5, 3, 4  # of libjxl, up to 10; below 4 more pictures of floats fail
 BT2020 = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046)
-LINEAR, SRGB = 8, 13  # codes of curves, in ITU-T H.273
+LINEAR, SRGB = 8, 13  # codes of curves in ITU-T H.273
 CHROMATICITIES = {0: (), 1: (), 9: (*BT2020, *WHITE), 12: (*DISPLAY_P3, *WHITE)}  # by the code of primaries; 0 is gray
-ALPHA, BLACK = 0, 4  # kinds of further channels
+ALPHA, BLACK = 0, 4  # kinds of extra channels
 
 
 class JpegXl(Format):
@@ -55,10 +55,10 @@ class JpegXl(Format):
         check_size(image.width, image.height)
         if image.animated:
             raise Unsupported("expected one picture, got an animation")
-        if BLACK in image.further:
+        if BLACK in image.extra:
             raise Unsupported("expected RGB or gray, got CMYK")
-        if image.further not in ([], [ALPHA]):
-            raise Unsupported(f"expected colours and alpha alone, got {len(image.further)} further channels")
+        if image.extra not in ([], [ALPHA]):
+            raise Unsupported(f"expected colours and alpha alone, got {len(image.extra)} further channels")
         lost = image.perceptual and image.has_profile and not image.floats
         try:
             pixels, spec = _decoded(_as_floats(codestream, image) if lost else codestream)
@@ -68,7 +68,7 @@ class JpegXl(Format):
 
         exif = parts.get(b"Exif", b"")
         exif = exif[int.from_bytes(exif[:4], "big") + 4 :].removeprefix(EXIF_START)
-        height, width = pixels.shape[:2]  # which are upright already
+        height, width = pixels.shape[:2]  # already upright
         about = Metadata(exif=exif, xmp=parts.get(b"xml ", b"")).upright(image.orientation, width, height)
         decoded = Header.of(self.name, pixels, about)
         decoded = replace(decoded, premultiplied=image.premultiplied, **_colours(decoded, spec))
@@ -85,24 +85,24 @@ class JpegXl(Format):
         return header, convert(pixels, decoded, header)
 
     def encode(self, header: Header, pixels: np.ndarray, quality: int | None) -> bytes:
-        """Without `quality`, lossless where the photo was, and for floats."""
+        """Without `quality`, lossless for floats and for photos that were lossless."""
         lossless = header.storage.get("lossless", header.dtype.kind == "f")
         level = quality or (100 if lossless else QUALITY)  # 100 is lossless
         about, gray_floats = header.metadata, header.dtype.kind == "f" and header.colours == 1 and not header.linear
-        if pixels.shape[2] == 2 or (gray_floats and not about.icc):  # OpenImageIO writes these as RGB alone
+        if pixels.shape[2] == 2 or (gray_floats and not about.icc):  # OpenImageIO can write these only as RGB
             pixels = np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2)
             header = replace(header, channels=pixels.shape[2], colours=3, alpha=3 if pixels.shape[2] == 4 else None)
         codes = (header.storage["primaries"], LINEAR) if header.linear else (1, SRGB)
         try:
             codestream = _encoded(header, pixels, level, codes)
-        except WriteError:  # libjxl takes differences of floats as integers, which overflow where signs differ
+        except WriteError:  # libjxl subtracts floats as integers, which overflow if signs differ
             if level < 100 or pixels.dtype != np.float32 or not (pixels < 0).any():
                 raise
             got = "some below 0 that it cannot; use TIFF or a quality below 100"
             raise ValueError(f"expected 32-bit floats that JPEG XL can store without loss, got {got}") from None
         parts = _read_parts(io.BytesIO(codestream))
         data = SIGNATURE
-        if b"jxll" in parts:  # the level of the standard, which the codestream does not say
+        if b"jxll" in parts:  # the conformance level, which the codestream does not contain
             data += box(b"jxll", parts[b"jxll"])
         if about.exif:
             data += box(b"Exif", bytes(4), about.exif)
@@ -119,8 +119,8 @@ class JpegXl(Format):
         return (image.width, image.height) if image.orientation >= 5 else (image.height, image.width)
 
     def has_end(self, file: BinaryIO, size: int) -> bool:
-        """All boxes, the last of the pixels among them. A file without boxes, which is never written here, counts as
-        complete."""
+        """All boxes, including the last one of the codestream. A file without boxes, which is never written here,
+        counts as complete."""
         if file.read(2) == b"\xff\x0a":
             return True
         last = False
@@ -134,7 +134,8 @@ class JpegXl(Format):
 
 
 def _read_parts(file: BinaryIO) -> dict[bytes, bytes]:
-    """The contents of boxes by their kind, of several the first; the codestream, in one piece, is "jxlc"."""
+    """The contents of the boxes by kind, the first of each kind; "jxlc" is the codestream, joined from its parts.
+    Raises EOFError if the boxes are damaged."""
     size = file.seek(0, 2)
     file.seek(0)
     if file.read(2) == b"\xff\x0a":
@@ -145,7 +146,7 @@ def _read_parts(file: BinaryIO) -> dict[bytes, bytes]:
     for kind, content, end in boxes(file, 0, size):
         file.seek(content)
         if kind == b"jxlp":
-            pieces.append(file.read(end - content)[4:])  # after its number
+            pieces.append(file.read(end - content)[4:])  # without its number
         elif kind == b"brob":
             inner, data = file.read(4), file.read(end - content - 4)
             if inner in (b"Exif", b"xml ") and inner not in parts:
@@ -159,7 +160,7 @@ def _read_parts(file: BinaryIO) -> dict[bytes, bytes]:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """b"" where it is damaged or too large."""
+    """The decompressed bytes; b"" if `data` is damaged or the result is too large."""
     import imagecodecs
 
     try:
@@ -173,22 +174,24 @@ def _unpacked(data: bytes) -> bytes:
 
 @dataclass
 class Head:
+    """The fields of the codestream header that are needed here."""
+
     width: int = 0  # as stored
     height: int = 0
     orientation: int = 1
     bits: int = 8
     floats: bool = False
-    further: list[int] = field(default_factory=list)  # kinds of channels beyond the colours
+    extra: list[int] = field(default_factory=list)  # kinds of the channels beyond the colours
     premultiplied: bool = False
     animated: bool = False
-    perceptual: bool = True  # pixels are XYB, the space of lossy files, and no profile applies to them
+    perceptual: bool = True  # pixels are XYB, as in lossy files; the profile does not apply to them
     has_profile: bool = False
-    depth: tuple[int, int] = (0, 0)  # between which bits of the file the depth is stated
-    extensions: int = 0  # the bit where extensions are stated
+    depth: tuple[int, int] = (0, 0)  # the range of bits of the file that states the depth
+    extensions: int = 0  # the bit at which extensions begin
 
 
 class Bits:
-    """Reads numbers, their lowest bits first."""
+    """Reads numbers from bytes, lowest bit first. Raises EOFError at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._number, self._end, self.place = int.from_bytes(data, "little"), 8 * len(data), 0
@@ -196,30 +199,31 @@ class Bits:
     def __call__(self, count: int) -> int:
         self.place += count
         if self.place > self._end:
-            raise EOFError("the header is cut short or too long")
+            raise EOFError("the header is truncated or too long")
         return self._number >> self.place - count & (1 << count) - 1
 
-    def one_of(self, *choices: tuple[int, int]) -> int:
-        """By two bits one of four ranges, each with its lowest number and how many bits follow."""
+    def u32(self, *choices: tuple[int, int]) -> int:
+        """The standard's U32: two bits select a lowest number and the count of the bits to add to it."""
         lowest, count = choices[self(2)]
         return lowest + self(count)
 
     def enum(self) -> int:
-        return self.one_of((0, 0), (1, 0), (2, 4), (18, 6))
+        """The standard's Enum."""
+        return self.u32((0, 0), (1, 0), (2, 4), (18, 6))
 
 
 def read_head(codestream: bytes) -> Head:
-    """Raises EOFError where the header is cut short."""
+    """Parse the header of a codestream. Raises EOFError if it is truncated."""
     bits, head = Bits(codestream[:MAX_HEAD]), Head()
     bits(16)
     head.width, head.height = _size(bits)
-    if bits(1):  # all else as most files have it
+    if bits(1):  # all other fields have their defaults
         return head
-    more = bits(1)
-    if more:
+    extra_fields = bits(1)
+    if extra_fields:
         head.orientation = 1 + bits(3)
         if bits(1):
-            _size(bits)  # to be shown in
+            _size(bits)  # the intrinsic size
         if bits(1):
             _preview_size(bits)
         head.animated = bool(bits(1))
@@ -229,26 +233,27 @@ def read_head(codestream: bytes) -> Head:
     head.bits, head.floats = _depth(bits)
     head.depth = start, bits.place
     bits(1)
-    for _ in range(bits.one_of((0, 0), (1, 0), (2, 4), (1, 12))):
+    for _ in range(bits.u32((0, 0), (1, 0), (2, 4), (1, 12))):
         _read_channel(bits, head)
     head.perceptual = bool(bits(1))
     if not bits(1):
         head.has_profile = bool(bits(1))
         bits.enum()  # RGB or gray
     if head.has_profile:
-        if more and not bits(1):  # how bright white is
+        if extra_fields and not bits(1):  # tone mapping
             bits(16 + 16 + 1 + 16)
         head.extensions = bits.place
     return head
 
 
 def _size(bits: Bits) -> tuple[int, int]:
+    """Width and height."""
     small = bits(1)
     ranges = (1, 9), (1, 13), (1, 18), (1, 30)
-    height = 8 * (1 + bits(5)) if small else bits.one_of(*ranges)
+    height = 8 * (1 + bits(5)) if small else bits.u32(*ranges)
     ratio = bits(3)
     if not ratio:
-        return 8 * (1 + bits(5)) if small else bits.one_of(*ranges), height
+        return 8 * (1 + bits(5)) if small else bits.u32(*ranges), height
     across, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
     return height * across // down, height
 
@@ -256,34 +261,35 @@ def _size(bits: Bits) -> tuple[int, int]:
 def _preview_size(bits: Bits) -> None:
     small = bits(1)
     ranges = ((16, 0), (32, 0), (1, 5), (33, 9)) if small else ((1, 6), (65, 8), (321, 10), (1345, 12))
-    bits.one_of(*ranges)
+    bits.u32(*ranges)
     if not bits(3):
-        bits.one_of(*ranges)
+        bits.u32(*ranges)
 
 
 def _depth(bits: Bits) -> tuple[int, bool]:
+    """Bits per sample, and whether samples are floats."""
     if not bits(1):
-        return bits.one_of((8, 0), (10, 0), (12, 0), (1, 6)), False
-    count = bits.one_of((32, 0), (16, 0), (24, 0), (1, 6))
-    bits(4)  # of them, the exponent's
+        return bits.u32((8, 0), (10, 0), (12, 0), (1, 6)), False
+    count = bits.u32((32, 0), (16, 0), (24, 0), (1, 6))
+    bits(4)  # the size of the exponent
     return count, True
 
 
 def _read_channel(bits: Bits, head: Head) -> None:
-    """One beyond the colours."""
+    """Read an extra channel."""
     kind = ALPHA
     if not bits(1):
         kind = bits.enum()
         _depth(bits)
-        bits.one_of((0, 0), (3, 0), (4, 0), (1, 3))
-        bits(8 * bits.one_of((0, 0), (0, 4), (16, 5), (48, 10)))  # a name
+        bits.u32((0, 0), (3, 0), (4, 0), (1, 3))
+        bits(8 * bits.u32((0, 0), (0, 4), (16, 5), (48, 10)))  # a name
         if kind == ALPHA:
             head.premultiplied |= bool(bits(1))
         elif kind == 2:  # a spot colour
             bits(4 * 16)
-        elif kind == 5:  # of a sensor's colour filters
-            bits.one_of((1, 0), (0, 2), (3, 4), (19, 8))
-    head.further.append(kind)
+        elif kind == 5:  # a colour filter array
+            bits.u32((1, 0), (0, 2), (3, 4), (19, 8))
+    head.extra.append(kind)
 
 
 def _as_floats(codestream: bytes, head: Head) -> bytes:
@@ -293,8 +299,8 @@ def _as_floats(codestream: bytes, head: Head) -> bytes:
     number of bytes longer: an empty extension pads it, so the bytes that follow need no shift."""
     (start, stop), place = head.depth, head.extensions
     number = int.from_bytes(codestream[: place // 8 + 2], "little")
-    if number >> place & 3:  # two bits, zero where there are none
-        raise Unsupported("expected a JPEG XL without extensions, got one with")
+    if number >> place & 3:  # two bits that are 0 if there are no extensions
+        raise Unsupported("expected a JPEG XL without extensions, got some")
     result, length = number & (1 << start) - 1, start
 
     def put(value: int, count: int) -> None:
@@ -302,12 +308,12 @@ def _as_floats(codestream: bytes, head: Head) -> bytes:
         result |= value << length
         length += count
 
-    put(0b0111_00_1, 7)  # floats; of 32 bits; of which the exponent has 1 + 7
+    put(0b0111_00_1, 7)  # floats; of 32 bits; with an exponent of 1 + 7 bits
     put(number >> stop & (1 << place - stop) - 1, place - stop)
-    filling = 1 + (place + 2 - (length + 12) - 1) % 8
-    put(0b0000_01, 6)  # extension 0 alone
-    put(filling - 1 << 2 | 0b01, 6)  # the number of its bits, 1 to 16
-    put(0, filling)
+    padding = 1 + (place + 2 - (length + 12) - 1) % 8
+    put(0b0000_01, 6)  # only extension 0
+    put(padding - 1 << 2 | 0b01, 6)  # its size in bits, 1 to 16
+    put(0, padding)
     put(codestream[(place + 2) // 8] >> (place + 2) % 8, 8 - length % 8)
     return result.to_bytes(length // 8, "little") + codestream[(place + 2) // 8 + 1 :]
 
@@ -316,7 +322,8 @@ def _as_floats(codestream: bytes, head: Head) -> bytes:
 
 
 def _decoded(codestream: bytes) -> tuple[np.ndarray, Any]:
-    """Upright pixels and OpenImageIO's description of them."""
+    """Upright pixels, (height, width, channels), and OpenImageIO's description of them. Raises RuntimeError if the
+    codestream cannot be decoded."""
     import OpenImageIO as oiio  # not on every machine that runs the ops
 
     with tempfile.NamedTemporaryFile(suffix=".jxl") as copy:
@@ -333,7 +340,8 @@ def _decoded(codestream: bytes) -> tuple[np.ndarray, Any]:
 
 
 def _encoded(header: Header, pixels: np.ndarray, level: int, codes: tuple[int, int]) -> bytes:
-    """The file that OpenImageIO writes, without metadata but for the profile or, without one, these codes."""
+    """The file that OpenImageIO writes, with the ICC profile or, without one, the codes of primaries and curve, and no
+    other metadata. Raises WriteError."""
     import OpenImageIO as oiio
 
     spec, icc = new_spec(header), header.metadata.icc
@@ -343,7 +351,7 @@ def _encoded(header: Header, pixels: np.ndarray, level: int, codes: tuple[int, i
     spec["jpegxl:use_boxes"] = 0
     if icc:
         spec.attribute("ICCProfile", oiio.TypeDesc(f"uint8[{len(icc)}]"), np.frombuffer(icc, np.uint8))
-    elif header.colours == 3:  # gray is sRGB's or, in floats, linear
+    elif header.colours == 3:  # gray has sRGB's curve or, in floats, is linear
         spec.attribute("CICP", oiio.TypeDesc("int[4]"), (*codes, 0, 1))
     with tempfile.NamedTemporaryFile(suffix=".jxl") as copy:
         file = oiio.ImageOutput.create(copy.name)
@@ -354,13 +362,13 @@ def _encoded(header: Header, pixels: np.ndarray, level: int, codes: tuple[int, i
 
 
 def _codes(spec: Any) -> tuple[int, int]:
-    """Codes of primaries and curve; those of gray and of none where they are not stated."""
+    """Codes of primaries and curve; (0, 2), gray and unspecified, if the file does not state them."""
     primaries, curve = (spec.getattribute("CICP") or (0, 2))[:2]
     return primaries, curve
 
 
 def _colours(decoded: Header, spec: Any) -> dict[str, Any]:
-    """The fields of a header for pixels that OpenImageIO has described. Raises Unsupported for PQ and HLG."""
+    """The fields of the header that describe the colour space. Raises Unsupported for PQ and HLG."""
     primaries, curve = _codes(spec)
     if curve in (16, 18):
         try:
