@@ -68,7 +68,7 @@ def _spec(header: Header) -> Any:
     """OpenImageIO's description of a new file: where the photo was an OpenEXR, that of its file with all attributes."""
     if "spec" not in header.storage:
         spec = new_spec(header)
-        spec["DateTime"] = ""  # else OpenImageIO takes now for the date of the capture
+        spec["DateTime"] = ""  # else OpenImageIO writes the current time
         return spec
     import OpenImageIO as oiio
 
@@ -84,8 +84,8 @@ def _spec(header: Header) -> Any:
     spec.tile_width = spec.tile_height = spec.tile_depth = 0
     spec.set_format(KINDS[str(header.dtype)])
     if spec.nchannels == header.channels:
-        spec.channelformats = stored.channelformats  # () where all channels have the same
-    else:  # gray became RGB
+        spec.channelformats = stored.channelformats  # () if all channels have the same
+    else:  # gray has become RGB
         names = new_spec(header)
         spec.nchannels, spec.channelnames, spec.alpha_channel = header.channels, names.channelnames, names.alpha_channel
     return spec

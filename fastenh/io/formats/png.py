@@ -1,5 +1,5 @@
-"""PNG: read through OpenImageIO, but for its metadata; written here by ISA-L, which deflates ten times as fast as zlib.
-The files are as small, and every program reads them."""
+"""PNG. OpenImageIO decodes the pixels; metadata is read and files are written here. ISA-L deflates ten times as fast as
+zlib; files are as small, and every program reads them."""
 
 from __future__ import annotations
 
@@ -162,33 +162,35 @@ class PngWriter:
                     file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc))
 
 
-# ---- libpng prints an error to C's stderr after OpenImageIO has taken it into a message of its own
+# ---- libpng prints errors to C's stderr; OpenImageIO reports them, too
 
 
-_lock, _inside = threading.Lock(), 0
+_lock, _silenced = threading.Lock(), 0
 
 
 @contextlib.contextmanager
 def _silent_libpng() -> Iterator[None]:
-    """Meanwhile C's stderr is /dev/null; Python's and C++'s are as they were. Threads may be inside together."""
-    global _inside
+    """Redirect C's stderr to /dev/null inside the context; Python's and C++'s are unaffected. Several threads may be
+    inside at once."""
+    global _silenced
     stderr, usual, null = _c_stderr()
     with _lock:
-        _inside += 1
+        _silenced += 1
         stderr.value = null
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            stderr.value = null if _inside else usual
+            _silenced -= 1
+            stderr.value = null if _silenced else usual
 
 
 @functools.cache
 def _c_stderr() -> tuple[ctypes.c_void_p, int | None, int | None]:
-    """C's stderr, and the streams to assign to it: the usual one and /dev/null."""
+    """C's variable `stderr`, and the streams to assign to it: its own and /dev/null. Without effect where `stderr` is a
+    constant."""
     names = {"linux": "stderr" if platform.libc_ver()[0] == "glibc" else "", "darwin": "__stderrp"}
-    if not names.get(sys.platform):  # elsewhere it is a constant
+    if not names.get(sys.platform):
         return ctypes.c_void_p(), None, None
     library = ctypes.CDLL(None)
     library.fopen.restype = ctypes.c_void_p
@@ -204,18 +206,18 @@ def _read_chunks(path: Path) -> tuple[Chunks, list[str]]:
     ends at the first damaged chunk."""
     chunks: Chunks = []
     left_out: list[str] = []
-    once, more = set(), 0
+    found, more = set[str](), 0
 
     def add(kind: bytes, data: bytes) -> None:
-        nonlocal once
         name = {b"iCCP": "the ICC profile", b"eXIf": "EXIF"}.get(kind, "XMP" if _is_xmp(kind, data) else "")
         try:
-            if name not in once:  # of several, the first counts
+            if name not in found:  # the first of several takes precedence
                 _check(kind, data)
                 chunks.append((kind, data))
         except ValueError as error:
             left_out.append(f"{name}: {error}")
-        once |= {name} - {""}
+        if name:
+            found.add(name)
 
     with open(path, "rb") as file:
         file.seek(8)
@@ -229,7 +231,7 @@ def _read_chunks(path: Path) -> tuple[Chunks, list[str]]:
             if len(data) < size or len(file.read(4)) < 4:
                 break
             add(kind, data)
-    for kind, data in chunks[:]:  # after all chunks of their own, which go first
+    for kind, data in chunks[:]:  # after all chunks, which take precedence over texts
         try:
             if raw := _raw_profile(kind, data):
                 add(*raw)
@@ -250,7 +252,8 @@ def _check(kind: bytes, data: bytes) -> None:
 
 
 def _raw_profile(kind: bytes, data: bytes) -> tuple[bytes, bytes] | None:
-    """The chunk in which PNG has the EXIF, XMP or ICC profile that ImageMagick and others write as a text."""
+    """The chunk (eXIf, iTXt or iCCP) that is equivalent to a text "Raw profile type …", in which ImageMagick and others
+    store EXIF, XMP or an ICC profile; None for other chunks. Raises ValueError for a text that is too large."""
     name, content = _raw_text(kind, data)
     if name in (b"exif", b"app1") and content.startswith((EXIF_START, b"II", b"MM")):
         return b"eXIf", content.removeprefix(EXIF_START)
@@ -262,8 +265,9 @@ def _raw_profile(kind: bytes, data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _raw_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
-    """The name and content of a text "Raw profile type NAME": a line with the name, one with the length, hexadecimal
-    digits. b"" for other chunks, and as the content of a damaged one; ValueError for one that is too large."""
+    """The name, in lower case, and content of a text "Raw profile type NAME": a line with the name, a line with the
+    length, and hexadecimal digits. (b"", b"") for other chunks; the content is b"" if it is damaged. Raises ValueError
+    for a text that is too large."""
     keyword, _, rest = data.partition(b"\0")
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or not keyword.lower().startswith(RAW_START):
         return b"", b""
@@ -281,7 +285,7 @@ def _raw_text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _iptc(chunks: Chunks) -> bytes:
-    """Photoshop's image resources, for which PNG has no chunk, from a text."""
+    """Photoshop's image resources, which PNG stores in a text, as it has no chunk for them; b"" if there are none."""
     for kind, data in chunks:
         name, content = _raw_text(kind, data)
         if name in (b"iptc", b"8bim") and content:
@@ -338,19 +342,19 @@ def _profile(chunks: Chunks, colours: int) -> bytes:
 
 
 def _declared(chunks: Chunks, colours: int) -> tuple[float | None, tuple[float, ...]]:
-    """Gamma by gAMA, None for sRGB's curve, and chromaticities by cHRM, () for sRGB's, of a PNG without a profile; both
-    are void where a chunk says sRGB, or the colours by a code. Within 5 %, as in libpng, a gamma of 2.2 means sRGB."""
-    found = dict(reversed(chunks))  # of several, the first counts
+    """Gamma (gAMA; None for sRGB's curve) and chromaticities (cHRM; () for sRGB's) of a PNG without a profile. Both are
+    ignored if an sRGB or cICP chunk states the colours. A gamma within 5 % of 2.2 is sRGB's curve, as in libpng."""
+    found = dict(reversed(chunks))  # the first of several takes precedence
     if b"sRGB" in found or found.get(b"cICP", b"\2")[:1] != b"\2":
         return None, ()
-    whole = found.get(b"gAMA", b"")
-    gamma = 100_000 / max(struct.unpack(">I", whole)[0], 1) if len(whole) == 4 else 2.2
-    numbers = np.frombuffer(found.get(b"cHRM", b"")[:32], ">u4") / 100_000 if len(found.get(b"cHRM", b"")) == 32 else ()
+    gama, chrm = found.get(b"gAMA", b""), found.get(b"cHRM", b"")
+    gamma = 100_000 / max(struct.unpack(">I", gama)[0], 1) if len(gama) == 4 else None
+    if gamma and (not 0.1 < gamma < 10 or abs(gamma / 2.2 - 1) <= 0.05):
+        gamma = None
+    numbers = np.frombuffer(chrm, ">u4") / 100_000 if len(chrm) == 32 else ()
     chromaticities = tuple(float(number) for number in (*numbers[2:], *numbers[:2]))  # white comes first
     known = are_chromaticities(chromaticities) and not np.allclose(chromaticities, (*PRIMARIES, *WHITE), atol=1e-3)
-    return gamma if 0.1 < gamma < 10 and abs(
-        gamma / 2.2 - 1
-    ) > 0.05 else None, chromaticities if known and colours == 3 else ()
+    return gamma, chromaticities if known and colours == 3 else ()
 
 
 def _aspect(chunks: Chunks) -> tuple[int, int] | None:

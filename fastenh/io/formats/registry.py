@@ -28,7 +28,7 @@ FORMATS: dict[str, Format] = {
         WebP(),
         OpenExr(),
         JpegXl(),
-        Avif(),  # before Heic: some start as any picture in boxes does
+        Avif(),  # before Heic, which accepts the brand mif1 that some AVIFs start with
         Heic(),
     )
 }

@@ -18,7 +18,7 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 class BlockReader:
-    """A file that is read by rows: its `header`, and `read`. A subclass decodes rows in whole strips or tiles."""
+    """A file that is read by rows. Subclasses set `path` and `header`; `_decode` decodes entire strips or tiles."""
 
     path: Path
     header: Header
@@ -30,13 +30,13 @@ class BlockReader:
     def read(self, top: int, bottom: int) -> np.ndarray:
         """Rows from `top` up to `bottom`, (rows, width, channels), as they are stored.
 
-        Decoders hardly go back, so rows that the previous call decoded and this one needs again are kept: those above a
-        strip, the rest of a row of tiles. Nothing else stays in memory."""
+        Decoders are slow to go back, so decoded rows that the next call may need are kept: the overlap between calls
+        and the rest of a row of tiles. Nothing else stays in memory."""
         blocks = [(first, rows) for first, rows in self._blocks if first + len(rows) > top]
         if blocks and blocks[0][0] > top:
             blocks = []
         end = blocks[-1][0] + len(blocks[-1][1]) if blocks else top // self._step * self._step
-        if end < bottom:  # copies, which free the rows above `top` before more are decoded
+        if end < bottom:  # copy, so that the rows above `top` are freed before more are decoded
             self._blocks = blocks = [(max(first, top), rows[max(top - first, 0) :].copy()) for first, rows in blocks]
             aligned = min(-(-bottom // self._step) * self._step, self.header.height)
             blocks.append((end, self._decode(end, aligned)))
@@ -44,15 +44,15 @@ class BlockReader:
         parts = [rows[max(top - first, 0) : max(bottom - first, 0)] for first, rows in self._blocks]
         if len(parts) == 1 and len(parts[0]) == len(self._blocks[0][1]):
             return parts[0]
-        return np.concatenate(parts)  # a copy, which holds no other rows in memory
+        return np.concatenate(parts)  # a copy, so that the other rows can be freed
 
     def _decode(self, first: int, end: int) -> np.ndarray:
-        """Rows from `first` up to `end`, which lie between, not within, rows that are decoded together."""
+        """Rows from `first` up to `end`, which are multiples of `_step`; `end` may be the height."""
         raise NotImplementedError
 
 
 class OpenImageIOReader(BlockReader):
-    """A file that is read through OpenImageIO. Raises ValueError for what is no photo of one picture.
+    """A file that is read through OpenImageIO. Raises ValueError for files that are not accepted.
 
     Formats override what they know better than OpenImageIO.
     """
@@ -200,13 +200,13 @@ class OpenImageIOWriter:
     def close(self) -> None:
         if not self._file.close():
             self._fail(self._file.geterror())
-        with open(self._path, "rb") as file:  # OpenEXR does not report that the disk is full at the end
+        with open(self._path, "rb") as file:  # OpenEXR does not report a disk that becomes full at the end
             complete = self._format.is_complete(file)
         if not complete:
-            self._fail("there is only a part of it; is there room on the disk?")
+            self._fail("the file is incomplete; is the disk full?")
 
     def _fail(self, problem: str) -> NoReturn:
-        """Raise OSError where the disk takes no more, which OpenImageIO does not say, or WriteError."""
+        """Raise OSError if the disk is full, which OpenImageIO does not report; otherwise raise WriteError."""
         with open(self._path, "ab") as file:
             file.write(bytes(2**20))
         raise WriteError(first_line(problem))

@@ -1,5 +1,5 @@
-"""How a TIFF stores its pixels, and the strips and tiles that OpenImageIO reads wrongly or not at all, decoded by
-imagecodecs: 3 to 15 bits, lossless JPEG, palettes with further channels, CMYK, Zstandard, LZMA."""
+"""The pixel layout of a TIFF (`Layout`), and a reader of strips and tiles that OpenImageIO reads wrongly or not at all:
+3 to 15 bits, lossless JPEG, palettes with extra channels, CMYK, Zstandard, LZMA. imagecodecs decodes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastenh.io.metadata import SIZES, DirectoryReader
 from fastenh.memory import is_out_of_memory
 
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
-COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, CMYK: 3, YCBCR: 3}  # as they are read
+COLOURS = {WHITE_IS_0: 1, BLACK_IS_0: 1, RGB: 3, PALETTE: 3, CMYK: 3, YCBCR: 3}  # colour channels after decoding
 OTHERS = {
     4: "a mask",
     8: "CIELAB",
@@ -27,35 +27,35 @@ OTHERS = {
     32845: "LOGLUV",
 }
 FAX, OLD_JPEG, JPEG = (2, 3, 4, 32771), 6, 7
-DECODERS = {  # of compressions that lose nothing, by name in imagecodecs
+DECODERS = {  # of lossless compressions: functions of imagecodecs
     1: "none_decode", 5: "lzw_decode", 8: "zlib_decode", 32773: "packbits_decode", 32946: "zlib_decode",
     34925: "lzma_decode", 50000: "zstd_decode", 50013: "zlib_decode",
 }  # fmt: skip
 NO_PREDICTOR, DIFFERENCES, FLOAT_DIFFERENCES = 1, 2, 3
-KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex int", 6: "complex"}  # by sample format; 4 is unknown
-MAX_TABLE = 2**20  # bytes of a palette or of JPEG's tables
+KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex int", 6: "complex"}  # by SampleFormat; 4 means unknown
+MAX_TABLE = 2**20  # bytes of a palette or of JPEG tables
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the first directory of a TIFF says of its pixels."""
+    """The layout of the pixels, as the first directory of a TIFF states it."""
 
-    order: str  # of bytes, as NumPy writes it
+    order: str  # byte order, "<" or ">"
     width: int
     height: int
-    bits: tuple[int, ...]  # of each sample of a pixel
+    bits: tuple[int, ...]  # per sample
     kind: str
     compression: int
-    photometric: int  # -1 where it is not said and does not follow
-    extra: tuple[int, ...]  # the kind of each sample beyond the colours: 1 alpha, premultiplied; 2 alpha; others none
-    planar: bool  # each sample has strips or tiles of its own
+    photometric: int  # photometric interpretation; -1 if it is neither stated nor implied
+    extra: tuple[int, ...]  # ExtraSamples: 1 premultiplied alpha, 2 alpha, others unspecified
+    planar: bool  # each sample has its own strips or tiles
     predictor: int
-    reversed_bits: bool  # in each byte
-    tile: tuple[int, int]  # height and width of a tile; of a strip, rows and the width of the picture
+    reversed_bits: bool  # the lowest bit of each byte comes first
+    tile: tuple[int, int]  # height and width of a tile, or of a strip
     tiled: bool
     palette: np.ndarray  # (entries, 3) uint8
-    tables: bytes  # of JPEG
-    places: tuple[int, int]  # the tags that say where strips or tiles are, and their sizes
+    tables: bytes  # JPEG tables
+    places: tuple[int, int]  # the tags with offsets and sizes of strips or tiles
 
     @property
     def samples(self) -> int:
@@ -68,13 +68,14 @@ class Layout:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pixels as they are read: the file's, or the next larger integer, at full scale."""
+        """The dtype after decoding: floats as stored, up to 8 bits as uint8, more as uint16, at full scale."""
         if self.kind == "float":
             return np.dtype(f"f{self.bits[0] // 8}")
         return np.dtype(np.uint8 if self.bits[0] <= 8 or self.photometric == PALETTE else np.uint16)
 
     @property
     def needs_imagecodecs(self) -> bool:
+        """Whether OpenImageIO cannot read the pixels correctly."""
         return (
             self.photometric == CMYK
             or (self.photometric == PALETTE and self.samples > 1)
@@ -85,12 +86,10 @@ class Layout:
         )
 
     def refusal(self) -> str | None:
-        """For pixels that are not accepted, what was expected and what they are instead."""
+        """For pixels that are not accepted, the rest of the message after "expected"; None for others."""
         bits, kind = self.bits[0], self.kind
         if self.photometric == -1:
-            return (
-                f"a TIFF that says what its colours are, got {self.samples} channels without PhotometricInterpretation"
-            )
+            return f"a PhotometricInterpretation tag, got {self.samples} channels without it"
         if self.photometric not in COLOURS or self.channels <= len(self.extra):
             return f"RGB or gray, got {OTHERS.get(self.photometric, f'photometric interpretation {self.photometric}')}"
         if self.colours_stored < {RGB: 3, YCBCR: 3, CMYK: 4}.get(self.photometric, 1):
@@ -106,18 +105,20 @@ class Layout:
         if kind == "float" and self.photometric in (PALETTE, CMYK):
             return f"integers for {'a palette' if self.photometric == PALETTE else 'CMYK'}, got floats"
         if self.photometric == CMYK and 1 in self.extra:
-            return "CMYK that is not multiplied by alpha, got such"
+            return "CMYK that is not premultiplied by alpha, got premultiplied CMYK"
         if self.needs_imagecodecs and self.compression not in (*DECODERS, JPEG):
             return f"a compression that can be read, got number {self.compression}"
         return None
 
     @property
     def colours_stored(self) -> int:
+        """Colour samples of a stored pixel."""
         return self.samples - len(self.extra)
 
 
 def read_layout(file: BinaryIO, icc: bytes) -> Layout | None:
-    """None where the directory is damaged. `icc`: a profile of CMYK tells what four colours without a name are."""
+    """The layout; None if the directory is damaged. Without a photometric interpretation, four colours are CMYK if
+    the profile `icc` is."""
     try:
         reader = DirectoryReader(file)
         entries = {entry.tag: entry for entry in reader.entries(reader.first)[0] if entry.size <= MAX_TABLE}
@@ -134,8 +135,8 @@ def read_layout(file: BinaryIO, icc: bytes) -> Layout | None:
         if not (width and height and 0 < samples <= 1024 and bits):
             return None
         extra = numbers(338)[:samples]
-        photometric = numbers(262, _guessed(compression, samples - len(extra), icc))[0]
-        if photometric in (RGB, YCBCR, CMYK) and not extra:  # undeclared, of no kind
+        photometric = numbers(262, _default_photometric(compression, samples - len(extra), icc))[0]
+        if photometric in (RGB, YCBCR, CMYK) and not extra:  # undeclared: unspecified
             extra = (0,) * (samples - (4 if photometric == CMYK else 3))
         if photometric in (WHITE_IS_0, BLACK_IS_0, PALETTE) and not extra:
             extra = (0,) * (samples - 1)
@@ -153,8 +154,8 @@ def read_layout(file: BinaryIO, icc: bytes) -> Layout | None:
         return None
 
 
-def _guessed(compression: int, colours: int, icc: bytes) -> int:
-    """The photometric interpretation of a TIFF that does not say it, or -1."""
+def _default_photometric(compression: int, colours: int, icc: bytes) -> int:
+    """The photometric interpretation of a TIFF that does not state it, or -1."""
     if compression in FAX:
         return WHITE_IS_0
     return {1: BLACK_IS_0, 3: RGB, 4: CMYK if is_cmyk(icc) else -1}.get(colours, -1)
@@ -189,12 +190,12 @@ class SegmentReader(BlockReader):
                 for row in range(first // tall, -(-end // tall)):
                     numbers = range((plane * down + row) * across, (plane * down + row + 1) * across)
                     rows = tall if layout.tiled else min(tall, layout.height - row * tall)
-                    bands.append(np.concatenate([self._segment(file, n, rows, samples) for n in numbers], 1))
+                    bands.append(np.concatenate([self._read_segment(file, n, rows, samples) for n in numbers], 1))
                 parts.append(np.concatenate(bands)[: end - first, : layout.width])
-        return self._finished(np.concatenate(parts, 2))
+        return self._to_pixels(np.concatenate(parts, 2))
 
-    def _segment(self, file: BinaryIO, number: int, rows: int, samples: int) -> np.ndarray:
-        """A strip or tile, (rows, width, samples), as it is stored."""
+    def _read_segment(self, file: BinaryIO, number: int, rows: int, samples: int) -> np.ndarray:
+        """The stored samples of a strip or tile, (rows, width, samples)."""
         import imagecodecs  # not on every machine that runs the ops
 
         layout = self._layout
@@ -221,13 +222,13 @@ class SegmentReader(BlockReader):
             return _unpacked(bytes(unpacked[: rows * row]), (rows, wide, samples), layout)
         except MemoryError:
             raise MemoryError(f"{self.path}: out of memory") from None
-        except Exception as error:  # codecs report a damaged file by a dozen kinds of exception
+        except Exception as error:  # codecs report damage by many kinds of exception
             if is_out_of_memory(error):
                 raise MemoryError(f"{self.path}: out of memory") from None
             raise self._damaged(str(error)) from None
 
-    def _finished(self, stored: np.ndarray) -> np.ndarray:
-        """Stored samples as pixels, at full scale."""
+    def _to_pixels(self, stored: np.ndarray) -> np.ndarray:
+        """Convert stored samples to pixels at full scale: palette and CMYK become RGB."""
         layout, bits = self._layout, self._layout.bits[0]
         if layout.kind == "float":
             return stored
@@ -247,12 +248,12 @@ class SegmentReader(BlockReader):
 
 
 def _stored(bits: int, kind: str) -> np.dtype:
-    """The type that holds a sample."""
+    """The dtype that holds a stored sample."""
     return np.dtype(f"f{bits // 8}" if kind == "float" else np.uint8 if bits <= 8 else np.uint16)
 
 
 def _unpacked(data: bytes, shape: tuple[int, int, int], layout: Layout) -> np.ndarray:
-    """Samples from the bytes of a strip or tile, without its predictor."""
+    """Unpack the samples of a strip or tile, of this shape, and undo the predictor."""
     import imagecodecs
 
     bits, dtype = layout.bits[0], _stored(layout.bits[0], layout.kind)
@@ -272,7 +273,7 @@ def _unpacked(data: bytes, shape: tuple[int, int, int], layout: Layout) -> np.nd
 
 
 def _scaled(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
-    """Integers of so many bits, rounded to those of `dtype` at full scale."""
+    """Integers of `bits` bits, scaled to the full scale of `dtype` and rounded."""
     if bits == 8 * dtype.itemsize:
         return values
     return np.rint(np.linspace(0, np.iinfo(dtype).max, 2**bits)).astype(dtype)[values]

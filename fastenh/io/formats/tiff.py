@@ -1,5 +1,5 @@
-"""TIFF: read through OpenImageIO, or where that errs by `SegmentReader`, but for its metadata; written here. ISA-L
-deflates ten times as fast as zlib; the files are as small, and every program reads them."""
+"""TIFF. OpenImageIO decodes pixels, or `SegmentReader` where OpenImageIO fails; metadata is read and files are written
+here. ISA-L deflates ten times as fast as zlib; files are as small, and every program reads them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from fastenh.io.metadata import Directory, DirectoryReader, Entry, Metadata, Ove
 from fastenh.io.xmp import Refused, check_xmp, xmp_orientation
 
 NONE, LZW, PACKBITS, ZSTD = 1, 5, 32773, 50000
-COMPRESSIONS = {"none": NONE, "lzw": LZW, "zip": 8, "packbits": PACKBITS, "zstd": ZSTD}  # that are written
+COMPRESSIONS = {"none": NONE, "lzw": LZW, "zip": 8, "packbits": PACKBITS, "zstd": ZSTD}  # for writing
 SUBFILE_TYPE, WIDTH, HEIGHT, SUB_DIRECTORIES, LAYERS = 254, 256, 257, 330, 37724
 REDUCED = 1  # a bit of the subfile type: the picture is a smaller version of another
 MAX_SMALL_PICTURES = 64  # beside the photo: thumbnails, a pyramid
@@ -67,8 +67,8 @@ class Tiff(Format):
                 del directory[metadata.XMP]
                 left_out.append(f"XMP: {error}")
             except Overlap as error:
-                left_out.append(f"all metadata, any ICC profile too: {error}")
-            except ValueError:  # a damaged directory; its pixels may be readable
+                left_out.append(f"all metadata, including any ICC profile: {error}")
+            except ValueError:  # the directory is damaged, but the pixels may be readable
                 pass
             layout = read_layout(file, directory.block(metadata.ICC))
             refusal = (layout and layout.refusal()) or _pictures_refusal(file)
@@ -132,7 +132,7 @@ class TiffReader(OpenImageIOReader):
             return refusal
         if (DTYPES[str(spec.format)], spec.nchannels) != (layout.dtype.name, layout.channels):
             got = f"{spec.nchannels} of {spec.format} from OpenImageIO"
-            return f"{layout.channels} channels of {layout.dtype}, as the file says, got {got}"
+            return f"{layout.channels} channels of {layout.dtype}, as the file states, got {got}"
         return None
 
     def _header(self) -> Header:
@@ -147,7 +147,7 @@ class TiffReader(OpenImageIOReader):
         assert self._layout
         rows, inverted = super()._decode(first, end), self._spec.get_int_attribute("tiff:PhotometricInterpretation", -1)
         if self._layout.photometric == WHITE_IS_0:
-            # OpenImageIO inverts all channels of 8 bits, even alpha, and none of 16, or of a file without the tag.
+            # OpenImageIO inverts all 8-bit channels, even alpha, but no 16-bit channels, and none without the tag.
             right = rows.dtype == np.uint8 and inverted == WHITE_IS_0
             wrong = rows[..., 1:] if right else rows[..., :1]
             np.invert(wrong, out=wrong)
@@ -221,7 +221,7 @@ class TiffWriter:
                 file.write(bytes(len(data) % 2))  # offsets are even
 
     def _packed(self, rows: np.ndarray) -> bytes | bytearray:
-        """A strip."""
+        """The compressed bytes of a strip."""
         import imagecodecs  # not on every machine that runs the ops
         from isal import isal_zlib
 
@@ -239,7 +239,7 @@ class TiffWriter:
         if self._compression == NONE:
             return strip.tobytes()
         data = isal_zlib.compress(strip, DEFLATE_LEVEL)
-        # ISA-L expands noise beyond zlib's `compressBound`, and readers such as OpenImageIO have room for no more.
+        # ISA-L expands noise beyond zlib's `compressBound`, and readers such as OpenImageIO allocate no more than that.
         return data if len(data) < strip.nbytes else zlib.compress(strip.tobytes(), 0)
 
 
@@ -247,7 +247,7 @@ class TiffWriter:
 
 
 def _header(layout: Layout, directory: Directory) -> Header:
-    """Of a file that is read by imagecodecs."""
+    """The header of a file that `SegmentReader` reads."""
     colours, kinds = COLOURS[layout.photometric], layout.extra
     alpha = next((colours + place for place, kind in enumerate(kinds) if kind in (1, 2)), None)
     about = _metadata(directory, metadata.resolution(directory))
@@ -270,13 +270,13 @@ def _metadata(directory: Directory, dpi: tuple[float, float] | None) -> Metadata
 
 
 def _orientation(directory: Directory) -> int:
-    """By its tag or, where it has none, by XMP; 0 where neither says it."""
+    """The orientation by its tag or, if that is missing or invalid, by XMP; 0 if neither states it."""
     orientation = int.from_bytes(directory.block(metadata.ORIENTATION), "little")
     return orientation if orientation in range(1, 9) else xmp_orientation(directory.block(metadata.XMP))
 
 
 def _storage(layout: Layout) -> dict[str, str]:
-    """Compressions that are not written become zip, which loses nothing."""
+    """The compression to write: the file's own if it can be written, otherwise zip, which is lossless."""
     return {"compression": next((name for name, code in COMPRESSIONS.items() if code == layout.compression), "zip")}
 
 
@@ -321,7 +321,8 @@ def _fraction(value: float) -> tuple[int, int]:
 
 
 def _pictures_refusal(file: BinaryIO) -> str | None:
-    """For a file whose first picture is not the only one of its size, what was expected and what came instead."""
+    """For a file with other pictures than a photo and smaller versions of it, the rest of the message after "expected";
+    None for others."""
     with contextlib.suppress(ValueError):
         reader = DirectoryReader(file)
         first = {entry.tag: entry for entry in reader.entries(reader.first)[0]}

@@ -31,7 +31,7 @@ class WebP(Format):
         return Header.of(self.name, pixels, about, orientation, lossless=lossless), pixels
 
     def size(self, path: Path) -> tuple[int, int]:
-        """OpenImageIO does not know the orientation that XMP alone states."""
+        """As in `Format`; through Pillow, because OpenImageIO ignores an orientation that only XMP states."""
         image, _, orientation = _opened(path.read_bytes())
         return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
 
@@ -51,7 +51,8 @@ class WebP(Format):
 
 
 def _opened(data: bytes) -> tuple[WebPImagePlugin.WebPImageFile, Metadata, int]:
-    """The image, not yet decoded, its metadata and its orientation."""
+    """The image, not yet decoded, its metadata and its orientation. Raises Unsupported for an animation or more than
+    `MAX_PIXELS`."""
     size = _size(data)
     base.check_size(*size)
     try:
