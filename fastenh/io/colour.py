@@ -186,8 +186,8 @@ def linear_light(colours: int, primaries: tuple[float, ...] = (), white: tuple[f
 
 @functools.cache
 def declared(colours: int, gamma: float | None, primaries: tuple[float, ...], white: tuple[float, ...]) -> ColourSpace:
-    """Numbers whose curve and primaries a file gives without a profile: light = number ** gamma, or sRGB's curve for
-    None; primaries are sRGB's for (). Gray has a curve alone."""
+    """The colour space of a file that declares gamma and primaries instead of a profile: light = number ** gamma, or
+    sRGB's curve if `gamma` is None; sRGB's primaries if `primaries` is (). Gray uses only the curve."""
     if colours == 3:
         return from_profile(profile_of(gamma, primaries or PRIMARIES, white or WHITE), 3)
     import imagecodecs
@@ -196,7 +196,8 @@ def declared(colours: int, gamma: float | None, primaries: tuple[float, ...], wh
 
 
 def are_chromaticities(numbers: tuple[float, ...]) -> bool:
-    """Whether these are x, y of three primaries and of a white that they mix to; some programs write zeros."""
+    """Whether the numbers are valid x, y of three primaries and of a white inside their triangle. Some programs write
+    zeros."""
     if len(numbers) != 8:
         return False
     x, y = np.reshape(numbers, (4, 2)).T.astype(float)
@@ -222,13 +223,13 @@ def profile_of(
 
 
 def is_cmyk(icc: bytes) -> bool:
-    """Whether a profile is for CMYK, by the header of ICC.1."""
+    """Whether the header of an ICC profile states CMYK."""
     return icc[16:20] == b"CMYK" and icc[36:40] == b"acsp"
 
 
 @functools.lru_cache(8)
 def cmyk_profile(icc: bytes) -> bytes:
-    """The profile where lcms2 can convert CMYK by it, else b""."""
+    """The profile if it is for CMYK and lcms2 can apply it, else b""."""
     try:
         cmyk_to_srgb(np.zeros((1, 1, 4), np.uint8), icc)
         return icc if is_cmyk(icc) else b""
@@ -241,8 +242,9 @@ def cmyk_profile(icc: bytes) -> bytes:
 
 
 def cmyk_to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
-    """(rows, width, 4) of uint8 or uint16, 0 for no ink, as sRGB, (rows, width, 3) of the same dtype: by a profile from
-    `cmyk_profile`, or without one R = (1 − C)(1 − K), G = (1 − M)(1 − K), B = (1 − Y)(1 − K)."""
+    """Convert CMYK, (rows, width, 4) of uint8 or uint16, 0 for no ink, to sRGB, (rows, width, 3) of the same dtype.
+
+    `icc` is a profile from `cmyk_profile`. If it is b"", R = (1 − C)(1 − K), G = (1 − M)(1 − K), B = (1 − Y)(1 − K)."""
     if icc:
         import imagecodecs
 
@@ -255,7 +257,7 @@ def cmyk_to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
 
 
 def rgb_profile(gray: bytes) -> bytes:
-    """The ICC profile of RGB with sRGB's primaries and the curve of a gray profile; b"" for sRGB's curve."""
+    """The ICC profile of RGB with sRGB's primaries and the curve of the gray profile; b"" if that is sRGB's curve."""
     space = from_profile(gray, 1)
     if space.curves is None and not space.profile:
         return b""

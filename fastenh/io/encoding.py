@@ -97,13 +97,13 @@ def _enlarged(x: Tensor, retouched: Tensor, old: Header, new: Header, scale: int
         encoded = space.to_srgb(colours)
         wanted = enlarge(encoded.nan_to_num()) + (retouched - enlarge(clamp(encoded)))
         after = new.colour_space.from_srgb(wanted)
-        if new.encoding == old.encoding:  # what the conversion there and back loses
+        if new.encoding == old.encoding:  # the error of the round trip through sRGB
             after = after + enlarge((colours - space.from_srgb(encoded)).nan_to_num(0, 0, 0))
     return torch.cat([after, enlarge(x[old.colours :])]) if old.channels > old.colours else after
 
 
 def convert(pixels: np.ndarray, old: Header, new: Header, dither: bool = False, top: int = 0) -> np.ndarray:
-    """Rows of a photo, from `top` on, as another header has them: depth, curve, alpha multiplied in or not."""
+    """Rows of a photo, from row `top` on, converted to the depth, encoding and alpha premultiplication of `new`."""
     if (old.dtype, old.encoding, old.premultiplied) == (new.dtype, new.encoding, new.premultiplied) and not dither:
         return pixels
     numbers = unpremultiply(to_float(pixels), old)

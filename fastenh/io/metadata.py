@@ -2,7 +2,7 @@
 
 EXIF is a TIFF: byte order, 42, the offset of a directory. A directory is a count, an entry for each tag (tag, type,
 count, value or its offset), and the offset of the next directory, which in EXIF holds a thumbnail. A TIFF file has the
-same tags in the directory of its picture. `fastenh.io.xmp` has XMP. IPTC is a block of Photoshop's image resources
+same tags in the directory of its picture. `fastenh.io.xmp` handles XMP. IPTC is a block of Photoshop's image resources
 ("8BIM").
 """
 
@@ -46,7 +46,7 @@ class Metadata:
     aspect: tuple[int, int] | None = None  # pixels across and down on the same length, where the unit is not known
 
     def upright(self, orientation: int, width: int, height: int) -> Metadata:
-        """The metadata of the same photo with this orientation applied, which made it `width` by `height`."""
+        """The metadata after `orientation` has been applied to the photo, which is now `width` by `height`."""
         dpi, aspect, on_its_side = self.dpi, self.aspect, orientation >= 5
         return replace(
             self, exif=upright_exif(self.exif, (width, height) if on_its_side else None),
@@ -56,7 +56,7 @@ class Metadata:
         )  # fmt: skip
 
     def enlarged(self, scale: int, width: int, height: int) -> Metadata:
-        """The metadata of the same photo `scale` times as large, `width` by `height`, and without thumbnails."""
+        """The metadata of the photo enlarged `scale` times, to `width` by `height`, without thumbnails."""
         exif = changed_exif(self.exif, None, (width, height) if scale > 1 else None)
         return replace(self, exif=exif, xmp=enlarged_xmp(self.xmp, scale, width, height))
 
@@ -97,15 +97,15 @@ CLASSIC, BIG = Layout("H", 2, "I", 4, 12), Layout("Q", 8, "Q", 8, 20)
 
 
 def upright_exif(exif: bytes, size: tuple[int, int] | None = None) -> bytes:
-    """The same block with orientation 1, without the thumbnail, which shows the photo as it was, and with this width
-    and height where given."""
+    """The block with orientation 1, without the thumbnail, which shows the unprocessed photo, and with this (width,
+    height) if `size` is given."""
     return changed_exif(exif, 1, size)
 
 
 def changed_exif(exif: bytes, orientation: int | None, size: tuple[int, int] | None) -> bytes:
-    """The same block without the thumbnail, and with another orientation, width and height in the tags that it has for
-    them. All else, damaged or not, stays in its place, as maker notes need it. b"" where there is no first directory.
-    """
+    """The block without the thumbnail. `orientation` and `size`, (width, height), if given, replace the values of the
+    tags that exist. All other bytes, damaged or not, keep their offsets, on which maker notes depend. b"" if the block
+    has no first directory."""
     data = bytearray(exif)
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]), "")
 
@@ -168,7 +168,7 @@ def exif_within(exif: bytes, size: int) -> bytes:
 
 
 def exif_orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """The orientation tag, 1 to 8; where there is none, what XMP says; 1 where neither says it."""
+    """The orientation by EXIF's tag, 1 to 8; if that is missing or invalid, by XMP; 1 if neither states it."""
     value = 0
     with contextlib.suppress(ValueError):
         reader = DirectoryReader(exif)
@@ -196,7 +196,7 @@ class ExifFields(NamedTuple):
 
 
 def read_exif(exif: bytes, xmp: bytes = b"") -> ExifFields:
-    """Where EXIF has no orientation, with that of XMP."""
+    """The fields, defaults for those that EXIF lacks; the orientation is XMP's if EXIF has none."""
     orientation = exif_orientation(exif, xmp)
     try:
         tags = read_directory(exif)
@@ -208,7 +208,7 @@ def read_exif(exif: bytes, xmp: bytes = b"") -> ExifFields:
 
 
 def resolution(tags: Directory) -> tuple[float, float] | None:
-    """Pixels per inch, across and down; None where a directory does not say it."""
+    """Pixels per inch, across and down; None if the directory does not state them."""
     unit = {2: 1.0, 3: 2.54}.get(int.from_bytes(tags.block(296), "little"), 0.0)
     across, down = (np.frombuffer(tags.block(tag)[:8].rjust(8, b"\0"), "<u4").astype(float) for tag in (282, 283))
     known = unit and across.min() > 0 and down.min() > 0
@@ -374,7 +374,7 @@ def exif_block(directory: Directory) -> bytes:
 
 
 def exif_of_resolution(dpi: tuple[float, float]) -> bytes:
-    """An EXIF block that states pixels per inch, across and down, and nothing else."""
+    """An EXIF block that states only the resolution in pixels per inch, across and down."""
     fractions = [Tag(5, 1, struct.pack("<II", min(round(1000 * value), 2**32 - 1), 1000)) for value in dpi]
     return exif_block(Directory({282: fractions[0], 283: fractions[1], 296: Tag(3, 1, struct.pack("<H", 2))}))
 

@@ -2,10 +2,10 @@
 
 The depth is the file's, never guessed: 8 or 16 bits, or floats of 16 or 32. What is kept: the pixels' own colour space
 with its ICC profile, byte for byte; EXIF with maker notes, XMP, IPTC and resolution; alpha and further channels; the
-quantisation tables and subsampling of a JPEG, the compression of a TIFF, whether a WebP, AVIF or JPEG XL is lossless;
-in a JPEG of the same size a gain map. What changes: a photo stored on its side is turned upright once, and its
-orientation tags, sizes and face regions then say so; thumbnails, videos, further pictures and layers, which show the
-photo as it was, are dropped. CMYK becomes sRGB. A TIFF's byte order and strips may change, and where in it EXIF lies.
+quantisation tables and subsampling of a JPEG, and its gain map if the size is unchanged; the compression of a TIFF;
+whether a WebP, AVIF or JPEG XL is lossless. What changes: the orientation is applied to the pixels once, and updated in
+orientation tags, sizes and face regions; thumbnails, videos, further pictures and layers, which show the unprocessed
+photo, are dropped; CMYK becomes sRGB; byte order, strips and the offset of EXIF in a TIFF may change.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def in_rgb(photo: Photo) -> Photo: ...
 @overload
 def in_rgb(photo: Photo | Rows) -> Photo | Rows: ...
 def in_rgb(photo: Photo | Rows) -> Photo | Rows:
-    """A gray photo with its numbers as R = G = B; others as they are."""
+    """A gray photo as RGB, with R = G = B; other photos unchanged."""
     if photo.header.colours == 3:
         return photo
     return Photo(photo.header.in_rgb(), _in_rgb(photo.pixels)) if isinstance(photo, Photo) else RGBRows(photo)
 
 
 class RGBRows:
-    """A gray file open for reading by rows, as RGB."""
+    """A gray file, open for reading by rows as RGB."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self.path, self.header = rows, rows.path, rows.header.in_rgb()
@@ -112,7 +112,7 @@ def write_photo(
     format gets 95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and
     sRGB's curve where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
-    Warns of what the new file cannot hold: a gain map, too much EXIF. `photo.header.notes` say what reading left out.
+    Warns about what the new file cannot hold, such as a gain map or IPTC. `photo.header.notes` say what reading changed.
 
     Raises ValueError where no format has this suffix or it cannot hold the photo, FileExistsError where the file exists
     and `overwrite` is false, OSError where it cannot be written.
@@ -134,7 +134,7 @@ def write_stored(photo: Photo, path: Path, quality: int | None, overwrite: bool,
         with row_writer(path, photo.header, overwrite, like) as writer:
             writer.write(photo.pixels)
         return
-    try:  # in memory or, where a library needs it, in the system's folder for temporary files
+    try:  # in memory; JPEG XL also needs the system's folder for temporary files
         encoded = format.encode(photo.header, photo.pixels, quality)
     except ModuleNotFoundError as error:
         raise ValueError(f"{path}: {_missing(error, 'write', format)}") from None
