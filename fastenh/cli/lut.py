@@ -236,7 +236,7 @@ def lut_convert(
         suffix = output.suffix.lower()
         if size is None and _is_hald(output) and not source.hald_level:
             size = HALD_SIZE
-        elif size is None and suffix in (".3dl", ".spi3d") and not source.lone_table:
+        elif size is None and suffix in (".3dl", ".spi3d") and source.unit_table is None:
             size = max([stage.entries.shape[1] for stage in source.stages if isinstance(stage, Table3D)], default=65)
         if size is not None:
             domain = UNIT if suffix in UNIT_TABLES else source.domain

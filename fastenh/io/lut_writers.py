@@ -1,4 +1,4 @@
-"""Writing LUT files: .cube, Hald CLUTs, .3dl, .csp, .spi1d and .spi3d here, .clf by OpenColorIO."""
+"""Writes LUT files: .cube, Hald CLUTs, .3dl, .csp, .spi1d, .spi3d, and .clf through OpenColorIO."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from fastenh.models.lut_file import LutFile
 from fastenh.models.lut_stages import UNIT, Domain, Table3D
 from fastenh.ops.op import from_float
 
-MAX_3D = 129  # vertices a side of what OpenColorIO reads
-PRELUT = 2**14  # points of a curve in a .csp
-DARK_3DL = 2**13 - 3  # of 65535: programs take tables that are not lighter for those of 12 bits or less
+MAX_3D = 129  # OpenColorIO reads at most so many vertices a side
+PRELUT = 2**14  # the least number of points of a curve in a .csp
+DARK_3DL = 2**13 - 3  # of 65535: programs read a table without larger values as one of 12 bits or fewer
 
 
 def write_lut(lut: LutFile, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Write a LUT file, atomically. Its suffix chooses the format. Floats have 9 digits, which identify every float32;
-    in .clf, 8.
+    """Writes a LUT file atomically. The suffix of `path` chooses the format. Floats are written with 9 digits, which
+    restore every float32 exactly; .clf has 8.
 
-    - .cube: a 1D table, a 3D table, or one before the other. In Adobe's dialect, or in Resolve's if there are both
-      tables; the domains of the two must not differ between channels.
-    - .csp: the same. Domains may differ between channels. A 1D table before a 3D one gets 2¹⁴ points or more, since
-      programs draw a smooth curve through them.
-    - .spi1d: a 1D table, with one domain for R, G and B.
+    - .cube: a 1D table, a 3D table, or a 1D table before a 3D table. One table is written in Adobe's dialect; two are
+      written in Resolve's, where each must have the same domain for R, G and B.
+    - .csp: the same tables. Domains may differ between channels. A 1D table before a 3D table gets at least 2¹⁴ points,
+      because programs draw a smooth curve through them.
+    - .spi1d: a 1D table with the same domain for R, G and B.
     - .spi3d: a 3D table over 0 to 1.
-    - .3dl (Flame, Lustre): a 3D table over 0 to 1. Its values are clipped to [0, 1] and rounded to 1/65535. The
-      lightest must be above 1/8, since programs guess the depth from it.
-    - .png: a Hald CLUT, a 3D table of D = L² for a level L from 2 to 16, over 0 to 1. Clipped and rounded like a .3dl.
-    - .clf: all stages as they are, through OpenColorIO (`fastenh[luts]`).
+    - .3dl (Flame, Lustre): a 3D table over 0 to 1. Values are clipped to [0, 1] and rounded to 1/65535. The largest
+      must exceed 1/8, because programs guess the bit depth from it.
+    - .png: a Hald CLUT, that is, a 3D table over 0 to 1 with D = L² for a level L from 2 to 16. Values are clipped and
+      rounded as in .3dl.
+    - .clf: any stages, through OpenColorIO (`fastenh[luts]`).
 
-    Title, interpolation of 3D tables, and comments are kept in .cube, .3dl, .csp and .clf.
+    .cube, .3dl, .csp and .clf keep the title, the comments and the interpolation of 3D tables.
 
     Raises ValueError if the format cannot hold the LUT, FileExistsError if the file exists and `overwrite` is false,
-    OSError if it cannot be written, ModuleNotFoundError without OpenColorIO.
+    OSError if the file cannot be written, ModuleNotFoundError without OpenColorIO.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -68,7 +69,8 @@ def _cube(lut: LutFile) -> Iterator[str]:
     _check_simple(lut, ".cube")
     both = lut.shaper is not None and lut.table is not None
     title, *comments = _comments(lut)
-    yield f"{title if both else title.removeprefix('# ')}\n" if title else ""  # OpenColorIO refuses TITLE in Resolve's
+    # With two tables the title stays a comment: OpenColorIO refuses the keyword in Resolve's dialect.
+    yield f"{title if both else title.removeprefix('# ')}\n" if title else ""
     yield from (f"{line}\n" for line in comments)
     tables = [(kind, table) for kind, table in (("1D", lut.shaper), ("3D", lut.table)) if table is not None]
     for (kind, table), domain in zip(tables, (lut.domain, lut.table_domain), strict=False):
@@ -114,7 +116,7 @@ def _spi1d(lut: LutFile) -> Iterator[str]:
 
 
 def _spi3d(lut: LutFile) -> Iterator[str]:
-    entries = _lone_table(lut, ".spi3d")
+    entries = _unit_table(lut, ".spi3d")
     size = len(entries)
     yield f"SPILUT 1.0\n3 3\n{size} {size} {size}\n"
     grid = torch.cartesian_prod(*[torch.arange(float(size))] * 3)
@@ -122,7 +124,7 @@ def _spi3d(lut: LutFile) -> Iterator[str]:
 
 
 def _3dl(lut: LutFile) -> Iterator[str]:
-    entries = from_float(_lone_table(lut, ".3dl"), torch.uint16).int()
+    entries = from_float(_unit_table(lut, ".3dl"), torch.uint16).int()
     if entries.max() <= DARK_3DL:
         raise ValueError(f"expected a colour lighter than 1/8 in a .3dl, got at most {entries.max() / 65535:.4g}")
     yield from (f"{line}\n" for line in _comments(lut) if line)
@@ -146,7 +148,7 @@ def _clf(lut: LutFile) -> Iterator[str]:
     try:
         yield group.write("Academy/ASC Common LUT Format", ocio.Config.CreateRaw())
     except ocio.Exception as error:
-        raise ValueError(f"expected stages that a .clf holds ({' '.join(str(error).split()):.200})") from None
+        raise ValueError(f"expected stages that a .clf can hold ({' '.join(str(error).split()):.200})") from None
 
 
 def _hald(lut: LutFile) -> np.ndarray:
@@ -167,27 +169,25 @@ WRITTEN_SUFFIXES = (".cube", ".png", *list(WRITERS)[1:])
 
 def _check_simple(lut: LutFile, suffix: str) -> None:
     if not lut.simple:
-        raise ValueError(f"expected a 1D LUT, a 3D LUT or one after the other for a {suffix}, got {lut.contents}")
+        raise ValueError(f"expected a 1D LUT, a 3D LUT or a 1D LUT before a 3D LUT for a {suffix}, got {lut.contents}")
 
 
-def _lone_table(lut: LutFile, suffix: str) -> Tensor:
-    """(R, G, B, 3): a list of its colours has B fastest."""
-    if lut.table is None or not lut.lone_table:
+def _unit_table(lut: LutFile, suffix: str) -> Tensor:
+    """The entries of a LUT that is a 3D table over 0 to 1, (R, G, B, 3), so that B varies fastest in a list of rows."""
+    if lut.unit_table is None:
         raise ValueError(f"expected a 3D LUT over 0 to 1 for a {suffix}, got {lut.contents}")
-    return lut.table.detach().cpu().permute(3, 2, 1, 0)
+    return lut.unit_table.detach().cpu().permute(3, 2, 1, 0)
 
 
 def _one_range(domain: Domain, holder: str) -> tuple[float, float]:
     (low, *lows), (high, *highs) = domain
     if {low} != {*lows} or {high} != {*highs}:
-        raise ValueError(
-            f"expected one domain for R, G and B, which is all {holder} holds, got {domain[0]} to {domain[1]}"
-        )
+        raise ValueError(f"expected the same domain for R, G and B in {holder}, got {domain[0]} to {domain[1]}")
     return float(low), float(high)
 
 
 def _comments(lut: LutFile) -> list[str]:
-    """The title, or an empty line, and what else `read_lut` heeds or keeps."""
+    """The title as a comment, or an empty string, and then the other comments: `read_lut` reads them back."""
     title = "".join(c for c in lut.title if c.isprintable() and c != '"')
     lines = [f'# TITLE "{title}"' if title else ""]
     lines += [f"# INTERPOLATION {lut.interpolation}"] if lut.table is not None else []

@@ -1,4 +1,4 @@
-"""A LUT file as a system, a model baked into one, and any map of colours sampled as a 3D LUT."""
+"""LUT files as systems. Also bakes a model, and samples any map of colours, as a 3D LUT."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from fastenh.models.system import Picture, System
 from fastenh.ops.op import check_image, from_float, to_float
 from fastenh.tiles import Place
 
-BAND = 2**20  # pixels that are worked on at once
-NEUTRAL = 1 / 510  # half a level of 8 bits: channels that differ by less count as equal
+BAND = 2**20  # pixels processed at once
+NEUTRAL = 1 / 510  # half an 8-bit level: a colour whose channels differ by less counts as gray
 INTERPOLATIONS = ("tetrahedral", "trilinear")
-LEGAL: Domain = ((16 / 255,) * 3, (235 / 255,) * 3)  # black and white of video in legal range
+LEGAL: Domain = ((16 / 255,) * 3, (235 / 255,) * 3)  # video black and white in legal range
 
 
 class LutFile(System):
-    """The content of a LUT file: its stages, one after the other, (B, 3, H, W) → the same shape and dtype.
+    """A LUT file: applies its stages in order, (B, 3, H, W) → the same shape and dtype.
 
     Args:
         table: a 3D LUT, (3, D, D, D), axes (C, B, G, R), 2 <= D <= 256; or None.
         shaper: a 1D LUT for each of R, G, B, (3, S), 2 <= S <= 65536, applied before the table; or None.
         table_domain, shaper_domain: the input colours of the first and the last entry, ((R, G, B), (R, G, B)).
-        title: what the file calls itself.
-        interpolation: of the table, "tetrahedral" or "trilinear". A shaper's is linear.
-        stages: those of any other LUT (`fastenh.models.lut_stages`), instead of all of the above but the title.
+        title: the title in the file.
+        interpolation: between vertices of the table, "tetrahedral" or "trilinear". The shaper is interpolated linearly.
+        stages: any stages (`fastenh.models.lut_stages`). They replace every argument above except `title`.
 
-    It maps a file's own numbers, whatever they mean, and is not bounded: values above 1 and below 0 are mapped as the
-    stages say. Tables clamp to their domain. Float results are not clamped; uint8 and uint16, at full scale, are
-    clamped and rounded to nearest.
+    The system is unbounded: it maps the numbers of a file, also those below 0 and above 1. Tables clamp their input to
+    their domain. Float results are not clamped. uint8 and uint16 are at full scale; their results are clamped and
+    rounded to nearest.
 
-    Raises ValueError, in one line, for tensors of other sizes, for NaN or infinity, and for an empty domain.
+    Raises a one-line ValueError for tensors of other sizes, for NaN or infinity, and for an empty domain.
     """
 
     reach = 0
@@ -73,9 +73,9 @@ class LutFile(System):
                 raise ValueError("expected a 3D LUT, a 1D LUT or both, got neither")
         self.chain = nn.ModuleList(stages)
         self.title = title
-        self.format = ""  # of the file it was read from, in words
-        self.comments: tuple[str, ...] = ()  # of that file, a line each
-        self.notes: tuple[str, ...] = ()  # what a user should know, such as how far it is from the file
+        self.format = ""  # describes the format of the file, for `lut info`
+        self.comments: tuple[str, ...] = ()  # the comment lines of the file
+        self.notes: tuple[str, ...] = ()  # messages for the user, such as the error of an approximation
         self.keeps_gray = self._keeps_gray()
 
     @property
@@ -84,39 +84,39 @@ class LutFile(System):
 
     @property
     def shaper(self) -> Tensor | None:
-        """The entries of the 1D table, (3, S), if it is the first stage."""
+        """The entries of the first stage, (3, S), if it is a 1D table; else None."""
         first = self.stages[0] if self.stages else None
         return first.entries if isinstance(first, Table1D) else None
 
     @property
     def table(self) -> Tensor | None:
-        """The entries of the 3D table, (3, D, D, D), if it is the last stage."""
+        """The entries of the last stage, (3, D, D, D), if it is a 3D table; else None."""
         last = self.stages[-1] if self.stages else None
         return last.entries if isinstance(last, Table3D) else None
 
     @property
     def simple(self) -> bool:
-        """Whether it is a 1D table, a 3D table, or one after the other."""
+        """Whether the stages are a 1D table, a 3D table, or a 1D table before a 3D table."""
         return [type(stage) for stage in self.stages] in ([Table1D], [Table3D], [Table1D, Table3D])
 
     @property
-    def lone_table(self) -> bool:
-        """Whether it is a 3D table alone, over 0 to 1."""
-        return [type(stage) for stage in self.stages] == [Table3D] and self.domain == UNIT
+    def unit_table(self) -> Tensor | None:
+        """`table` if it is the only stage and its domain is 0 to 1; else None."""
+        return self.table if len(self.stages) == 1 and self.domain == UNIT else None
 
     @property
     def domain(self) -> Domain:
-        """Of the colours that go in; 0 to 1 if the first stage takes any."""
+        """The domain of the first stage; 0 to 1 if that stage has none or there are no stages."""
         return (self.stages[0].domain if self.stages else None) or UNIT
 
     @property
     def table_domain(self) -> Domain:
-        """Of the last stage."""
+        """The domain of the last stage; 0 to 1 if that stage has none or there are no stages."""
         return (self.stages[-1].domain if self.stages else None) or UNIT
 
     @property
     def interpolation(self) -> str:
-        """Of the first 3D table; may be set, for all."""
+        """The interpolation of the first 3D table. Setting it sets it for all 3D tables."""
         tables = [stage for stage in self.stages if isinstance(stage, Table3D)]
         return tables[0].interpolation if tables else "tetrahedral"
 
@@ -128,7 +128,7 @@ class LutFile(System):
 
     @property
     def contents(self) -> str:
-        """In words, such as "1D LUT of 1024 entries, then 3D LUT of 33×33×33"."""
+        """A description, such as "1D LUT of 1024 entries, then 3D LUT of 33×33×33"."""
         return ", then ".join(stage.contents for stage in self.stages) or "nothing"
 
     def extra_repr(self) -> str:
@@ -136,16 +136,17 @@ class LutFile(System):
 
     @property
     def hald_level(self) -> int | None:
-        """L if a Hald CLUT can hold it: if it is a 3D LUT alone, of L² vertices over [0, 1]; else None."""
-        if self.table is None or not self.lone_table:
-            return None
-        level = math.isqrt(self.table.shape[1])
-        return level if level > 1 and level**2 == self.table.shape[1] else None
+        """The level L >= 2 of the Hald CLUT that holds this LUT: `unit_table` has L² vertices a side. None if there is
+        no such CLUT."""
+        size = 0 if self.unit_table is None else self.unit_table.shape[1]
+        level = math.isqrt(size)
+        return level if level > 1 and level**2 == size else None
 
     @torch.no_grad()
     def difference(self, look: Callable[[Tensor], Tensor]) -> float:
-        """The largest difference from another map of colours, sampled all over the domain: at random, where most curves
-        are steep (near the lowest values), and in the middle of the table's cells."""
+        """The largest absolute difference, in any channel, from another map of colours, (B, 3, H, W) → the same shape.
+        It is measured in the whole domain: at random colours, near the lowest values, where most curves are steep, and
+        at the centres of the table's cells."""
         random, count = torch.Generator().manual_seed(0), (3, 2**17)
         cells = max([stage.entries.shape[1] for stage in self.stages if isinstance(stage, Table3D)], default=33) - 1
         anywhere = torch.rand(count, generator=random)
@@ -156,10 +157,10 @@ class LutFile(System):
         return (self(colours) - look(colours)).abs().max().item()
 
     def inverse(self) -> LutFile:
-        """The LUT that undoes this one. Matrices are inverted here, other stages by OpenColorIO; its notes say how
-        closely it restores colours.
+        """Returns the inverse LUT. OpenColorIO inverts all stages except matrices. If the inverse restores colours to
+        worse than 1e-4, its notes give the error.
 
-        Raises ValueError where there is no inverse, ModuleNotFoundError without OpenColorIO."""
+        Raises ValueError if a stage has no inverse, ModuleNotFoundError without OpenColorIO."""
         stages = [step for stage in reversed(self.stages) for step in stage.inverse()]
         inverse = LutFile(title=self.title, stages=stages)
         colours = _spread(33, self.domain).to(self._device)
@@ -173,14 +174,15 @@ class LutFile(System):
         return inverse
 
     def in_legal_range(self) -> LutFile:
-        """This LUT of legal-range video numbers, 16 to 235 of 255 for black to white, for numbers of the full range."""
+        """Returns this LUT with scaling before and after it: full-range input becomes legal-range video numbers (black
+        16/255, white 235/255) for the LUT, and its results become full-range again."""
         stages = [Matrix.between(UNIT, LEGAL), *self.stages, Matrix.between(LEGAL, UNIT)]
-        return _about(self, LutFile(title=self.title, stages=stages))
+        return _describe_as(self, LutFile(title=self.title, stages=stages))
 
     def render(
         self, image: Tensor, params: tuple[Tensor, ...], local: Any, place: Place, out: Tensor | None = None
     ) -> Tensor:
-        """`out` may be `image` itself."""
+        """Returns the mapped image, in its shape and dtype. `out` may be `image` itself."""
         check_image("LutFile", image)
         passes = self._passes()
         if self.simple:
@@ -195,7 +197,7 @@ class LutFile(System):
         return out
 
     def _passes(self) -> list[Callable[..., Tensor]]:
-        """The stages, where a 1D table and the 3D table after it are one pass over the image."""
+        """The passes over the image: one per stage, but one for a 1D table and the 3D table after it."""
         passes: list[Callable[..., Tensor]] = []
         for stage in self.stages:
             if isinstance(stage, Table3D) and passes and isinstance(passes[-1], Table1D):
@@ -217,7 +219,7 @@ class LutFile(System):
 
 
 def chain(luts: Sequence[LutFile]) -> LutFile:
-    """Several LUTs as one, applied in order."""
+    """Returns one LUT that applies several in order."""
     if len(luts) == 1:
         return luts[0]
     joined = LutFile(stages=[stage for lut in luts for stage in lut.stages])
@@ -227,10 +229,11 @@ def chain(luts: Sequence[LutFile]) -> LutFile:
 
 @torch.no_grad()
 def as_tables(lut: LutFile) -> LutFile:
-    """The LUT as a 1D table, a 3D table, or one before the other, which is all that most formats hold.
+    """Returns the LUT as a 1D table, a 3D table, or a 1D table before a 3D table: most formats hold nothing else.
 
-    A LUT that is none of these is sampled: the stages before the first one that mixes channels at 65536 entries, the
-    others at the vertices of their first 3D table, or at 65 a side. Its notes then say by how much it is off."""
+    Other LUTs are sampled. The stages before the first one that mixes channels become a 1D table of 65536 entries; the
+    rest becomes a 3D table, with as many vertices as the first 3D table among them, or 65 a side. If the error exceeds
+    1e-5, the notes give it."""
     if lut.simple:
         return lut
     first = next((index for index, stage in enumerate(lut.stages) if stage.mixes), len(lut.stages))
@@ -244,15 +247,15 @@ def as_tables(lut: LutFile) -> LutFile:
     if after.stages:
         size = next((stage.entries.shape[1] for stage in after.stages if isinstance(stage, Table3D)), 65)
         tables += sample(after, size, after.stages[0].domain or domain).stages
-    result = _about(lut, LutFile(title=lut.title, stages=tables))
-    colours = torch.cat([_spread(47, lut.domain), _spread(47, lut.domain, 4)])  # where curves are steep as well
+    result = _describe_as(lut, LutFile(title=lut.title, stages=tables))
+    colours = torch.cat([_spread(47, lut.domain), _spread(47, lut.domain, 4)])  # more of them near the lowest values
     error = (result(colours) - lut(colours)).abs().max().item()
-    result.notes += (f"as {result.contents} it is off by up to {error:.2g}",) if error > 1e-5 else ()
+    result.notes += (f"sampled as {result.contents}; differs by up to {error:.2g}",) if error > 1e-5 else ()
     return result
 
 
 def _as_shaper(lut: LutFile) -> Table1D:
-    """A LUT that mixes no channels."""
+    """A LUT whose stages do not mix channels, as a 1D table."""
     if len(lut.stages) == 1 and isinstance(lut.stages[0], Table1D):
         return lut.stages[0]
     low, high = (torch.tensor(end)[:, None] for end in lut.domain)
@@ -268,9 +271,11 @@ def sample(
     title: str = "",
     interpolation: str | None = None,
 ) -> LutFile:
-    """A 3D LUT sampled from `look`, any map of colours (B, 3, H, W) → the same shape, at `size`³ vertices.
+    """Returns a 3D LUT of `size`³ vertices, sampled from `look`, any map of colours (B, 3, H, W) → the same shape.
 
-    Without `interpolation` it has that of `look`, if that is a LUT with a 3D table, else the one that is closer."""
+    `interpolation` defaults to that of `look` if `look` is a LUT with a 3D table, else to the one closer to `look`.
+
+    Raises ValueError unless 2 <= size <= 256."""
     check_size("size", size, TABLE_SIZES)
     lut = LutFile(look(_spread(size, domain)).reshape(3, size, size, size), table_domain=domain, title=title)
     if interpolation is None and isinstance(look, LutFile) and any(isinstance(step, Table3D) for step in look.stages):
@@ -289,11 +294,10 @@ def sample(
 def bake(
     model: nn.Module, image: Tensor, size: int | None = None, interpolation: str | None = None, **conditions: Any
 ) -> LutFile:
-    """A model's retouch of one image, (1, 3, H, W), as a 3D LUT of `size`, unclamped.
+    """Returns a model's retouch of one image, (1, 3, H, W), as a 3D LUT of `size`³ vertices, unclamped.
 
-    An `ImageAdaptiveLUT` gives its own table, exactly, if `size` is its own, which is the default, and interpolation
-    trilinear, also the default. Another model that maps equal colours alike is sampled at the vertices, 33³ by default,
-    and has the interpolation that is closer to it unless one is given.
+    The LUT of an `ImageAdaptiveLUT` is exact at the size of the model's own LUTs and with trilinear interpolation; both
+    are the defaults. Other models are sampled; the defaults are 33³ vertices and the interpolation closer to the model.
 
     Raises ValueError for models that `as_map` refuses.
     """
@@ -307,14 +311,14 @@ def bake(
 
 @torch.no_grad()
 def as_map(model: nn.Module, image: Tensor, **conditions: Any) -> Callable[[Tensor], Tensor]:
-    """A model's retouch of one image, (1, 3, H, W), as a map of colours, (B, 3, H, W) → the same shape.
+    """Returns a model's retouch of one image, (1, 3, H, W), as a map of colours, (B, 3, H, W) → the same shape.
 
-    Raises ValueError for models whose results depend on where a pixel is, so that no LUT can represent them.
+    Raises ValueError if the model's result depends on a pixel's position or neighbours: no LUT can represent it.
     """
     if not isinstance(model, System) or not model.colour_map:
         raise ValueError(
-            "expected a model that maps colours alike all over a photo, "
-            f"got {type(model).__name__}, whose result for a colour depends on its position or neighbours"
+            "expected a model that maps equal colours to equal colours, "
+            f"got {type(model).__name__}, whose result for a pixel depends on its position or neighbours"
         )
     system, picture, values = model, Picture(image), model.check_conditions(conditions)
     params = system.predict(picture, **values)
@@ -327,13 +331,13 @@ def as_map(model: nn.Module, image: Tensor, **conditions: Any) -> Callable[[Tens
     return render
 
 
-def _about(lut: LutFile, changed: LutFile) -> LutFile:
-    """What is known of one LUT, for another that was made of it."""
-    changed.format, changed.notes, changed.comments = lut.format, lut.notes, lut.comments
-    return changed
+def _describe_as(lut: LutFile, derived: LutFile) -> LutFile:
+    """Copies format, notes and comments of a LUT to one derived from it, and returns that."""
+    derived.format, derived.notes, derived.comments = lut.format, lut.notes, lut.comments
+    return derived
 
 
 def _spread(size: int, domain: Domain, power: float = 1) -> Tensor:
-    """Colours all over a domain, (1, 3, size, size²), by a higher power more of them at its lower end."""
+    """A grid of colours over a domain, (1, 3, size, size²). A power above 1 moves them towards its lower end."""
     low, high = (torch.tensor(end)[:, None, None, None] for end in domain)
     return (low + (high - low) * identity_lut(size) ** power).reshape(1, 3, size, size * size)

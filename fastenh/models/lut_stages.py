@@ -1,5 +1,5 @@
-"""The stages of a LUT file: tables, matrices, and whatever OpenColorIO computes. Each maps colours, (B, 3, H, W) of
-floats, to colours of the same shape and dtype."""
+"""The stages of a LUT file: tables, matrices, and transforms that OpenColorIO computes. Each maps float colours,
+(B, 3, H, W), to the same shape and dtype."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ TABLE_SIZES = (2, 256)
 class Stage(nn.Module):
     """One step of a LUT file."""
 
-    domain: Domain | None = None  # outside it the border's colour applies; None: any number
+    domain: Domain | None = None  # input is clamped to it; None: unlimited
     mixes = True  # an output channel may depend on all input channels
 
     @property
     def contents(self) -> str:
-        """In words, such as "1D LUT of 1024 entries"."""
+        """A description, such as "1D LUT of 1024 entries"."""
         raise NotImplementedError
 
     def inverse(self) -> list[Stage]:
-        """Stages that undo this one. ValueError if there is no inverse, ModuleNotFoundError without OpenColorIO, which
-        inverts tables."""
+        """Returns the stages that undo this one, in order.
+
+        Raises ValueError if there is no inverse, ModuleNotFoundError if OpenColorIO is needed and missing."""
         raise NotImplementedError
 
     def as_transforms(self) -> list[Any]:
-        """The same as transforms of OpenColorIO."""
+        """Returns this stage as OpenColorIO transforms, in order."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -45,9 +46,9 @@ class Stage(nn.Module):
 
 
 class Table(Stage):
-    """Output colours, `entries`, for input colours at equal distances in `domain`.
+    """A table: `entries` are the output colours for input colours at equal distances in `domain`.
 
-    A value x has the position (x − lowest) / (highest − lowest) in the domain, clamped to [0, 1].
+    The position of a value x in the table is (x − lowest) / (highest − lowest), clamped to [0, 1].
     """
 
     entries: Tensor
@@ -66,25 +67,28 @@ class Table(Stage):
         return f"{self.entries.ndim - 1}D LUT of {size}{over}"
 
     def _transform(self) -> Any:
-        """Of OpenColorIO, over 0 to 1."""
+        """Returns the table over 0 to 1 as an OpenColorIO transform."""
         raise NotImplementedError
 
     def as_transforms(self) -> list[Any]:
-        placing = [] if self.domain == UNIT else Matrix.between(self.domain, UNIT).as_transforms()
-        return [*placing, self._transform()]
+        to_unit = [] if self.domain == UNIT else Matrix.between(self.domain, UNIT).as_transforms()
+        return [*to_unit, self._transform()]
 
     def _inverse(self) -> list[Stage]:
-        """As OpenColorIO searches it."""
+        """Returns the inverse of the table, which OpenColorIO searches for each colour, and the matrix from 0 to 1 to the
+        domain."""
         import PyOpenColorIO as ocio
 
         table = self._transform()
         table.setDirection(ocio.TRANSFORM_DIR_INVERSE)
-        return [OpenColorIOSteps([table]), *_from_unit(self.domain)]
+        to_domain = [] if self.domain == UNIT else [Matrix.between(UNIT, self.domain)]
+        return [OpenColorIOSteps([table]), *to_domain]
 
 
 class Table1D(Table):
-    """A table for each of R, G and B: `entries` (3, S), 2 <= S <= 65536, float32 of any value, linear in between.
-    NaN stays NaN."""
+    """A 1D table for each of R, G and B: `entries` (3, S), float32 of any finite value, 2 <= S <= 65536.
+
+    Interpolation is linear. NaN stays NaN."""
 
     mixes = False
 
@@ -95,11 +99,12 @@ class Table1D(Table):
         super().__init__(entries, domain)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Also takes integers at full scale."""
-        return ops.lut_1d_transform(x, self.entries[None], domain=_ends(self.domain, x), out=out)
+        """Also takes uint8 and uint16 at full scale."""
+        return ops.lut_1d_transform(x, self.entries[None], domain=_domain_tensor(self.domain, x), out=out)
 
     def inverse(self) -> list[Stage]:
-        """Of the range between its ends; values beyond get the nearest end. OpenColorIO searches the entries."""
+        """Values outside the range of the entries map to the nearer end of the domain. Raises ValueError unless each
+        channel only rises or only falls."""
         for name, steps in zip("RGB", self.entries.diff(dim=1), strict=True):
             if not ((steps >= 0).all() or (steps <= 0).all()) or not steps.any():
                 raise ValueError(f"expected a 1D LUT that only rises or only falls, to invert it; its {name} does not")
@@ -115,9 +120,9 @@ class Table1D(Table):
 
 
 class Table3D(Table):
-    """A 3D table: `entries` (3, D, D, D), axes (C, B, G, R), 2 <= D <= 256, float32 of any value.
+    """A 3D table: `entries` (3, D, D, D), axes (C, B, G, R), float32 of any finite value, 2 <= D <= 256.
 
-    `interpolation` between vertices is "tetrahedral" or "trilinear". NaN in one channel makes the pixel NaN.
+    `interpolation` is "tetrahedral" or "trilinear". NaN in one channel makes all three channels of the pixel NaN.
     """
 
     def __init__(self, entries: Tensor, domain: Domain = UNIT, interpolation: str = "tetrahedral") -> None:
@@ -128,20 +133,26 @@ class Table3D(Table):
         self.interpolation = interpolation
 
     def forward(self, x: Tensor, out: Tensor | None = None, shaper: Table1D | None = None) -> Tensor:
-        """Also takes integers at full scale. `shaper`: the table before this one, looked up in the same pass."""
+        """Also takes uint8 and uint16 at full scale. A `shaper` is applied before this table, in the same pass."""
         if shaper is None and self.domain == UNIT:
             return ops.lut_transform(x, self.entries[None], interpolation=self.interpolation, out=out)
-        if shaper is None:  # two entries place colours in the domain
-            tables, domain = x.new_tensor([[0.0, 1.0]] * 3, dtype=_number(x)), self.domain
+        if shaper is None:  # a 1D table of two entries scales the domain to 0 to 1
+            tables, domain = x.new_tensor([[0.0, 1.0]] * 3, dtype=_table_dtype(x)), self.domain
         else:
             low, high = (shaper.entries.new_tensor(end, dtype=torch.float64)[:, None] for end in self.domain)
-            tables, domain = ((shaper.entries - low) / (high - low)).to(_number(x)), shaper.domain
+            tables, domain = ((shaper.entries - low) / (high - low)).to(_table_dtype(x)), shaper.domain
         return ops.lut_1d_transform(
-            x, tables[None], self.entries[None], domain=_ends(domain, x), interpolation=self.interpolation, out=out
+            x,
+            tables[None],
+            self.entries[None],
+            domain=_domain_tensor(domain, x),
+            interpolation=self.interpolation,
+            out=out,
         )
 
     def inverse(self) -> list[Stage]:
-        """OpenColorIO searches the tetrahedra for the colour; a colour that no input has gets a near one's input."""
+        """OpenColorIO searches the tetrahedra for the input of a colour. If a colour has no input, it takes that of a
+        nearby colour."""
         return self._inverse()
 
     def _transform(self) -> Any:
@@ -156,7 +167,7 @@ class Table3D(Table):
 
 
 class Matrix(Stage):
-    """out = matrix · (R, G, B, 1): a matrix of 3 rows and 4 columns, the last added to each channel."""
+    """out = matrix · (R, G, B, 1), with a (3, 4) matrix whose last column is the offset."""
 
     matrix: Tensor
 
@@ -166,11 +177,11 @@ class Matrix(Stage):
             raise ValueError(f"expected a matrix of shape (3, 4), got {tuple(matrix.shape)}")
         self.register_buffer("matrix", finite(matrix, "matrix"))
         self.mixes = not torch.equal(self.matrix[:, :3], self.matrix[:, :3].diagonal().diag())
-        self.unit_domain = None if self.mixes else _unit_domain(matrix)  # which it maps to 0 to 1
+        self.unit_domain = None if self.mixes else _unit_domain(matrix)  # the domain it maps to 0 to 1
 
     @classmethod
     def between(cls, source: Domain, target: Domain) -> Matrix:
-        """Maps each channel's range in `source` linearly to that in `target`."""
+        """Returns the matrix that scales each channel's range in `source` to its range in `target`."""
         (low, high), (new_low, new_high) = torch.tensor([source, target], dtype=torch.float64)
         slope = (new_high - new_low) / (high - low)
         return cls(torch.cat([slope.diag(), (new_low - slope * low)[:, None]], 1))
@@ -181,9 +192,9 @@ class Matrix(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         matrix, offset = self.matrix.to(x.dtype).split([3, 1], 1)
-        if not self.mixes:  # no channel's infinity makes another one NaN
+        if not self.mixes:  # 0 times infinity must not make the other channels NaN
             return x * matrix.diagonal()[:, None, None] + offset[:, None]
-        # In the order of OpenColorIO, whose bits come out.
+        # Add in OpenColorIO's order, to get the same bits.
         red, green, blue = (x[:, c : c + 1] * matrix[:, c, None, None] for c in range(3))
         return red.add_(green).add_(blue).add_(offset[:, None])
 
@@ -206,9 +217,9 @@ class Matrix(Stage):
 
 
 class OpenColorIOSteps(Stage):
-    """Transforms that OpenColorIO computes with its own processor, such as exponents, logarithms and ASC CDLs.
+    """Transforms that OpenColorIO's own processor computes, such as exponents, logarithms and ASC CDLs.
 
-    It computes in float32 on the CPU, whichever device the colours are on, and has no gradients.
+    They run in float32 on the CPU, whichever device the colours are on, and have no gradients.
     """
 
     def __init__(self, transforms: list[Any]) -> None:
@@ -277,15 +288,15 @@ def finite(entries: Tensor, name: str) -> Tensor:
 
 
 def domain_in_words(domain: Domain) -> str:
-    """One range, or one for each channel."""
+    """The range of the domain as text, or three ranges if the channels differ."""
     ranges = [f"{low:g} to {high:g}" for low, high in zip(*domain, strict=True)]
     return ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
 
 
 def _unit_domain(matrix: Tensor) -> Domain | None:
-    """The domain that a gain and an offset for each channel map to 0 to 1; None if it is no domain."""
+    """The domain that a diagonal matrix with offsets maps to 0 to 1; None if the matrix gives no valid domain."""
     gain, offset = matrix[:, :3].diagonal().double(), matrix[:, 3].double()
-    # The shortest decimals of a float32: 0.1, not 0.10000000149.
+    # str() of a float32 has the fewest digits: 0.1, not 0.10000000149.
     low, high = ([float(str(end)) for end in ((value - offset) / gain).float().numpy()] for value in (0, 1))
     domain = (low[0], low[1], low[2]), (high[0], high[1], high[2])
     try:
@@ -295,15 +306,11 @@ def _unit_domain(matrix: Tensor) -> Domain | None:
     return domain
 
 
-def _from_unit(domain: Domain) -> list[Stage]:
-    """From positions to the values of a domain."""
-    return [] if domain == UNIT else [Matrix.between(UNIT, domain)]
+def _domain_tensor(domain: Domain, x: Tensor) -> Tensor | None:
+    """The domain as the (1, 2, 3) tensor that `lut_1d_transform` takes with image `x`; None for 0 to 1."""
+    return None if domain == UNIT else x.new_tensor([domain], dtype=_table_dtype(x))
 
 
-def _ends(domain: Domain, x: Tensor) -> Tensor | None:
-    """A domain as `lut_1d_transform` takes it, for images like `x`."""
-    return None if domain == UNIT else x.new_tensor([domain], dtype=_number(x))
-
-
-def _number(x: Tensor) -> torch.dtype:
+def _table_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of tables and domains for image `x`."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32

@@ -255,7 +255,7 @@ def test_what_is_no_map_of_colours_is_not_baked(folder, model):
     for options, expected in (
         (
             ("--photo", "photo.png"),
-            f"maps colours alike all over a photo, got {name}, whose result for a colour depends",
+            f"maps equal colours to equal colours, got {name}, whose result for a pixel depends",
         ),
         (("--basis",), f"--basis: expected a model that blends LUTs alone, got {name}"),
     ):
@@ -445,7 +445,8 @@ def test_info_and_convert_of_several_stages(folder):
     assert "holds       matrix, then Exponent by OpenColorIO\ntakes       any number\n" in said
     assert "grey        0.50 0.50 0.50 → 0.7492 0.7492 0.7492\n" in said and "monotonic" not in said
     said = lut("convert", "a.clf", "a.cube")
-    assert said.startswith("as 3D LUT of 65×65×65 it is off by up to 0.052\nWrote a.cube: at most 13.15/255 from a.clf")
+    note = "sampled as 3D LUT of 65×65×65; differs by up to 0.052\n"
+    assert said.startswith(f"{note}Wrote a.cube: at most 13.15/255 from a.clf")
     write_lut(LutFile(identity_lut(3) * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None]), "warm.cube")
     assert lut("info", "warm.cube").endswith("gray photos become RGB, since gray gets a colour\n")
     assert "gray photos" not in said

@@ -170,7 +170,7 @@ def test_a_chain_as_tables_says_by_how_much_it_is_off():
     error = (tables(x) - lut(x)).abs().max().item()
     (note,) = tables.notes
     assert tables.contents == "3D LUT of 65×65×65" and tables.title == "a"
-    said = float(note.removeprefix("as 3D LUT of 65×65×65 it is off by up to "))
+    said = float(note.removeprefix("sampled as 3D LUT of 65×65×65; differs by up to "))
     assert 0.3 * said < error < 1.5 * said
     curves = as_tables(LutFile(stages=[Table1D(rising(5)), exponent(2.0)]))
     assert curves.contents == "1D LUT of 65536 entries" and curves.notes == ()
