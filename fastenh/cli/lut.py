@@ -25,24 +25,25 @@ app = typer.Typer(help="Inspect, apply, bake and convert LUT files.", no_args_is
 File = Annotated[
     Path, typer.Argument(metavar="LUT", help=f".cube, .png (Hald CLUT or tiles), {', '.join(OPENCOLORIO_SUFFIXES)}.")
 ]
-WRITTEN = f"The file to write: {', '.join(WRITTEN_SUFFIXES)}; .png is a Hald CLUT."
-Written = Annotated[Path, typer.Option("-o", "--output", help=WRITTEN)]
+OUTPUT = f"The file to write: {', '.join(WRITTEN_SUFFIXES)}; .png is a Hald CLUT."
+Written = Annotated[Path, typer.Option("-o", "--output", help=OUTPUT)]
 
 Interpolation = Literal["tetrahedral", "trilinear"]
+WRITTEN_FOR = "Interpolation that the 3D LUT is written for; recorded in the file if its format allows."
 
 COLOURS = {
     "black": (0, 0, 0), "dark grey": (0.25, 0.25, 0.25), "grey": (0.5, 0.5, 0.5), "light grey": (0.75, 0.75, 0.75),
     "white": (1, 1, 1), "red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1),
     "blue": (0, 0, 1), "magenta": (1, 0, 1),
 }  # fmt: skip
-UNIT_TABLES = {".png": "a Hald CLUT", ".3dl": "a .3dl", ".spi3d": "a .spi3d"}  # hold a 3D LUT over 0 to 1
-HALD_SIZE = 64  # level 8, which most programs take
-FINER_SIZE = 65  # which most programs take, too
+UNIT_TABLES = {".png": "a Hald CLUT", ".3dl": "a .3dl", ".spi3d": "a .spi3d"}  # formats that hold a 3D LUT over 0 to 1
+HALD_SIZE = 64  # level 8, which most programs read
+FINER_SIZE = 65  # also read by most programs
 
 
 @app.command("info")
 def lut_info(lut: File, debug: Debug = False) -> None:
-    """Print what a LUT file contains and what it does to a few colours."""
+    """Print the contents of a LUT file and its results for a few colours."""
     with one_line(debug):
         import torch
 
@@ -50,7 +51,7 @@ def lut_info(lut: File, debug: Debug = False) -> None:
         from fastenh.models.lut_stages import Table, domain_in_words
 
         look = _read(lut)
-        # At the LUT's own entries, so that no extreme is missed.
+        # Sample at the entries of the tables, so that no extreme is missed.
         low, high = (torch.tensor(end)[:, None, None] for end in look.domain)
         tables = [stage.entries for stage in look.stages if isinstance(stage, Table)]
         inputs = [low + (high - low) * identity_lut(33).flatten(2)] if not tables else []
@@ -76,7 +77,7 @@ def lut_info(lut: File, debug: Debug = False) -> None:
             text = "{:.2f} {:.2f} {:.2f} → {:.4f} {:.4f} {:.4f}".format(*colour, *result)
             lines.append((name, text))
         if not look.keeps_gray:
-            lines.append(("gray photos", "become RGB, since gray gets a colour"))
+            lines.append(("gray photos", "become RGB, because the LUT gives gray a colour"))
     for name, text in lines:
         if text:
             say(f"{name:<12}{text}")
@@ -90,32 +91,34 @@ def lut_apply(
     run: RunOptions,
     then: Annotated[
         list[Path] | None,
-        typer.Option(metavar="LUT", help="A further LUT, applied to the result of those before; may be repeated."),
+        typer.Option(metavar="LUT", help="Another LUT, applied to the result; may be repeated."),
     ] = None,
-    inverse: Annotated[bool, typer.Option("--inverse", help="Undo the LUT, or all of them from the last on.")] = False,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Apply the inverse; of several LUTs, from the last to the first.")
+    ] = False,
     space: Annotated[
         Literal["file", "srgb"] | None,
         typer.Option(
-            help="Which numbers the LUT gets: the file's own, of any range, or sRGB from 0 to 1.",
-            show_default="file for OpenEXR and photos in floats, srgb for others",
+            help="Input of the LUT: the file's own numbers, of any range, or sRGB in [0, 1].",
+            show_default="file for OpenEXR and float TIFF, srgb for others",
         ),
     ] = None,
     range: Annotated[
         Literal["full", "legal"],
-        typer.Option(help="Legal: the LUT takes and gives video numbers, black at 16/255 and white at 235/255."),
+        typer.Option(help="legal: input and output of the LUT are video numbers, black 16/255 and white 235/255."),
     ] = "full",
     interpolation: Annotated[
         Interpolation | None,
         typer.Option(
-            help="Of 3D LUTs: tetrahedral as in ffmpeg, trilinear as in Resolve and in models.",
-            show_default="what the file asks for, else tetrahedral",
+            help="Interpolation of 3D LUTs: tetrahedral as in ffmpeg, trilinear as in Resolve and in models.",
+            show_default="the one that the file specifies, else tetrahedral",
         ),
     ] = None,
     strength: Strength = 1.0,
 ) -> None:
-    """Apply a LUT file, or several, to photos.
+    """Apply one or more LUT files to photos.
 
-    Accepts and writes the same files as `fastenh enhance`. If the LUT gives gray a colour, gray photos become RGB.
+    Reads and writes the same formats as `fastenh enhance`. If the LUT gives gray a colour, gray photos become RGB.
     """
 
     def load() -> tuple[LutFile, dict[str, Any]]:
@@ -151,8 +154,8 @@ def lut_bake(
     interpolation: Annotated[
         Interpolation | None,
         typer.Option(
-            help="How other programs shall interpolate the LUT; the file records it where its format can.",
-            show_default="trilinear if the LUT is the model's own, else what is closer to the model",
+            help=WRITTEN_FOR,
+            show_default="trilinear at the size of the model's own LUTs, else the one closer to the model",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -160,8 +163,8 @@ def lut_bake(
 ) -> None:
     """Write a model's retouch of a photo as a LUT file for other programs.
 
-    Give --photo or --basis. Only models that give a colour the same result wherever it is in the photo can become a
-    LUT: `auto` is one. Prints the largest difference from the model, on the photo and on any colours.
+    Requires --photo or --basis. Only models that map equal colours to equal colours anywhere in the photo, such as
+    `auto`, can be baked. Prints the largest difference from the model, on the photo and on any colours.
     """
     with one_line(debug):
         if basis == (photo is not None):
@@ -188,10 +191,10 @@ def lut_bake(
                     say(f"--size {finer} would be closer: {255 * better:.2f}/255 on the photo")
             return
         if not isinstance(system, ImageAdaptiveLUT):
-            raise ValueError(f"--basis: expected a model that blends LUTs alone, got {type(system).__name__}")
+            raise ValueError(f"--basis: expected a model that only blends LUTs, got {type(system).__name__}")
         looks = {}
         for n, table in enumerate(system.luts, 1):
-            number = str(n).zfill(len(str(len(system.luts))))  # so that their names are in order
+            number = str(n).zfill(len(str(len(system.luts))))  # zero-padded, so that names sort in order
             title = f"{name}, LUT {n} of {len(system.luts)}"
             looks[output.with_stem(f"{output.stem}_{number}")] = LutFile(table, interpolation="trilinear", title=title)
         for path in looks:
@@ -205,26 +208,26 @@ def lut_bake(
 @app.command("convert")
 def lut_convert(
     lut: File,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help=WRITTEN)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help=OUTPUT)],
     size: Annotated[
         int | None,
-        typer.Option(help="Resample to one 3D LUT with this many vertices along each side.", show_default="as it is"),
+        typer.Option(help="Resample to one 3D LUT with this many vertices along each side.", show_default="unchanged"),
     ] = None,
     interpolation: Annotated[
         Interpolation | None,
         typer.Option(
-            help="How other programs shall interpolate the 3D LUT; the file records it where its format can.",
-            show_default="that of LUT, which is tetrahedral if it names none",
+            help=WRITTEN_FOR,
+            show_default="the one that LUT specifies, else tetrahedral",
         ),
     ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Write a LUT file in another format, as exactly as that format allows, or in another size.
+    """Convert a LUT file to another format, as exactly as that format allows, or to another size.
 
-    For .png, a LUT whose size is not a square number is resampled to 64 vertices (level 8). For .3dl and .spi3d, which
-    hold a 3D LUT over 0 to 1, others are resampled, too. Prints the largest difference between the two files, on
-    colours all over their range. If LUT names no interpolation, it is taken to have that of --interpolation.
+    .png, .3dl and .spi3d hold a 3D LUT over 0 to 1; other LUTs are resampled. For .png, a LUT whose size is not a
+    square number is resampled to 64 vertices (level 8). If LUT specifies no interpolation, it is read with
+    --interpolation. Prints the largest difference between the two files, over their whole range.
     """
     with one_line(debug):
         from fastenh.atomic import check_free
@@ -242,7 +245,7 @@ def lut_convert(
             domain = UNIT if suffix in UNIT_TABLES else source.domain
             if domain != source.domain:
                 holder, given = UNIT_TABLES[suffix], domain_in_words(source.domain)
-                say(f"{output}: {holder} takes 0 to 1, of this LUT's {given}", err=True)
+                say(f"{output}: {holder} has the domain 0 to 1; the domain of {lut.name} is {given}", err=True)
             look = sample(source, size, domain, source.title, interpolation)
             look.comments, look.notes = source.comments, source.notes
         else:
@@ -255,6 +258,7 @@ def lut_convert(
 
 @contextlib.contextmanager
 def needing_opencolorio() -> Iterator[None]:
+    """Turns the error for the missing package into a one-line ValueError that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -276,7 +280,8 @@ def _write(
     name: str,
     image: Tensor | None = None,
 ) -> None:
-    """Write `look`, and say by how much what is read from the file differs from its source, on a photo as well."""
+    """Writes `look`, reads the file back, and prints its largest difference from `source`: on any colours and, if
+    given, on `image`."""
     from fastenh.atomic import make_folder
     from fastenh.io import write_lut
 
@@ -287,7 +292,9 @@ def _write(
         low, high = look.table.min().item(), look.table.max().item()
         if min(low, 1 - high) < -0.5 / 65535:
             holder = UNIT_TABLES[path.suffix.lower()]
-            say(f"{path}: {holder} holds values from 0 to 1; those from {low:.4g} to {high:.4g} were clipped", err=True)
+            say(
+                f"{path}: {holder} holds values from 0 to 1; values from {low:.4g} to {high:.4g} were clipped", err=True
+            )
     written = _read(path, look.interpolation)
     error = written.difference(source)
     off = f"{255 * error:.2f}/255 from {name}"
@@ -308,7 +315,7 @@ def _is_hald(path: Path) -> bool:
 
 
 def _model_input(photo: Path) -> Tensor:
-    """(1, 3, H, W)"""
+    """Returns the photo as the model's input, (1, 3, H, W)."""
     from fastenh.io import read_photo
     from fastenh.io.encoding import model_input
 
@@ -317,7 +324,7 @@ def _model_input(photo: Path) -> Tensor:
 
 
 def _falls(tables: list[Tensor]) -> list[str]:
-    """Where a channel becomes darker as its own input becomes lighter."""
+    """Describes where a channel of the tables falls while its own input rises."""
     found = []
     for c, name in enumerate("RGB"):
         for entries in tables:

@@ -1,6 +1,6 @@
-"""Reading LUT files: parsers of .cube (Adobe's and Resolve's dialects) and Hald CLUT PNGs; others through OpenColorIO.
+"""Reads LUT files: .cube (Adobe's and Resolve's dialects), Hald CLUTs, and other formats through OpenColorIO.
 
-The content of a file becomes a `fastenh.models.LutFile`, which is a system: `Enhancer(read_lut("warm.cube"))("a.jpg")`.
+`read_lut` returns a `fastenh.models.LutFile`, which is a system: `Enhancer(read_lut("warm.cube"))("a.jpg")`.
 """
 
 from __future__ import annotations
@@ -41,24 +41,27 @@ LUT_SUFFIXES = (".cube", ".png", *OPENCOLORIO_SUFFIXES)
 
 BLOCK = 2**24  # characters of a .cube read at once
 MAX_LINE = 2**16  # characters
-MAX_COMMENTS = 1000  # about: those of a block are kept together
+MAX_COMMENTS = 1000  # lines; checked once per block, so that a file may keep more
 
 
 def read_lut(path: str | os.PathLike[str], interpolation: str = "tetrahedral") -> LutFile:
-    """Read a LUT file. Its suffix chooses the format. `interpolation` is that of 3D tables whose file asks for none.
+    """Reads a LUT file. The suffix of `path` chooses the format. `interpolation` applies to 3D tables if the file
+    specifies none.
 
-    - .cube: 1D or 3D, Adobe's (Iridas') dialect with DOMAIN_MIN and DOMAIN_MAX for each channel, or Resolve's with
-      LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE and, if it has both tables, the 1D table first. Keywords may be in upper
-      or lower case and come before the numbers. Comments and blank lines may be anywhere. Lines end in LF, CR LF or CR.
-      Comments as `write_lut` writes them, `# TITLE "…"` and `# INTERPOLATION trilinear`, are heeded.
-    - .png: L³×L³ pixels of 8 or 16 bits, L from 2 to 16, are a 3D LUT of D = L²: a Hald CLUT, or L×L tiles, as the
-      512×512 pixels of GPUImage and OBS. The two are told apart by their steps.
-    - `OPENCOLORIO_SUFFIXES`: through OpenColorIO (`fastenh[luts]`). All stages of the file are kept: tables and
-      matrices run here, any other stage in OpenColorIO's own processor. 3D tables are interpolated as the file asks,
-      which for .clf and .ctf is trilinear unless they say otherwise.
+    - .cube: Adobe's (Iridas') dialect has a 1D or a 3D table, and DOMAIN_MIN and DOMAIN_MAX for each channel. Resolve's
+      dialect has a 1D table, a 3D table, or a 1D table before a 3D table, with LUT_1D_INPUT_RANGE and
+      LUT_3D_INPUT_RANGE. Keywords come before the numbers, in upper or lower case. Comments and blank lines may be
+      anywhere. Lines end in LF, CR LF or CR. The comments `# TITLE "…"` and `# INTERPOLATION trilinear`, which
+      `write_lut` writes, set title and interpolation.
+    - .png: L³×L³ pixels of 8 or 16 bits, L from 2 to 16, hold a 3D table of D = L²: either a Hald CLUT or L×L tiles,
+      such as the 512×512 pixels of GPUImage and OBS. The reader detects the layout: neighbouring vertices differ less
+      in the right one.
+    - `OPENCOLORIO_SUFFIXES`: through OpenColorIO (`fastenh[luts]`). All stages of the file are kept. fastenh computes
+      tables and matrices, OpenColorIO's processor computes other stages. In .clf and .ctf, 3D tables without an
+      `interpolation` attribute are trilinear, as these formats define.
 
-    Raises OSError if the file cannot be read, ModuleNotFoundError without OpenColorIO, and otherwise ValueError, in one
-    line with the number of the faulty line. Sizes are checked before memory is allocated for them.
+    Raises OSError if the file cannot be read, ModuleNotFoundError without OpenColorIO, and a one-line ValueError for
+    invalid content, with the number of the faulty line in .cube. Sizes are checked before memory is allocated.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -66,7 +69,7 @@ def read_lut(path: str | os.PathLike[str], interpolation: str = "tetrahedral") -
         raise ValueError(
             f"{path}: expected a LUT whose name ends in {', '.join(LUT_SUFFIXES)}, got {suffix or 'none'!r}"
         )
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before open(), which would wait for ever for the writer of a pipe
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before open(), which would wait forever for a writer to a pipe
         raise ValueError(f"{path}: expected a file, got a folder, pipe or device")
     if suffix == ".cube":
         return _read_cube(path, interpolation)
@@ -75,7 +78,7 @@ def read_lut(path: str | os.PathLike[str], interpolation: str = "tetrahedral") -
 
 # ---- .cube
 
-COUNTS = {  # keywords, and the count of numbers that follow
+COUNTS = {  # how many numbers follow each keyword
     "LUT_1D_SIZE": 1, "LUT_3D_SIZE": 1, "DOMAIN_MIN": 3, "DOMAIN_MAX": 3,
     "LUT_1D_INPUT_RANGE": 2, "LUT_3D_INPUT_RANGE": 2,
 }  # fmt: skip
@@ -134,7 +137,8 @@ def _read_cube(path: Path, interpolation: str) -> LutFile:
 
 
 def _read_header(path: Path, comments: list[str]) -> tuple[str, Header, Iterator[tuple[int, list[str]]]]:
-    """Title, numbers by keyword, and the lines that start with the first row of numbers; appends to `comments`."""
+    """Returns the title, the numbers of each keyword, and the remaining lines from the first row of numbers on. Appends
+    comments to `comments`."""
     title, header, blocks = "", Header(), _lines(path)
     for start, lines in blocks:
         for number, line in enumerate(lines, start):
@@ -164,14 +168,14 @@ def _read_header(path: Path, comments: list[str]) -> tuple[str, Header, Iterator
 
 
 def _read_domain(path: Path, header: Header, kind: str) -> Domain:
-    """The domain of the 1D or the 3D table, from the keywords of either dialect."""
+    """Returns the domain of the "1D" or "3D" table, from the keywords of either dialect."""
     name = f"LUT_{kind}_INPUT_RANGE"
     resolve: Domain | None = None
     if name in header:
         low, high = header[name]
         resolve = (low, low, low), (high, high, high)
         if f"LUT_{kind}_SIZE" not in header:
-            if kind == "1D":  # beside a 3D table, which Resolve and colour-science then read over 0 to 1
+            if kind == "1D":  # Resolve and colour-science ignore it for a 3D table
                 return UNIT
             raise ValueError(f"{path}: expected LUT_{kind}_SIZE with {name}, got none")
     adobe: Domain | None = None
@@ -180,7 +184,7 @@ def _read_domain(path: Path, header: Header, kind: str) -> Domain:
         adobe = (r, g, b), (red, green, blue)
         if "LUT_1D_SIZE" in header and "LUT_3D_SIZE" in header and adobe != UNIT:
             raise ValueError(
-                f"{path}: expected LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE where there are two tables, "
+                f"{path}: expected LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE for two tables, "
                 "got DOMAIN_MIN or DOMAIN_MAX"
             )
         if resolve and resolve != adobe:
@@ -197,8 +201,8 @@ def _read_domain(path: Path, header: Header, kind: str) -> Domain:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a text file with any line ends, in lists, each with the number of its first line. At most a BLOCK is
-    in memory at a time."""
+    """Yields the lines of a text file, with any line ends, in lists, each with its first line number. Reads
+    BLOCK characters at a time."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         number, rest = 1, ""
         while chunk := file.read(BLOCK):
@@ -219,12 +223,12 @@ def _is_blank(line: str) -> bool:
 
 
 def _comments(lines: list[str]) -> list[str]:
-    """The lines that are comments, without their mark."""
+    """The comments among the lines, without the leading #."""
     return [line.strip()[1:] for line in lines if line.lstrip().startswith("#")]
 
 
 def _describe(lut: LutFile, comments: list[str]) -> None:
-    """Heed the comments that `write_lut` writes, and keep the others."""
+    """Sets title and interpolation from the comments that `write_lut` writes, and keeps the other comments."""
     for comment in comments:
         keyword, _, value = comment.strip().partition(" ")
         if keyword == "INTERPOLATION" and value in INTERPOLATIONS:
@@ -236,6 +240,7 @@ def _describe(lut: LutFile, comments: list[str]) -> None:
 
 
 def _refuse_row(path: Path, start: int, lines: list[str]) -> NoReturn:
+    """Raises the error for the first faulty row in `lines`; `start` is the number of the first line."""
     for number, line in enumerate(lines, start):
         words = line.partition("#")[0].split()
         finite = all(NUMBER.fullmatch(word) and abs(float(word)) <= MAX_FLOAT for word in words)
@@ -244,22 +249,22 @@ def _refuse_row(path: Path, start: int, lines: list[str]) -> NoReturn:
         late = words and words[0].upper() in ("TITLE", *COUNTS)
         wanted = "all keywords before the numbers" if late else "three finite numbers"
         raise ValueError(f"{path}: line {number}: expected {wanted}, got {line.strip()[:60]!r}")
-    raise ValueError(f"{path}: expected three finite numbers in every row from line {start} on, got others")
+    raise ValueError(f"{path}: expected three finite numbers in every row from line {start} on, got a faulty row")
 
 
 # ---- pictures
 
-CLEARLY_LESS = 0.75  # of noise the two differ alike; published tiles have 0.24 and less
+CLEARLY_LESS = 0.75  # steps as tiles / steps as a Hald CLUT: at most 0.24 for published tiles, 1 for noise
 
 
 def _read_picture(path: Path, interpolation: str) -> LutFile:
-    """Of L³×L³ pixels, whose vertices, L² a side, are in one of two layouts:
+    """Reads L³×L³ pixels as a table with L² vertices a side, in one of two layouts:
 
-    - Hald CLUT (Eskil Steenberg): the pixels, row by row, are the vertices, R fastest.
-    - L rows of L tiles, as GPUImage and OBS have them for L = 8: one for each B, in which R rises to the right and
-      G downwards.
+    - Hald CLUT (Eskil Steenberg): the pixels, row by row, are the vertices; R varies fastest.
+    - L rows of L tiles (GPUImage and OBS, with L = 8): one tile for each B. In a tile, R rises to the right and G rises
+      downwards.
 
-    It is tiles if neighbouring vertices along G and B then differ clearly less than in a Hald CLUT."""
+    The picture is read as tiles if neighbouring vertices along G and B then differ clearly less than in a Hald CLUT."""
     height, width = read_size(path)
     level = round(width ** (1 / 3))
     if height != width or level**3 != width or not 2 <= level <= 16:
@@ -286,14 +291,14 @@ def _read_through_opencolorio(path: Path, interpolation: str) -> LutFile:
 
     open(path, "rb").close()  # so that an unreadable file raises its own OSError
     try:
-        ocio.ClearAllCaches()  # they may hold an earlier file of this path
-        context = ocio.Context()  # no variables: $ is a plain $
-        context.setSearchPath(os.path.abspath(path.parent))  # of files that a .ctf refers to
+        ocio.ClearAllCaches()  # they may hold an older version of this file
+        context = ocio.Context()  # without variables, so that $ in a path stands for itself
+        context.setSearchPath(os.path.abspath(path.parent))  # a .ctf may refer to other files
         transform = ocio.FileTransform(os.path.abspath(path))
         processor = ocio.Config.CreateRaw().getProcessor(context, transform, ocio.TRANSFORM_DIR_FORWARD)
         processor = processor.getOptimizedProcessor(ocio.OPTIMIZATION_LOSSLESS)  # joins adjacent matrices
-        asks = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else interpolation  # unless it says otherwise
-        lut = LutFile(stages=_stages(list(processor.createGroupTransform()), asks))
+        default = "trilinear" if path.suffix.lower() in (".clf", ".ctf") else interpolation
+        lut = LutFile(stages=_stages(list(processor.createGroupTransform()), default))
         about = processor.getFormatMetadata()
         lut.title = about.getName()
         lut.comments = tuple(
@@ -307,13 +312,13 @@ def _read_through_opencolorio(path: Path, interpolation: str) -> LutFile:
         reason = " ".join(str(error).rpartition("failed with:")[2].split())
         raise ValueError(f"{path}: expected a LUT that OpenColorIO reads, got none ({reason:.200})") from None
     if path.suffix.lower() in (".3dl", ".csp"):
-        _describe(lut, _comments_of_other(path))
+        _describe(lut, _dropped_comments(path))
     lut.format = f"{path.suffix.lower()}, through OpenColorIO"
     return lut
 
 
-def _comments_of_other(path: Path) -> list[str]:
-    """Those of a .3dl, and the metadata of a .csp, which OpenColorIO drops."""
+def _dropped_comments(path: Path) -> list[str]:
+    """The comments of a .3dl or the metadata of a .csp, which OpenColorIO drops."""
     with open(path, encoding="utf-8", errors="replace") as file:
         head = file.read(MAX_LINE)
     if path.suffix.lower() == ".csp":
@@ -323,7 +328,7 @@ def _comments_of_other(path: Path) -> list[str]:
 
 
 def _stages(transforms: list[Any], interpolation: str) -> list[Stage]:
-    """Transforms of OpenColorIO as stages; `interpolation` is that of 3D tables that name none."""
+    """Converts OpenColorIO transforms to stages. `interpolation` applies to 3D tables that specify none."""
     stages: list[Stage] = []
     for transform in transforms:
         stage, last = _stage(transform, interpolation), stages[-1] if stages else None

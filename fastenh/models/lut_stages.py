@@ -75,8 +75,8 @@ class Table(Stage):
         return [*to_unit, self._transform()]
 
     def _inverse(self) -> list[Stage]:
-        """Returns the inverse of the table, which OpenColorIO searches for each colour, and the matrix from 0 to 1 to the
-        domain."""
+        """Returns the inverse of the table, which OpenColorIO searches for each colour, and the matrix from 0 to 1 to
+        the domain."""
         import PyOpenColorIO as ocio
 
         table = self._transform()

@@ -188,7 +188,7 @@ def test_a_look_in_another_size_and_as_a_hald(folder):
     lut(*arguments, "-o", "17.cube", "--size", 17)
     said = lut(*arguments, "-o", "hald.png")
     assert read_lut("17.cube").table.shape[1] == 17 and Image.open("hald.png").size == (512, 512)
-    assert "a Hald CLUT holds values from 0 to 1; those from -" in said
+    assert "a Hald CLUT holds values from 0 to 1; values from -" in said
     expected = Enhancer("model.safetensors", "cpu")("photo.png")
     for name in ("17.cube", "hald.png"):
         lut("apply", name, "photo.png", "-o", "by_lut.png", "--interpolation", "trilinear", "--overwrite")
@@ -205,13 +205,13 @@ def test_ten_luts_are_named_in_order(folder):
 
 def test_a_hald_says_what_it_cannot_hold(folder):
     write_lut(LutFile(torch.rand(3, 4, 4, 4) * 0.9 - 1e-7, table_domain=((-0.5,) * 3, (2.0,) * 3)), "wide.cube")
-    expected = "a.png: a Hald CLUT takes 0 to 1, of this LUT's -0.5 to 2\nWrote a.png: at most "
+    expected = "a.png: a Hald CLUT has the domain 0 to 1; the domain of wide.cube is -0.5 to 2\nWrote a.png: at most "
     said = lut("convert", "wide.cube", "a.png")
     assert (
         said.startswith(expected) and len(said.splitlines()) == 2
     )  # and nothing of values that differ from 0 by rounding
     write_lut(LutFile(torch.rand(3, 4, 4, 4) + 0.1), "light.cube")
-    assert "those from " in lut("convert", "light.cube", "b.png")
+    assert "values from " in lut("convert", "light.cube", "b.png")
 
 
 def test_the_basis_of_a_model(folder):
@@ -243,7 +243,7 @@ def test_a_model_with_a_map_of_colours(folder, monkeypatch):
     monkeypatch.setattr("fastenh.models.load", lambda name: Darker().eval())
     lut("bake", "--model", "any", "--photo", "photo.png", "-o", "a.cube")
     assert torch.equal(read_lut("a.cube").table, 0.5 * identity_lut(33))
-    assert "--basis: expected a model that blends LUTs alone, got Darker" in lut(
+    assert "--basis: expected a model that only blends LUTs, got Darker" in lut(
         "bake", "--model", "any", "--basis", "-o", "b.cube", code=2
     )
 
@@ -257,7 +257,7 @@ def test_what_is_no_map_of_colours_is_not_baked(folder, model):
             ("--photo", "photo.png"),
             f"maps equal colours to equal colours, got {name}, whose result for a pixel depends",
         ),
-        (("--basis",), f"--basis: expected a model that blends LUTs alone, got {name}"),
+        (("--basis",), f"--basis: expected a model that only blends LUTs, got {name}"),
     ):
         said = lut("bake", "--model", "other.safetensors", *options, "-o", "a.cube", code=2)
         assert len(said.splitlines()) == 1 and expected in said
@@ -448,7 +448,7 @@ def test_info_and_convert_of_several_stages(folder):
     note = "sampled as 3D LUT of 65×65×65; differs by up to 0.052\n"
     assert said.startswith(f"{note}Wrote a.cube: at most 13.15/255 from a.clf")
     write_lut(LutFile(identity_lut(3) * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None]), "warm.cube")
-    assert lut("info", "warm.cube").endswith("gray photos become RGB, since gray gets a colour\n")
+    assert lut("info", "warm.cube").endswith("gray photos become RGB, because the LUT gives gray a colour\n")
     assert "gray photos" not in said
 
 
@@ -502,11 +502,12 @@ def test_convert_writes_what_each_format_holds(folder):
         ("a.spi3d", "a .spi3d"),
     ):
         said = lut("convert", "a.cube", name)
-        assert said.startswith(f"{name}: {resampled} takes 0 to 1, of this LUT's 0 to 2\n" if resampled else "Wrote")
+        domains = f"{name}: {resampled} has the domain 0 to 1; the domain of a.cube is 0 to 2\n"
+        assert said.startswith(domains if resampled else "Wrote")
         assert (read_lut(name).table is not None) == bool(resampled) and error_said(said) < 0.5
     write_lut(LutFile(identity_lut(5) * 2 - 0.5), "wide.cube")
     said = lut("convert", "wide.cube", "wide.3dl")
-    assert said.startswith("wide.3dl: a .3dl holds values from 0 to 1; those from -0.5 to 1.5 were clipped\nWrote")
+    assert said.startswith("wide.3dl: a .3dl holds values from 0 to 1; values from -0.5 to 1.5 were clipped\nWrote")
     assert error_said(said) == 127.5
 
 

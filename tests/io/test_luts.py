@@ -732,7 +732,7 @@ HOSTILE = {
     ),
     "a domain for two tables": (
         "LUT_1D_SIZE 2\nLUT_3D_SIZE 2\nDOMAIN_MAX 2 2 2\n" + ONE,
-        "expected LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE where there are two tables, got DOMAIN_MIN or DOMAIN_MAX",
+        "expected LUT_1D_INPUT_RANGE and LUT_3D_INPUT_RANGE for two tables, got DOMAIN_MIN or DOMAIN_MAX",
     ),
     "a range of nothing": (
         "LUT_1D_SIZE 2\nLUT_3D_INPUT_RANGE 0 1\n" + ONE[12:],
