@@ -112,7 +112,7 @@ def write_photo(
     format gets 95, in JPEG with full colour resolution. Another format takes the nearest depth it has, rounded, and
     sRGB's curve where the photo was linear light, or the reverse. A new file gets the permissions of the file `like`.
 
-    Warns about what the new file cannot hold, such as a gain map or IPTC. `photo.header.notes` say what reading changed.
+    Warns about what the new file cannot hold (a gain map, IPTC). `photo.header.notes` list what reading changed.
 
     Raises ValueError where no format has this suffix or it cannot hold the photo, FileExistsError where the file exists
     and `overwrite` is false, OSError where it cannot be written.
