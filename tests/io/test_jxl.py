@@ -1,4 +1,4 @@
-"""JPEG XL against imagecodecs, whose libjxl is another, and against the JPEGs that it packs."""
+"""JPEG XL against imagecodecs, which has its own libjxl, and against recompressed JPEGs."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ def seen(photo: Photo) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32"])
-def test_what_is_written_is_read_in_its_own_depth(tmp_path: Path, dtype: str, channels: int) -> None:
+def test_written_files_are_read_in_the_same_depth(tmp_path: Path, dtype: str, channels: int) -> None:
     pixels, path = ramp(dtype, channels), tmp_path / "a.jxl"
     write_photo(photo_of(pixels), path, quality=100)
     if channels == 2 or (dtype[0] == "f" and channels == 1):  # is written as RGB
@@ -57,17 +57,17 @@ def test_what_is_written_is_read_in_its_own_depth(tmp_path: Path, dtype: str, ch
     assert (tmp_path / "b.jxl").read_bytes() == (tmp_path / "c.jxl").read_bytes()
 
 
-def test_floats_keep_all_that_they_hold(tmp_path: Path) -> None:
+def test_floats_are_lossless(tmp_path: Path) -> None:
     pixels = RNG.normal(0, 5, (48, 64, 3)).astype(np.float32)
     pixels[0, :4, 0] = np.inf, -np.inf, np.nan, 1e-40
     write_photo(photo_of(pixels), tmp_path / "a.jxl")
     assert np.array_equal(read_photo(tmp_path / "a.jxl").pixels, pixels, equal_nan=True)
 
 
-def test_floats_that_libjxl_cannot_pack_are_refused_with_a_remedy(tmp_path: Path) -> None:
+def test_floats_that_libjxl_cannot_store_are_refused_with_a_remedy(tmp_path: Path) -> None:
     pixels = RNG.random((300, 300, 3), np.float32)
     pixels[0, 0, 0] = -0.01
-    with pytest.raises(ValueError, match="got some below 0 that it cannot; use TIFF or a quality below 100"):
+    with pytest.raises(ValueError, match="got negative values that it cannot store; use TIFF or a quality below 100"):
         write_photo(photo_of(pixels), tmp_path / "a.jxl")
     assert not [*tmp_path.iterdir()]
     write_photo(photo_of(pixels), tmp_path / "a.jxl", quality=99)
@@ -124,7 +124,7 @@ def test_metadata_is_kept(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("icc", [P3, imagecodecs.cms_profile("adobergb")], ids=["Display P3", "Adobe RGB"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_lossy_files_keep_the_colours_of_a_profile(tmp_path: Path, dtype: str, icc: bytes) -> None:
-    """libjxl writes such profiles as numbers: what comes back is another profile of the same colours."""
+    """libjxl stores such profiles as numbers, so the file is read with an equivalent profile."""
     photo = photo_of(
         np.full((48, 64, 3), (180, 100, 80), "uint8").astype(dtype) * (257 if dtype == "uint16" else 1), icc=icc
     )
@@ -138,7 +138,7 @@ def test_lossy_files_keep_the_colours_of_a_profile(tmp_path: Path, dtype: str, i
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_lossy_files_with_other_profiles_are_converted(tmp_path: Path, dtype: str, channels: int) -> None:
-    """XYB with a profile of a curve without a name, that of L*: libjxl alone would make linear light of 8 bits."""
+    """XYB with a profile whose curve, L*, has no code: libjxl alone would decode it to 8-bit linear light."""
     steps = np.linspace(0, 100, 4096)
     light = np.where(steps > 8, ((steps + 16) / 116) ** 3, steps / 903.3)
     primaries = (0.67, 0.33, 0.21, 0.71, 0.14, 0.08)
@@ -158,8 +158,8 @@ def test_lossy_files_with_other_profiles_are_converted(tmp_path: Path, dtype: st
     assert read_photo(tmp_path / "b.jxl").header.metadata.icc == icc
 
 
-def packed_jpeg(exif: Image.Exif, **how) -> tuple[bytes, Image.Image]:
-    """A JPEG that is packed without loss, and what Pillow makes of it."""
+def recompressed_jpeg(exif: Image.Exif, **how) -> tuple[bytes, Image.Image]:
+    """A losslessly recompressed JPEG, and the JPEG as Pillow opens it."""
     out = io.BytesIO()
     Image.fromarray(ramp("uint8", 3)).save(out, "JPEG", quality=98, subsampling=0, exif=exif, **how)
     return imagecodecs.jpegxl_encode_jpeg(out.getvalue(), usecontainer=True), Image.open(out)
@@ -170,7 +170,7 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "a camera"
     exif.get_ifd(0x8769).update({0xA002: 64, 0xA003: 48})
-    data, jpeg = packed_jpeg(exif)
+    data, jpeg = recompressed_jpeg(exif)
     (tmp_path / "a.jxl").write_bytes(data)
     upright = np.asarray(ImageOps.exif_transpose(jpeg)).astype(int)
     photo = read_photo(tmp_path / "a.jxl")
@@ -185,8 +185,8 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
     assert np.abs(read_photo(tmp_path / "c.jxl").pixels - upright).mean() < 3
 
 
-def test_a_packed_jpeg_is_lossy(tmp_path: Path) -> None:
-    data, jpeg = packed_jpeg(EXIF, icc_profile=P3)
+def test_a_recompressed_jpeg_is_lossy(tmp_path: Path) -> None:
+    data, jpeg = recompressed_jpeg(EXIF, icc_profile=P3)
     (tmp_path / "a.jxl").write_bytes(data)
     photo = read_photo(tmp_path / "a.jxl")
     assert np.abs(photo.pixels.astype(int) - np.asarray(jpeg)).max() <= 3
@@ -233,9 +233,9 @@ def test_colours_by_their_code(tmp_path: Path) -> None:
     assert read_photo(tmp_path / "b.jxl").header.chromaticities == photo.header.chromaticities
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_unsupported_files_are_refused(tmp_path: Path) -> None:
     path, pixels = tmp_path / "a.jxl", ramp("uint8", 3)
-    square = 2 << 1 | 200_000 - 1 << 3 | 1 << 21 | 1 << 24  # a height of 18 bits; as wide; all else as usual
+    square = 2 << 1 | 200_000 - 1 << 3 | 1 << 21 | 1 << 24  # a height of 18 bits; ratio 1:1; defaults
     cases = {
         "expected one picture, got an animation": imagecodecs.jpegxl_encode(np.stack([pixels, pixels[::-1]])),
         "expected colours and alpha alone, got 2 further channels": imagecodecs.jpegxl_encode(
@@ -249,7 +249,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             read_photo(path)
 
 
-def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jxl"
     write_photo(photo_of(ramp("uint8", 4), exif=EXIF.tobytes()[6:]), path)
     data = path.read_bytes()

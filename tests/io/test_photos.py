@@ -295,7 +295,7 @@ def test_profiles_that_imagemagick_writes_as_texts(tmp_path, kind):
     assert read_photo(tmp_path / "b.jpg").header.metadata.iptc == iptc
 
 
-def test_a_chunk_goes_before_a_text_and_damaged_texts_are_left(tmp_path):
+def test_a_chunk_takes_precedence_over_a_text_and_damaged_texts_are_ignored(tmp_path):
     text = raw_profile("exif", exif_with(6), b"tEXt")
     (tmp_path / "a.png").write_bytes(png_with(text + chunk(b"eXIf", exif_with(3).removeprefix(b"Exif\0\0"))))
     assert np.array_equal(read_photo(tmp_path / "a.png").pixels, np.asarray(Image.open(tmp_path / "a.png"))[::-1, ::-1])
@@ -400,7 +400,7 @@ def test_colours_of_a_png_by_their_code(tmp_path):
 
 
 def test_gamma_and_chromaticities_of_a_png(tmp_path):
-    """Without a profile they say what its numbers are; in a PNG they stay so, other formats get sRGB's curve."""
+    """They define the colours if there is no profile. PNG results keep them; other formats get sRGB's curve."""
     numbers = np.linspace(0, 65535, 64).astype(np.uint16)
     ramp = Photo(Header("", 1, 64, 3, np.dtype(np.uint16), 3), np.repeat(numbers[None, :, None], 3, 2))
     write_photo(ramp, tmp_path / "ramp.png")
@@ -623,7 +623,7 @@ def test_jpeg_with_several_pictures_is_its_first(tmp_path):
     assert read_photo(path).pixels.shape == (48, 64, 3)
 
 
-def test_a_jfif_segment_that_is_too_short_is_passed_over(tmp_path):
+def test_a_jfif_segment_that_is_too_short_is_ignored(tmp_path):
     data = encoded(smooth(), "JPEG")
     (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe0\0\x07JFIF\0" + data[20:])
     assert np.array_equal(read_photo(tmp_path / "a.jpg").pixels, np.asarray(Image.open(io.BytesIO(data))))
@@ -682,7 +682,7 @@ REFUSED = {
     "floats, 0 for white": (tiff(np.zeros((4, 5), "f4"), photometric="miniswhite"), "expected floats with 0 for black"),
     "animated PNG": (encoded(smooth(), "PNG", save_all=True, append_images=[smooth().rotate(180)]), "an animation"),
     "PQ": (png_with(chunk(b"cICP", bytes((9, 16, 0, 1)))), "Display P3, or an ICC profile, got BT.2020 with PQ"),
-    "video levels": (png_with(chunk(b"cICP", bytes((1, 13, 0, 0)))), "expected RGB of the full range, got"),
+    "video levels": (png_with(chunk(b"cICP", bytes((1, 13, 0, 0)))), "expected full-range RGB, got"),
     "animated WebP": (webp_of_two(), "expected one picture, got an animation"),
     "GIF": (encoded(smooth(), "GIF"), "got GIF"),
     "Photoshop": (b"8BPS\0\1", "got a Photoshop document"),
@@ -1001,18 +1001,18 @@ def test_pixels_come_back_as_they_were_stored(tmp_path, suffix, channels, dtype)
         ("exr", "EXIF, IPTC"),
     ],
 )
-def test_what_a_format_has_no_place_for_is_named(tmp_path, suffix, lost):
+def test_metadata_that_a_format_cannot_hold_is_named(tmp_path, suffix, lost):
     about = Metadata(exif=exif_with(1).removeprefix(b"Exif\0\0"), iptc=resource(1028, b"\x1c\x02\x78\0\x03sea"))
     pixels = np.zeros((8, 8, 3), np.uint8)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         write_photo(Photo(Header.of("HEIC", pixels, about), pixels), tmp_path / f"a.{suffix}")
-    said = [str(one.message) for one in caught]
-    assert len(said) == bool(lost) and all(f": left out {lost}: " in line for line in said)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == bool(lost) and all(f": left out {lost}: not written to " in line for line in messages)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "webp", "avif", "jxl"])
-def test_a_resolution_without_exif_goes_into_every_format_with_a_place_for_it(tmp_path, suffix):
+def test_a_resolution_outside_exif_is_kept_in_other_formats(tmp_path, suffix):
     Image.fromarray(PIXELS).save(tmp_path / "a.png", dpi=(300, 150))
     write_photo(read_photo(tmp_path / "a.png"), tmp_path / f"b.{suffix}")
     written = read_photo(tmp_path / f"b.{suffix}").header.metadata
@@ -1020,8 +1020,8 @@ def test_a_resolution_without_exif_goes_into_every_format_with_a_place_for_it(tm
     assert stated == pytest.approx((300, 150), abs=0.02)
 
 
-def test_nobody_invents_a_date_or_a_resolution(tmp_path):
-    """Equal runs give equal bytes, in the second after, too."""
+def test_no_date_or_resolution_is_added(tmp_path):
+    """Equal runs give equal bytes at any time."""
     image = Image.fromarray(PIXELS)
     exif = Image.Exif()
     exif[0x010F] = "a camera"

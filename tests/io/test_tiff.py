@@ -23,7 +23,7 @@ def tags_of(path: Path) -> dict[int, object]:
 
 
 def by_hand(tags: dict[int, tuple[int, ...]], *strips: bytes, order: str = "<") -> bytes:
-    """A TIFF with these strips and no tag but those given; a value is of shorts, or of longs where it needs them."""
+    """A TIFF with these strips and only the given tags; values are shorts, or longs where necessary."""
     offsets = [8 + sum(map(len, strips[:n])) for n in range(len(strips))]
     tags = tags | {273: tuple(offsets), 279: tuple(map(len, strips))}
     place = 8 + sum(map(len, strips)) + 2 + 12 * len(tags) + 4
@@ -41,7 +41,7 @@ def by_hand(tags: dict[int, tuple[int, ...]], *strips: bytes, order: str = "<") 
 
 
 def packed(samples: np.ndarray, bits: int) -> bytes:
-    """Rows of samples, the highest bit first, each row filled up to a byte."""
+    """Samples packed with the highest bit first, each row padded to a byte."""
     numbers = samples.reshape(len(samples), -1, 1) >> np.arange(bits)[::-1] & 1
     return np.packbits(numbers.reshape(len(samples), -1).astype(np.uint8), axis=1).tobytes()
 
@@ -64,7 +64,7 @@ def test_any_number_of_bits(tmp_path, bits, photometric, order):
     assert np.array_equal(read_photo(tmp_path / "a.tif").pixels, expected)
 
 
-def test_bits_that_differences_are_taken_of(tmp_path):
+def test_12_bits_with_a_predictor(tmp_path):
     samples = RNG.integers(0, 4096, (5, 6, 1))
     differences = np.diff(samples, axis=1, prepend=0) % 4096
     tags = {256: (6,), 257: (5,), 258: (12,), 259: (8,), 262: (1,), 277: (1,), 278: (5,), 317: (2,)}
@@ -101,7 +101,7 @@ def test_jpeg_of_12_bits(tmp_path):
 @pytest.mark.parametrize("planar", [1, 2])
 @pytest.mark.parametrize("extra", [(2,), (0,), (1,), (0, 2)])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_palette_with_further_channels(tmp_path, bits, extra, planar):
+def test_palette_with_extra_channels(tmp_path, bits, extra, planar):
     palette = RNG.integers(0, 256, (2**bits, 3))
     samples = RNG.integers(0, 2**bits, (6, 10, 1 + len(extra)))
     tags = {
@@ -127,7 +127,7 @@ def test_an_index_beyond_the_palette_is_damage(tmp_path):
 @pytest.mark.parametrize("compression", [2, 3, 4])
 @pytest.mark.parametrize("photometric", [None, 0, 1])
 def test_fax_without_a_photometric_tag_is_black_on_white(tmp_path, compression, photometric):
-    """The specifications of fax count ink: 1 is black."""
+    """In fax codes 1 is black."""
     ink = RNG.integers(0, 2, (12, 40, 1), np.uint8)
     how = {2: "tiff_ccitt", 3: "group3", 4: "group4"}[compression]
     Image.fromarray(255 * ink[..., 0]).convert("1").save(tmp_path / "a.tif", compression=how)
@@ -142,7 +142,7 @@ def test_fax_without_a_photometric_tag_is_black_on_white(tmp_path, compression, 
 
 
 @pytest.mark.parametrize("planar", [1, 2])
-def test_four_channels_that_nothing_names_are_refused(tmp_path, planar):
+def test_four_channels_without_a_photometric_tag_are_refused(tmp_path, planar):
     tags = {256: (3,), 257: (2,), 258: (8,) * 4, 259: (1,), 277: (4,), 278: (2,), 284: (planar,)}
     (tmp_path / "a.tif").write_bytes(by_hand(tags, *([bytes(6)] * 4 if planar == 2 else [bytes(24)])))
     with pytest.raises(ValueError, match=r"expected a PhotometricInterpretation tag, got 4 channels without it$"):
@@ -158,17 +158,17 @@ def test_four_channels_that_nothing_names_are_refused(tmp_path, planar):
     (8, 1, 8, "RGB or gray, got CIELAB"),
     (8, 1, 9, "RGB or gray, got ICCLAB"),
     (8, 1, 32803, "RGB or gray, got a sensor's values"),
-    (8, 1, 2, "all colours of a pixel, got 1 channels"),
+    (8, 1, 2, "3 colour channels, got 1"),
     (8, 1, 77, "RGB or gray, got photometric interpretation 77"),
 ])  # fmt: skip
-def test_what_is_not_read_is_named(tmp_path, bits, kind, photometric, got):
+def test_refusals_name_what_is_not_supported(tmp_path, bits, kind, photometric, got):
     tags = {256: (2,), 257: (1,), 258: (bits,), 259: (1,), 262: (photometric,), 277: (1,), 278: (1,), 339: (kind,)}
     (tmp_path / "a.tif").write_bytes(by_hand(tags, bytes(2 * bits)))
     with pytest.raises(ValueError, match=f": expected {got}$"):
         read_photo(tmp_path / "a.tif")
 
 
-def test_planar_colours_at_half_the_size_are_not_called_damage(tmp_path):
+def test_planar_subsampled_colours_are_not_reported_as_damage(tmp_path):
     tags = {256: (4,), 257: (4,), 258: (8,) * 3, 259: (1,), 262: (6,), 277: (3,), 278: (4,), 284: (2,), 530: (2, 2)}
     (tmp_path / "a.tif").write_bytes(by_hand(tags, bytes(16), bytes(4), bytes(4)))
     with pytest.raises(ValueError, match="expected TIFF of a kind that can be read, got another"):
@@ -206,7 +206,7 @@ def test_zstandard_and_lzma(tmp_path, dtype, order, planar, tile, compression):
 @pytest.mark.parametrize("name", ["none", "lzw", "zip", "packbits", "zstd"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_compressions_that_are_kept(tmp_path, dtype, name):
-    """As other programs read them; equal photos give equal bytes, without the time in them."""
+    """Other programs read the files; equal photos give equal bytes, without the time of writing."""
     pixels = (RNG.random((90, 500, 4)) * (1 if dtype == np.float32 else np.iinfo(dtype).max)).astype(dtype)
     code = {"none": None, "lzw": "lzw", "zip": "zlib", "packbits": "packbits", "zstd": "zstd"}[name]
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression=code, extrasamples=[0], metadata=None)
@@ -223,7 +223,7 @@ def test_compressions_that_are_kept(tmp_path, dtype, name):
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lzma"])
-def test_damage_in_what_imagecodecs_reads(tmp_path, compression):
+def test_damaged_strips_read_by_imagecodecs(tmp_path, compression):
     pixels = RNG.integers(0, 4096, (30, 40), np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata=None, compression=compression)
     data = bytearray((tmp_path / "a.tif").read_bytes())
@@ -240,6 +240,6 @@ def test_damage_in_what_imagecodecs_reads(tmp_path, compression):
 def test_files_of_other_programs(assets, name, dtype, mean):
     path = assets / "inputs" / "photos" / f"{name}.tif"
     if not path.exists():
-        pytest.skip("no such file among the assets")
+        pytest.skip("asset missing")
     pixels = read_photo(path).pixels
     assert pixels.dtype == dtype and abs(pixels[..., : 3 if name == "palette_alpha" else 1].mean() - mean) < 0.01

@@ -209,7 +209,7 @@ class Header:
             about = replace(about, exif=exif_of_resolution(about.dpi))
         present = {"exif": about.exif, "xmp": about.xmp, "iptc": iptc_records(about.iptc)}
         if lost := ", ".join(name.upper() for name in present if present[name] and name not in format.holds):
-            header = replace(header, notes=(*header.notes, f"left out {lost}: {format.name} files are written without"))
+            header = replace(header, notes=(*header.notes, f"left out {lost}: not written to {format.name} files"))
         has_alpha = self.alpha is not None
         if self.channels > self.colours + has_alpha and not format.extra_channels:
             raise ValueError(f"expected colours and alpha alone for {format.name}, got {self.channels} channels")

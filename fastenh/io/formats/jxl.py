@@ -98,8 +98,8 @@ class JpegXl(Format):
         except WriteError:  # libjxl subtracts floats as integers, which overflow if signs differ
             if level < 100 or pixels.dtype != np.float32 or not (pixels < 0).any():
                 raise
-            got = "some below 0 that it cannot; use TIFF or a quality below 100"
-            raise ValueError(f"expected 32-bit floats that JPEG XL can store without loss, got {got}") from None
+            got = "negative values that it cannot store; use TIFF or a quality below 100"
+            raise ValueError(f"expected 32-bit floats that lossless JPEG XL can store, got {got}") from None
         parts = _read_parts(io.BytesIO(codestream))
         data = SIGNATURE
         if b"jxll" in parts:  # the conformance level, which the codestream does not contain

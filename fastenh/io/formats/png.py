@@ -335,7 +335,7 @@ def _profile(chunks: Chunks, colours: int) -> bytes:
     coded = next((data for kind, data in chunks if kind == b"cICP" and len(data) == 4), b"\2\2\0\1")
     if coded[:2] != b"\2\2":  # unspecified
         if coded[2:] != b"\0\1":
-            raise ValueError("expected RGB of the full range, got other numbers by the cICP chunk")
+            raise ValueError("expected full-range RGB, got another coding in the cICP chunk")
         return coded_profile(coded[0], coded[1], colours)
     data = next((data for kind, data in chunks if kind == b"iCCP"), b"")
     return _unpacked(data.split(b"\0", 1)[-1][1:])

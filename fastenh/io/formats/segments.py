@@ -92,8 +92,9 @@ class Layout:
             return f"a PhotometricInterpretation tag, got {self.samples} channels without it"
         if self.photometric not in COLOURS or self.channels <= len(self.extra):
             return f"RGB or gray, got {OTHERS.get(self.photometric, f'photometric interpretation {self.photometric}')}"
-        if self.colours_stored < {RGB: 3, YCBCR: 3, CMYK: 4}.get(self.photometric, 1):
-            return f"all colours of a pixel, got {self.samples} channels"
+        needed = {RGB: 3, YCBCR: 3, CMYK: 4}.get(self.photometric, 1)
+        if self.colours_stored < needed:
+            return f"{needed} colour channels, got {self.colours_stored}"
         if self.photometric == CMYK and self.colours_stored != 4:
             return f"RGB, gray or CMYK, got {self.colours_stored} inks"
         if len({*self.bits}) > 1:
@@ -218,7 +219,7 @@ class SegmentReader(BlockReader):
             packed = imagecodecs.bitorder_decode(data) if layout.reversed_bits else data
             unpacked = getattr(imagecodecs, DECODERS[layout.compression])(packed, out=tall * row)
             if len(unpacked) < rows * row:
-                raise ValueError(f"{len(unpacked)} bytes of {rows * row} in strip or tile {number}")
+                raise ValueError(f"strip or tile {number} has {len(unpacked)} of {rows * row} bytes")
             return _unpacked(bytes(unpacked[: rows * row]), (rows, wide, samples), layout)
         except MemoryError:
             raise MemoryError(f"{self.path}: out of memory") from None
