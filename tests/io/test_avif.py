@@ -1,4 +1,4 @@
-"""AVIF against Pillow, which has a decoder and an encoder of its own for 8 bits."""
+"""AVIF against Pillow, which has its own decoder and encoder for 8 bits."""
 
 import struct
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastenh.io.formats import avif
 from fastenh.io.formats.registry import is_complete
 from fastenh.io.metadata import DISPLAY_P3, Metadata
 
-pytestmark = pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF has nothing to compare with")
+pytestmark = pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow with AVIF to compare with")
 
 RNG = np.random.default_rng(5)
 Y, X = np.mgrid[:48, :64]
@@ -41,7 +41,7 @@ def differ(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("dtype", "bits"), [("uint8", 8), ("uint16", 10), ("uint16", 12)])
-def test_what_is_written_is_read_in_its_own_depth(tmp_path: Path, dtype: str, bits: int, channels: int) -> None:
+def test_written_files_are_read_in_the_same_depth(tmp_path: Path, dtype: str, bits: int, channels: int) -> None:
     pixels, path = ramp(dtype, channels), tmp_path / "a.avif"
     write_photo(photo_of(pixels, {"bits": bits}), path, quality=100)
     photo = read_photo(path)
@@ -49,13 +49,13 @@ def test_what_is_written_is_read_in_its_own_depth(tmp_path: Path, dtype: str, bi
     assert photo.header.alpha == (channels - 1 if channels in (2, 4) else None)
     full = 2**bits - 1
     rounded = np.rint(np.rint(pixels * (full / np.iinfo(dtype).max)) * (np.iinfo(dtype).max / full))
-    assert np.array_equal(photo.pixels, rounded)  # quality 100 loses nothing but bits
+    assert np.array_equal(photo.pixels, rounded)  # quality 100 is lossless but for the depth
     seen = np.asarray(Image.open(path).convert(["L", "LA", "RGB", "RGBA"][channels - 1]))
     assert np.abs(seen.reshape(pixels.shape) - pixels / (np.iinfo(dtype).max / 255)).max() <= 1
     write_photo(photo, tmp_path / "b.avif")
     again = read_photo(tmp_path / "b.avif")
     assert again.header.storage == photo.header.storage
-    if channels > 2:  # of RGB it is known that it was lossless
+    if channels > 2:  # only RGB files state that they are lossless
         assert np.array_equal(again.pixels, photo.pixels)
 
 
@@ -75,7 +75,7 @@ def test_subsampling_is_kept_and_95_is_the_quality_of_lossy_files(tmp_path: Path
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turn_and_mirror_are_applied_once(tmp_path: Path, orientation: int) -> None:
+def test_rotation_and_mirroring_are_applied_once(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(ramp("uint8", 3)).save(tmp_path / "a.avif", exif=exif)
@@ -88,7 +88,7 @@ def test_turn_and_mirror_are_applied_once(tmp_path: Path, orientation: int) -> N
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_metadata_goes_both_ways(tmp_path: Path, dtype: str) -> None:
+def test_metadata_is_exchanged_with_pillow(tmp_path: Path, dtype: str) -> None:
     exif, xmp = EXIF.tobytes().removeprefix(b"Exif\0\0"), "<x:xmpmeta>é</x:xmpmeta>".encode()
     icc = P3 + RNG.bytes(100_000)
     write_photo(photo_of(ramp(dtype, 4), icc=icc, exif=exif, xmp=xmp), tmp_path / "a.avif")
@@ -139,7 +139,7 @@ def test_a_wide_profile_means_the_same_colours(tmp_path: Path) -> None:
 
 
 def test_a_crop_is_applied(tmp_path: Path) -> None:
-    """In the place of a profile, whose box is as long: 40 of 64 columns from 8, 20 of 48 rows from 4."""
+    """A clean aperture of 40 of 64 columns from 8 and 20 of 48 rows from 4 replaces a profile whose box is as long."""
     path = tmp_path / "a.avif"
     write_photo(photo_of(ramp("uint8", 3), icc=bytes(28)), path, quality=100)
     crop = struct.pack(">IIIIiIiI", 40, 1, 20, 1, -4, 1, -10, 1)
@@ -151,8 +151,8 @@ def test_a_crop_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(read_photo(path).pixels, ramp("uint8", 3)[4:24, 8:48]) and read_size(path) == (20, 40)
 
 
-def test_films_are_refused_and_do_no_harm(tmp_path: Path) -> None:
-    """libavif may take the frames for the picture, and imagecodecs then writes beyond its memory."""
+def test_movies_are_refused_and_do_no_harm(tmp_path: Path) -> None:
+    """libavif may decode the frames instead of the picture, and imagecodecs then writes beyond its buffer."""
     frames = [Image.fromarray(RNG.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(9)]
     frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match="expected one picture, got an animation"):
@@ -162,7 +162,7 @@ def test_films_are_refused_and_do_no_harm(tmp_path: Path) -> None:
     assert read_photo(tmp_path / "b.avif").pixels.shape == (48, 64, 3)
 
 
-def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.avif"
     write_photo(photo_of(ramp("uint8", 4), icc=P3, exif=EXIF.tobytes()[6:]), path)
     data = path.read_bytes()

@@ -97,7 +97,7 @@ def small_pictures(count: int, pages: bool) -> bytes:
 
 
 def hexadecimal(content: bytes) -> bytes:
-    """As ImageMagick writes it into a text."""
+    """The text in which ImageMagick stores EXIF."""
     return b"\nexif\n%d\n%s\n" % (len(content), content.hex().encode())
 
 

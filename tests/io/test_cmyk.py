@@ -1,4 +1,4 @@
-"""CMYK is read through its profile and becomes RGB, as littlecms by Pillow converts it; a line says so."""
+"""CMYK is converted to RGB through its profile, as Pillow's littlecms converts it, and a note reports this."""
 
 import io
 import struct
@@ -31,16 +31,16 @@ class Same(System):
 
 
 def lut16(grid: int = 5) -> bytes:
-    """A CMYK profile with one table (ICC.1, lut16Type): inks to XYZ-encoded Lab, with a tint of its own."""
+    """A CMYK profile with one table (ICC.1, lut16Type): inks to Lab."""
     c, m, y, k = np.meshgrid(*[np.linspace(0, 1, grid)] * 4, indexing="ij")
     light = (1 - k) * (1 - 0.4 * c - 0.45 * m - 0.05 * y)
     lab = np.stack([100 * light, 60 * (m - c) * (1 - k), 70 * (y - 0.5 * m - 0.5 * c) * (1 - k)], -1)
     numbers = np.stack([lab[..., 0] * 652.8, (lab[..., 1] + 128) * 256, (lab[..., 2] + 128) * 256], -1)
     table = np.rint(numbers.clip(0, 65535)).astype(">u2").tobytes()
-    straight = np.array([0, 65535], ">u2").tobytes()
+    linear = np.array([0, 65535], ">u2").tobytes()
     identity = struct.pack(">9i", *(65536 if n % 4 == 0 else 0 for n in range(9)))
     body = b"mft2" + bytes(4) + bytes((4, 3, grid, 0)) + identity + struct.pack(">HH", 2, 2)
-    body += straight * 4 + table + straight * 3
+    body += linear * 4 + table + linear * 3
     tags = {b"A2B0": body + bytes(-len(body) % 4), b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)}
     tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 4) + b"ink\0" + bytes(8 + 3 + 67 + 1)
     tags[b"cprt"] = b"text\0\0\0\0none"
@@ -131,7 +131,7 @@ def test_ycck(tmp_path):
 
 
 @pytest.mark.parametrize("icc", [imagecodecs.cms_profile("srgb"), PROFILE[:300], b"nonsense"])
-def test_a_profile_that_is_none_of_cmyk(tmp_path, icc):
+def test_a_profile_that_is_not_for_cmyk_is_ignored(tmp_path, icc):
     stored(tmp_path / "a.tif", INK, iccprofile=icc)
     photo = read_photo(tmp_path / "a.tif")
     assert photo.header.notes == (BY_NONE,)
@@ -139,17 +139,17 @@ def test_a_profile_that_is_none_of_cmyk(tmp_path, icc):
 
 
 @pytest.mark.parametrize("planar", [1, 2])
-def test_a_profile_tells_what_four_channels_without_a_name_are(tmp_path, planar):
+def test_a_cmyk_profile_identifies_four_channels_without_a_photometric_tag(tmp_path, planar):
     stored(tmp_path / "a.tif", INK, planar == 2, iccprofile=PROFILE)
     data = bytearray((tmp_path / "a.tif").read_bytes())
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         place = file.pages[0].tags[262].offset
-    data[place : place + 2] = b"\x05\x01"  # 261, which no program reads
+    data[place : place + 2] = b"\x05\x01"  # the tag becomes 261, which is unknown
     (tmp_path / "b.tif").write_bytes(data)
     assert np.array_equal(read_photo(tmp_path / "b.tif").pixels, read_photo(tmp_path / "a.tif").pixels)
 
 
-def test_further_channels_are_kept(tmp_path):
+def test_extra_channels_are_kept(tmp_path):
     alpha = RNG.integers(0, 256, (32, 48, 1), np.uint8)
     stored(tmp_path / "a.tif", np.concatenate([INK, alpha], 2), extrasamples=[2])
     photo = read_photo(tmp_path / "a.tif")
@@ -158,7 +158,7 @@ def test_further_channels_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
-def test_a_run_says_so(tmp_path, name):
+def test_a_run_reports_the_conversion(tmp_path, name):
     if name == "a.tif":
         stored(tmp_path / name, INK)
     else:

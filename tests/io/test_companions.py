@@ -1,4 +1,4 @@
-"""What follows the photo in a JPEG file: a gain map stays valid or is left out with a line, and so is all else."""
+"""Companions of the photo in a JPEG: a gain map stays valid, or is left out with a note as all others are."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ ISO = b"urn:iso:std:iso:ts:21496:-1\0"
 
 
 class Darker(System):
-    """Every pixel a quarter darker, and enlarged."""
+    """Darkens every pixel by a quarter, and enlarges by `scale`."""
 
     reach = 0
 
@@ -38,7 +38,7 @@ def engine(scale: int = 1) -> Engine:
     return Engine(Darker(scale), "cpu", "float32")
 
 
-# ---- files by hand
+# ---- hand-made files
 
 
 def segment(marker: int, data: bytes) -> bytes:
@@ -63,7 +63,7 @@ def directory(*items: tuple[str, int], padding: int = 0) -> str:
 
 
 def coded(pixels: np.ndarray, *segments: bytes, **how) -> bytes:
-    """A JPEG with more segments right after its start."""
+    """A JPEG with extra segments right after its start."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", **{"quality": 95, **how})
     return out.getvalue()[:2] + b"".join(segments) + out.getvalue()[2:]
@@ -76,7 +76,7 @@ PICTURE, VIDEO = coded(PIXELS[::2, ::2]), struct.pack(">I", 24) + b"ftypmp42" + 
 
 
 def mpf_segment(order: str, first: int, entries: list[tuple[int, int, int]]) -> bytes:
-    """As CIPA DC-007 has it: version, number of images, and 16 bytes for each."""
+    """An MPF segment by CIPA DC-007: version, number of images, and 16 bytes per image."""
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8) + struct.pack(order + "H", 3)
     head += struct.pack(order + "HHI", 0xB000, 7, 4) + b"0100" + struct.pack(order + "HHII", 0xB001, 4, 1, len(entries))
     head += struct.pack(order + "HHIII", 0xB002, 7, 16 * len(entries), 50, 0)
@@ -84,7 +84,7 @@ def mpf_segment(order: str, first: int, entries: list[tuple[int, int, int]]) -> 
 
 
 def with_mpf(photo: bytes, *pictures: tuple[int, bytes], order: str = "<") -> bytes:
-    """A photo and pictures, each with its attributes."""
+    """A photo, an MPF, and the pictures that it lists, each given as attributes and JPEG."""
     size = len(photo) + len(mpf_segment(order, 0, [(0, 0, 0)] * (1 + len(pictures))))
     entries, place = [(0x20030000, size, 0)], size
     for attributes, data in pictures:
@@ -94,11 +94,11 @@ def with_mpf(photo: bytes, *pictures: tuple[int, bytes], order: str = "<") -> by
     return photo[:2] + table + photo[2:] + b"".join(data for _, data in pictures)
 
 
-# ---- readers by the specifications, which know nothing of fastenh's
+# ---- independent readers, written from the specifications
 
 
 def segments_of(data: bytes) -> list[tuple[int, int, bytes]]:
-    """Place, marker and content of each segment before the pixels."""
+    """Offset, marker and content of each segment before the pixels."""
     found, place = [], 2
     while data[place + 1] != 0xDA:
         assert data[place] == 0xFF
@@ -144,7 +144,7 @@ def xmp_of(data: bytes) -> ElementTree.Element | None:
 
 
 def items_of(data: bytes) -> list[tuple[str, bytes]]:
-    """Meaning and bytes of each item of the directory, counted from the end of the photo."""
+    """Semantic and bytes of each item of the directory, located from the end of the photo."""
     found, place = [], 0
     for item in xmp_of(data).iter("{http://ns.google.com/photos/1.0/container/}Item"):
         at = {name.removeprefix(f"{{{ITEM}}}"): value for name, value in item.attrib.items()}
@@ -155,8 +155,8 @@ def items_of(data: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-def says_nothing(data: bytes) -> bool:
-    """Whether nothing in a file speaks of anything beside the photo, and nothing is there."""
+def has_no_companions(data: bytes) -> bool:
+    """Whether the file neither contains nor announces anything besides the photo."""
     words = (b"MPF\0", ISO, HDRGM.encode() + b"Version", b"h:Version", b"C:Directory", b"MotionPhoto", b"MicroVideo")
     return not any(word in data for word in words) and end_of(data) == len(data)
 
@@ -210,7 +210,7 @@ def test_a_gain_map_stays_valid_in_a_jpeg(tmp_path, name):
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 7])
-def test_a_gain_map_is_turned_with_its_photo(tmp_path, orientation):
+def test_a_gain_map_is_rotated_with_its_photo(tmp_path, orientation):
     (tmp_path / "a.jpg").write_bytes(ultra_hdr(mpf="<", exif=exif(orientation)))
     assert enhance_file(engine(), tmp_path / "a.jpg", tmp_path / "b.jpg", FileOptions()) == ()
     data = (tmp_path / "b.jpg").read_bytes()
@@ -225,67 +225,67 @@ def test_a_gain_map_is_turned_with_its_photo(tmp_path, orientation):
     assert Image.open(io.BytesIO(gain_map)).quantization == Image.open(io.BytesIO(GAIN_MAP)).quantization
 
 
-GONE = "left out the gain map; only a JPEG of the same size keeps it"
+NOTE = "left out the gain map; only a JPEG of the same size keeps it"
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("target, scale", [("b.png", 1), ("b.tif", 1), ("b.webp", 1), ("b.jpg", 2)])
-def test_elsewhere_a_gain_map_is_left_out_with_a_line(tmp_path, name, target, scale):
+def test_other_formats_and_sizes_leave_out_a_gain_map_with_a_note(tmp_path, name, target, scale):
     (tmp_path / "a.jpg").write_bytes(FILES[name])
-    assert enhance_file(engine(scale), tmp_path / "a.jpg", tmp_path / target, FileOptions()) == (GONE,)
+    assert enhance_file(engine(scale), tmp_path / "a.jpg", tmp_path / target, FileOptions()) == (NOTE,)
     data = (tmp_path / target).read_bytes()
     assert b"Version=" not in data and b"Semantic" not in data and ISO not in data
     if target == "b.jpg":
-        assert says_nothing(data)
+        assert has_no_companions(data)
 
 
 def test_writing_a_photo_in_another_format_warns(tmp_path):
     (tmp_path / "a.jpg").write_bytes(ultra_hdr())
     photo = read_photo(tmp_path / "a.jpg")
-    with pytest.warns(UserWarning, match=rf"b\.png: {GONE}$"):
+    with pytest.warns(UserWarning, match=rf"b\.png: {NOTE}$"):
         write_photo(photo, tmp_path / "b.png")
     write_photo(photo, tmp_path / "b.jpg")
     assert items_of((tmp_path / "b.jpg").read_bytes())[1] == ("GainMap", GAIN_MAP)
 
 
-ALONE = coded(PIXELS)
+BARE = coded(PIXELS)
 MOTION = xmp_segment('G:MotionPhoto="1" G:MotionPhotoVersion="1"', directory(("MotionPhoto", len(VIDEO))))
 MICRO = xmp_segment(f'G:MicroVideo="1" G:MicroVideoOffset="{len(VIDEO)}"')
 SEVERAL = (0, PICTURE), (0x020003, PICTURE), (0x020003, PICTURE + VIDEO)
-GAIN_MAP_GONE = xmp_segment('h:Version="1.0"', directory(("GainMap", 99)))
+GAIN_MAP_MISSING = xmp_segment('h:Version="1.0"', directory(("GainMap", 99)))
 LEFT_OUT = {
     "a motion photo": (coded(PIXELS, MOTION) + VIDEO, "the video"),
     "an older one": (coded(PIXELS, MICRO) + VIDEO, "the video"),
-    "a video that nothing announces": (ALONE + VIDEO, "the video"),
-    "stereo": (with_mpf(ALONE, (0x020002, PICTURE)), "1 other picture"),
-    "several": (with_mpf(ALONE, *SEVERAL), "the video and 3 other pictures"),
-    "another file": (ALONE + PICTURE, "1 other picture"),
+    "a video that nothing announces": (BARE + VIDEO, "the video"),
+    "stereo": (with_mpf(BARE, (0x020002, PICTURE)), "1 other picture"),
+    "several": (with_mpf(BARE, *SEVERAL), "the video and 3 other pictures"),
+    "another file": (BARE + PICTURE, "1 other picture"),
     "depth": (coded(PIXELS, xmp_segment("", directory(("Depth", len(PICTURE))))) + PICTURE, "1 other picture"),
-    "a gain map that is gone": (coded(PIXELS, GAIN_MAP_GONE), "the gain map, which is missing or damaged"),
+    "a missing gain map": (coded(PIXELS, GAIN_MAP_MISSING), "the gain map, which is missing or damaged"),
     "one in ISO 21496-1": (coded(PIXELS, segment(0xE2, ISO + bytes(4))), "the gain map, which is missing or damaged"),
 }
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_other_companions_are_left_out_with_a_line(tmp_path, name):
+def test_other_companions_are_left_out_with_a_note(tmp_path, name):
     data, what = LEFT_OUT[name]
     (tmp_path / "a.jpg").write_bytes(data)
     for target in ("b.jpg", "b.png"):
         notes = enhance_file(engine(), tmp_path / "a.jpg", tmp_path / target, FileOptions())
         assert notes == (f"left out {what}",)
-    assert says_nothing((tmp_path / "b.jpg").read_bytes())
+    assert has_no_companions((tmp_path / "b.jpg").read_bytes())
     assert read_photo(tmp_path / "b.jpg").header.notes == ()
 
 
-@pytest.mark.parametrize("data", [ALONE, ALONE + b"\0" * 9, with_mpf(ALONE, (0x010002, PICTURE)), with_mpf(ALONE)])
-def test_previews_and_padding_need_no_line(tmp_path, data):
+@pytest.mark.parametrize("data", [BARE, BARE + b"\0" * 9, with_mpf(BARE, (0x010002, PICTURE)), with_mpf(BARE)])
+def test_previews_and_padding_need_no_note(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)
     assert enhance_file(engine(), tmp_path / "a.jpg", tmp_path / "b.jpg", FileOptions()) == ()
-    assert says_nothing((tmp_path / "b.jpg").read_bytes())
+    assert has_no_companions((tmp_path / "b.jpg").read_bytes())
 
 
 def test_a_motion_photo_keeps_its_gain_map(tmp_path):
-    """The video comes last, and its item leaves the directory."""
+    """The video, which comes last, is left out, and its item is removed from the directory."""
     items = directory(("GainMap", len(GAIN_MAP)), ("MotionPhoto", len(VIDEO)))
     data = coded(PIXELS, xmp_segment('h:Version="1.0" G:MotionPhoto="1"', items)) + GAIN_MAP + VIDEO
     (tmp_path / "a.jpg").write_bytes(data)
@@ -296,7 +296,7 @@ def test_a_motion_photo_keeps_its_gain_map(tmp_path):
     assert b"MotionPhoto" not in data
 
 
-def test_damaged_companions_never_cost_the_photo(tmp_path):
+def test_damaged_companions_do_not_prevent_reading_the_photo(tmp_path):
     whole = ultra_hdr(mpf="<", exif=exif(6))
     end = end_of(whole)
     rng = np.random.default_rng(3)
@@ -331,7 +331,7 @@ def test_all_comments_are_kept(tmp_path):
     assert [content for _, marker, content in segments_of(written) if marker == 0xFE] == comments
 
 
-def test_xmp_that_continues_elsewhere_is_changed_there(tmp_path):
+def test_extended_xmp_is_updated(tmp_path):
     """Part 3 of the XMP standard: the first packet names the second by its MD5."""
     import hashlib
 
@@ -355,7 +355,7 @@ def test_xmp_that_continues_elsewhere_is_changed_there(tmp_path):
 
 
 @pytest.mark.parametrize("name, notes", [("ultrahdr.jpg", ()), ("twocom.jpg", ()), ("region6.jpg", ())])
-def test_the_files_of_others(tmp_path, assets, name, notes):
+def test_files_of_other_programs(tmp_path, assets, name, notes):
     source: Path = assets / "inputs" / "photos" / name
     assert enhance_file(engine(), source, tmp_path / name, FileOptions()) == notes
     data = (tmp_path / name).read_bytes()
@@ -363,8 +363,8 @@ def test_the_files_of_others(tmp_path, assets, name, notes):
         assert items_of(data)[1] == ("GainMap", source.read_bytes()[-335:])
 
 
-def test_what_a_heic_holds_beside_its_photo(tmp_path):
-    """libheif turns the pixels alone; sizes in EXIF are those of the picture then."""
+def test_companions_of_a_heic(tmp_path):
+    """libheif rotates only the pixels; sizes in EXIF must be those of the result."""
     pillow_heif = pytest.importorskip("pillow_heif")
     tags, motion = Image.Exif(), MOTION[4 + len(b"http://ns.adobe.com/xap/1.0/\0") :]
     tags.get_ifd(0x8769).update({0xA002: 48, 0xA003: 64})
@@ -374,4 +374,4 @@ def test_what_a_heic_holds_beside_its_photo(tmp_path):
     assert photo.header.notes == ("left out the video",)
     write_photo(photo, tmp_path / "b.jpg")
     below = Image.open(tmp_path / "b.jpg").getexif().get_ifd(0x8769)
-    assert (below[0xA002], below[0xA003]) == (64, 48) and says_nothing((tmp_path / "b.jpg").read_bytes())
+    assert (below[0xA002], below[0xA003]) == (64, 48) and has_no_companions((tmp_path / "b.jpg").read_bytes())

@@ -1,4 +1,4 @@
-"""XMP is read as XML, whatever its prefixes and forms, changed where the photo changed, and else kept byte for byte."""
+"""XMP is parsed as XML, with any prefix and form; values are updated with the photo, all else is kept byte for byte."""
 
 import io
 from pathlib import Path
@@ -42,7 +42,7 @@ def packet(attributes: str = "", elements: str = "") -> bytes:
 
 
 def values(xmp: bytes, name: str) -> list[str]:
-    """All values of a property, by Python's own tree, which knows no prefixes."""
+    """All values of a property, by ElementTree, which resolves prefixes."""
     found = []
     for element in ElementTree.fromstring(xmp.decode().rstrip("\0").strip("\ufeff")).iter():
         found += [element.attrib[name]] if name in element.attrib else []
@@ -75,7 +75,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_an_orientation_that_xmp_alone_states(tmp_path, name):
+def test_an_orientation_that_only_xmp_states(tmp_path, name):
     (tmp_path / "a.jpg").write_bytes(jpeg(FORMS[name]))
     upright = np.rot90(np.asarray(Image.open(tmp_path / "a.jpg")), -1)
     photo = read_photo(tmp_path / "a.jpg")
@@ -88,7 +88,7 @@ def test_an_orientation_that_xmp_alone_states(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-def test_other_formats_by_xmp_alone(tmp_path, suffix):
+def test_an_orientation_that_only_xmp_states_in_other_formats(tmp_path, suffix):
     xmp, path = packet('tiff:Orientation="8"'), tmp_path / f"a.{suffix}"
     if suffix == "png":
         from PIL.PngImagePlugin import PngInfo
@@ -129,7 +129,7 @@ def test_a_packet_of_wide_characters_becomes_utf_8(tmp_path, encoding, mark):
 KEPT = {
     "nothing to change": packet('tiff:Orientation="1" my:own="6"', "<my:deep><rdf:Bag/></my:deep>"),
     "of another picture": packet(elements="<my:part><rdf:Description tiff:Orientation='6'/></my:part>"),
-    "a number that is none": packet('tiff:Orientation="top"'),
+    "not a number": packet('tiff:Orientation="top"'),
     "empty": packet(elements="<tiff:Orientation/>"),
     "not well-formed": b'<x:xmpmeta><rdf:Description tiff:Orientation="6"></x:xmpmeta>',
     "no XML": b"\x80\0\xff",
@@ -138,14 +138,14 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_need_not_change_stays_byte_for_byte(name):
+def test_unaffected_packets_are_kept_byte_for_byte(name):
     check_xmp(KEPT[name])
     assert xmp_orientation(KEPT[name]) in (0, 1)
     assert upright_xmp(KEPT[name], 1, 48, 64) == KEPT[name]
     assert enlarged_xmp(upright_xmp(KEPT[name], 6, 48, 64), 2, 96, 128) == KEPT[name]
 
 
-def test_a_change_is_the_value_alone():
+def test_only_the_value_is_changed():
     before = packet('my:a="&lt;" tiff:Orientation="6" my:b=\'"\'', "<!-- kept --><my:c/>\n")
     after = upright_xmp(before, 6, 48, 64)
     assert after == before.replace(b'Orientation="6"', b'Orientation="1"')
@@ -153,12 +153,12 @@ def test_a_change_is_the_value_alone():
 
 # ---- sizes and regions
 
-# The corners of a region in shares of the stored picture, turned with it by NumPy.
+# A region by centre and size, as fractions of the stored picture.
 REGION = {"x": "0.25", "y": "0.2", "w": "0.1", "h": "0.3"}
 
 
 def turned_region(orientation: int) -> dict[str, float]:
-    """From a picture of the region: a mask of 20 × 40 pixels, turned as the EXIF standard says."""
+    """The expected region, from a mask of 20 × 40 pixels that NumPy rotates as the EXIF standard specifies."""
     mask = np.zeros((20, 40), bool)
     mask[1:7, 8:12] = True  # y 0.05 to 0.35, x 0.2 to 0.3
     turns = {
@@ -203,9 +203,9 @@ def test_regions_turn_with_the_photo(orientation, elements):
     assert area_of(after) == pytest.approx(turned_region(orientation), abs=1e-12)
     assert size_of(after) == [*size] and after.endswith(TAIL.encode()) and b"normalized" in after
     in_pixels = regions("pixel", elements, x="16", y="9.6", w="6.4", h="14.4")
-    shares = area_of(upright_xmp(in_pixels, orientation, *size))
-    shares = {name: value / size[name in "yh"] for name, value in shares.items()}
-    assert shares == pytest.approx(turned_region(orientation), abs=1e-12)
+    fractions = area_of(upright_xmp(in_pixels, orientation, *size))
+    fractions = {name: value / size[name in "yh"] for name, value in fractions.items()}
+    assert fractions == pytest.approx(turned_region(orientation), abs=1e-12)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -221,7 +221,7 @@ def test_microsofts_regions_turn_with_the_photo(orientation):
     assert (left + w / 2, top + h / 2, w, h) == pytest.approx([expected[one] for one in "xywh"], abs=1e-12)
 
 
-def test_a_region_without_numbers_costs_nothing():
+def test_a_region_without_numbers_is_kept():
     for area in ({"x": "left", "y": "0.5"}, {"x": "nan", "y": "inf"}, {"x": "1e999999", "y": "sNaN"}, {"w": "1"}):
         assert upright_xmp(regions(**area), 3, 64, 48) == regions(**area)
 
@@ -240,7 +240,7 @@ class Enlarge(System):
 
 
 def sizes(path: Path) -> list[tuple[int, int]]:
-    """All sizes that a JPEG or PNG states of itself, in XMP and EXIF."""
+    """All sizes that XMP and EXIF of a JPEG or PNG state."""
     image = Image.open(path)
     exif, xmp = image.getexif(), image.info["xmp"]
     below = exif.get_ifd(0x8769)
@@ -279,7 +279,7 @@ def test_sizes_follow_rotation_and_enlargement(tmp_path, order, orientation, sca
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_strips_that_stay_on_their_side_keep_what_says_so(tmp_path, monkeypatch, scale):
+def test_strips_of_a_rotated_photo_keep_its_orientation(tmp_path, monkeypatch, scale):
     monkeypatch.setattr(pipeline, "LARGE", 1000)
     from PIL.PngImagePlugin import PngInfo
 
@@ -309,7 +309,7 @@ def test_thumbnails_are_removed(tmp_path):
     assert upright_xmp(before, 6, 48, 64) == before.replace(thumbnails.encode(), b"")
 
 
-# ---- what would exhaust memory
+# ---- packets that would exhaust memory
 
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">' + "".join(
     f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(12)
@@ -328,12 +328,12 @@ BOMBS = {
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "webp", "png"])
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_left_out_with_a_line(tmp_path, name, suffix):
+def test_bombs_are_left_out_with_a_warning(tmp_path, name, suffix):
     path = tmp_path / f"a.{suffix}"
     with pytest.raises(ValueError, match=r"^expected [^\n]+$"):
         check_xmp(BOMBS[name])
     if suffix == "jpg" and len(BOMBS[name]) > 65_000:
-        pytest.skip("a segment of JPEG has no room for it")
+        pytest.skip("larger than a segment of JPEG")
     if suffix == "png":
         from PIL.PngImagePlugin import PngInfo
 
