@@ -53,8 +53,8 @@ class Jpeg(Format):
     any_name = True
 
     def decode(self, path: Path) -> tuple[Header, np.ndarray]:
-        """As in `Format`. Of several pictures the first is read, which viewers show. The gain map is stored in
-        `storage`, with the orientation already applied."""
+        """As in `Format`. If the file contains several pictures, the first is read, as viewers do. The gain map is
+        in `storage`, with the orientation already applied."""
         with open(path, "rb") as file:
             segments = read_segments(file)
             rest, size = file.read(), file.tell()
