@@ -1,4 +1,4 @@
-// What GPU kernels with lookups share: vertices, cells, interpolation, pixels, sums and packing.
+// Code shared by the GPU kernels of LUTs: vertices, cells, interpolation, pixels, sums and packing.
 //
 // The tables are packed as in lut.h, with the numbers of a vertex adjacent, 4 lanes (R G B 0: one table) or 16 (five
 // tables): in float16 where the result is no finer than float16, else in float32. Float16 tables are interpolated in
@@ -236,7 +236,7 @@ __device__ inline void add_blended(float (&rgb)[3], const Vertex<V, 16>& v, cons
 template <class T>
 constexpr double full_scale = std::is_integral_v<T> ? double(sizeof(T) == 1 ? 255 : 65535) : 1.;
 
-// The numbers of type T in 4 bytes, and the i-th of them: floats as they are, integers from 0 to full scale.
+// in_a_word: how many numbers of type T 4 bytes hold. The i-th number: floats unchanged, integers in [0, full scale].
 template <class T>
 constexpr int in_a_word = 4 / sizeof(T);
 
@@ -251,8 +251,8 @@ __device__ inline float number_of(uint32_t word, int i) {
   }
 }
 
-// The lanes of a warp take 4 rows of 8: the more similar their pixels, the fewer different vertices they read at a
-// time. (With other strides, where the picture may be one long row, they take one row.)
+// The lanes of a warp read 4 rows of 8 words: the more similar their pixels, the fewer different vertices they read at
+// once. With the strided layout, where the picture may be one long row, they read one row.
 template <Layout layout>
 constexpr int rows = layout == Layout::strided ? 1 : 4;
 
@@ -262,8 +262,8 @@ Pixels bands_of(int columns, const Tensor& image, const Tensor& out) {
   return Pixels(columns, image.shape[0], (image.shape[2] + rows<layout> - 1) / rows<layout>, image.shape[3]);
 }
 
-// A thread takes several words per channel (single pixels where they are not adjacent), `apart` columns from each
-// other, and reads all of them before it uses the first.
+// A thread reads several words per channel, `apart` columns from each other, before it uses the first. (In the strided
+// layout, where pixels may not be adjacent, it reads single pixels.)
 template <Layout layout, class T, int threads, int pixels>
 struct Batch {
   static constexpr int n = layout == Layout::strided ? 1 : in_a_word<T>, packs = pixels / n;
@@ -273,7 +273,7 @@ struct Batch {
   int left = 0;  // pixels from the first one to the end of the piece
 
   __device__ Batch() {}
-  // Takes what for_pieces(bands_of<layout>(columns, ...)) passes to its body.
+  // The arguments are those that for_pieces(bands_of<layout>(columns, ...)) passes to its body.
   __device__ Batch(const Tensor& image, int64_t b, int64_t band, int64_t piece, int count) : b(b) {
     constexpr int lanes = 32 / rows<layout>;
     const int lane = int(threadIdx.x) % 32, column = (int(threadIdx.x) / 32 * lanes + lane % lanes) * n;
@@ -324,8 +324,8 @@ struct Batch {
 
 // ---- sums ----
 
-// Sums over many threads, by atomic additions. Those of float32 depend on the order of additions; those of int64, of
-// numbers times `scale` and rounded, do not. A number that is not finite sets the scale, and so all sums, to NaN.
+// Sums over many threads, by atomic additions. float32 sums depend on the order of additions. int64 sums, of numbers
+// multiplied by `scale` and rounded, do not. A number that is not finite makes the scale, and thus all sums, NaN.
 struct Sums {
   Tensor to, scale;
   __device__ void add(int64_t i, float value) const {
@@ -341,8 +341,8 @@ struct Sums {
   }
 };
 
-// Calls body(cell, in) with all lanes of a warp together, once for each different cell of its lanes; `in`: whether it
-// is this lane's. Lanes without a pixel have the cell `none`.
+// Calls body(cell, in) with all lanes of a warp together, once for each different cell of its lanes; `in`: whether the
+// cell is this lane's. Lanes without a pixel have the cell `none`.
 constexpr uint32_t none = 0xffffffff;
 template <class Body>
 __device__ void for_cells(uint32_t cell, const Body& body) {

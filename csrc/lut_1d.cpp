@@ -1,17 +1,17 @@
-// lut_1d_transform: each channel through a table of its own and, in `transform_3d`, the colours through a 3D table.
+// lut_1d_transform: applies a 1D table to each channel and, in `transform_3d`, a 3D table to the results.
 #include "lut.h"
 
 namespace fastenh {
 namespace {
 
-// A channel's table, whose first entry is at `low` and whose last is at `high`.
+// The 1D table of a channel: its first entry is the output for `low`, its last the output for `high`.
 struct Line {
   const float* entries;
   int size;
   float low, high;
-  double start, scale, full;  // a number's position in entries is (number - start) · scale
+  double start, scale, full;  // the position of a number in the table is (number - start) · scale
 
-  // tables (B, 3, S), rows contiguous; domain (B, 2, 3) contiguous. Numbers are floats, or integers up to `full`.
+  // tables (B, 3, S), rows contiguous; domain (B, 2, 3) contiguous. Numbers are floats, or integers in [0, full].
   Line(const Tensor& tables, Optional domain, int64_t b, int64_t c, double full)
       : entries(reinterpret_cast<const float*>(tables.data) + b * tables.strides[0] + c * tables.strides[1]),
         size(int(tables.shape[2])), low(0.f), high(1.f), full(full) {
@@ -23,13 +23,13 @@ struct Line {
   }
 };
 
-// Cells, each between two entries, and the positions within them, in float64: in float32 a position among 65536 entries
-// would be off by up to 1/256. NaN passes through to the fraction, but not to the cell. `load` has divided integers by
-// full scale and rounded; multiplied and rounded again, they are exact.
+// Finds the cell of each number (a cell lies between two entries) and its fraction within the cell. Positions are
+// float64: in float32, a position among 65536 entries would be off by up to 1/256. NaN gets a NaN fraction in cell 0.
+// `load` divides integers by full scale and rounds, so they are multiplied and rounded here to restore exact values.
 template <bool integers>
 inline void find_places(const Line& line, const float* x, int n, float* fraction, int32_t* cell) {
   const double start = line.start, scale = line.scale, full = line.full, end = line.size - 1;
-  constexpr double integral = 0x1.8p52;  // added and subtracted, it rounds to an integer
+  constexpr double integral = 0x1.8p52;  // adding and subtracting it rounds to an integer
   for (int i = 0; i < n; ++i) {
     double number = x[i];
     if (integers) number = number * full + integral - integral;
@@ -42,7 +42,7 @@ inline void find_places(const Line& line, const float* x, int n, float* fraction
   }
 }
 
-// The entries at both ends of each cell.
+// Reads the entries at both ends of each cell.
 inline void read_ends(const float* entries, const int32_t* cell, int n, float* low, float* high) {
   int i = 0;
 #if defined(__AVX512F__)  // both ends of eight cells in one instruction
@@ -72,12 +72,12 @@ inline void read_ends(const float* entries, const int32_t* cell, int n, float* l
   for (; i < n; ++i) low[i] = entries[cell[i]], high[i] = entries[cell[i] + 1];
 }
 
-// The same row of a channel's numbers, looked up.
+// Applies the table to n numbers of a channel.
 template <bool integers>
 inline void look_up(const Line& line, const float* x, int n, float* to) {
   alignas(64) float fraction[tile], low[tile], high[tile];
   alignas(64) int32_t cell[tile];
-  if (line.size == 2) {  // a line, for which float32 is exact enough
+  if (line.size == 2) {  // a linear map: float32 is exact enough
     const float begin = line.entries[0], end = line.entries[1];
     const float start = line.low, stop = line.high, scale = 1.f / (stop - start);
     for (int i = 0; i < n; ++i) {
@@ -96,7 +96,7 @@ inline double full_scale(const Tensor& image) {
   return image.dtype == Dtype::u8 ? 255. : image.dtype == Dtype::u16 ? 65535. : 1.;
 }
 
-// after(rows, n): what follows the lookups of n pixels' rows, in place
+// Applies the 1D tables to all pixels. after(rows, n, b) then changes the rows of n pixels of image b in place.
 template <bool integers, class After>
 void for_shaped(const Tensor& out, const Tensor& image, const Tensor& tables, Optional domain, int64_t threads,
                 const After& after) {
@@ -127,7 +127,7 @@ void transform(const Tensor& out, const Tensor& image, const Tensor& tables, Opt
   shape(out, image, tables, domain, threads, [](float (&)[3][tile], int, int64_t) {});
 }
 
-// packed (B or 1, 1, D, D, D, 4), as in the head of lut.h
+// packed (B or 1, 1, D, D, D, 4), as described at the top of lut.h
 template <bool tetrahedral>
 void transform_3d_as(const Tensor& out, const Tensor& image, const Tensor& tables, Optional domain,
                      const Tensor& packed, int64_t threads) {
@@ -150,10 +150,10 @@ void transform_3d(const Tensor& out, const Tensor& image, const Tensor& tables, 
 
 // ---- backward ----
 
-// sums (B, parts, 3, 3, S), zero at first; the gradient of the tables is the sum over parts of [:, :, :, 2]. `parts`
-// threads divide an image into equal, fixed parts, so that the result is reproducible. The pixels of a chunk are summed
-// in [..., 0, :] and [..., 1, :] first, in turn: a float32 sum over millions of pixels in a cell would stop growing, and
-// an addition would wait for that of the pixel before.
+// sums (B, parts, 3, 3, S) must be zero; the gradient of the tables is the sum over parts of [:, :, :, 2]. An image is
+// divided into `parts` fixed, equal parts, one per job, so that the result is reproducible. A chunk of pixels is summed
+// in [..., 0, :] and [..., 1, :], alternately, and then added to [..., 2, :]. Chunks are needed because a float32 sum
+// over millions of pixels in a cell stops growing; with two sums, an addition need not wait for the previous pixel's.
 void backward(Optional grad_image, Optional sums, const Tensor& grad, const Tensor& image, const Tensor& tables,
               Optional domain, int64_t parts, int64_t threads) {
   const int64_t height = image.shape[2], width = image.shape[3], size = tables.shape[2];
@@ -181,7 +181,7 @@ void backward(Optional grad_image, Optional sums, const Tensor& grad, const Tens
           const Line line(tables, domain, b, c, 1.);
           const float *number = in[c], *of = g[c];
           find_places<false>(line, number, n, fraction, cell);
-          for (int i = 0; i < n; ++i) {  // on an entry, the slope is that of the cell above
+          for (int i = 0; i < n; ++i) {  // a number on an entry gets the slope of the cell above
             const bool next = (fraction[i] == 1.f) & (cell[i] < line.size - 2);
             cell[i] += next;
             fraction[i] = next ? 0.f : fraction[i];

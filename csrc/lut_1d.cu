@@ -1,23 +1,24 @@
-// lut_1d_transform on a GPU: each channel through a table of its own, and then the colours through a 3D table.
+// lut_1d_transform on a GPU: applies a 1D table to each channel and, if given, a 3D table to the results.
 #include "lut.cuh"
 
 namespace fastenh {
 namespace {
 
-// A number's cell, between two entries, and its position within it. `inside`: strictly within the table's domain. On an
-// entry it is in the cell above, whose slope it gets.
+// The cell of a number (a cell lies between two entries) and the number's fraction within it. `inside`: the number is
+// strictly inside the table's domain. A number on an entry is in the cell above and gets its slope.
 struct Spot {
   int cell;
   float fraction;
   bool inside;
 };
 
-// A channel's table, whose first entry is at `low` and whose last is at `high`. Positions are sums of two float32
-// numbers: one alone would be off by up to 1/256 among 65536 entries, and float64 is slow on most GPUs.
+// The 1D table of a channel: its first entry is the output for `low`, its last the output for `high`. A position is the
+// sum of two float32 numbers: a single one would be off by up to 1/256 among 65536 entries, and float64 is slow on most
+// GPUs.
 struct Line {
   const float* entries;
   int size;
-  float low, high, scale, rest;  // a number's position is (number - low) · (scale + rest)
+  float low, high, scale, rest;  // the position of a number is (number - low) · (scale + rest)
 
   // tables (B, 3, S), rows contiguous; domain (B, 2, 3) contiguous
   __device__ Line(const Tensor& tables, const Tensor& domain, int64_t b, int64_t c)
@@ -32,20 +33,20 @@ struct Line {
     rest = (__fmaf_rn(-scale, width, steps) - __fmul_rn(scale, lost)) / width;
   }
 
-  // The number is x / full.
+  // Finds the cell of x / full.
   __device__ Spot find(float x, float full) const {
     const float number = full == 1.f ? x : x * (1.f / full);
-    const float beyond = full == 1.f ? 0.f : __fmaf_rn(-number, full, x) * (1.f / full);  // what rounding took from it
+    const float beyond = full == 1.f ? 0.f : __fmaf_rn(-number, full, x) * (1.f / full);  // rounding error of it
     const float above = number - low, part = above - number;
     const float lost = ((number - (above - part)) - (low + part)) + beyond;
-    const float product = __fmul_rn(above, scale);  // rounded before it is used
+    const float product = __fmul_rn(above, scale);  // __fmul_rn is never fused: the next line needs the rounded product
     const float more = __fmaf_rn(lost, scale, __fmaf_rn(above, rest, __fmaf_rn(above, scale, -product)));
     float position = product + more, little = more - (position - product);
     if (number <= low) position = little = 0.f;
     if (number >= high) position = float(size - 1), little = 0.f;
     Spot spot{min(int(fmaxf(position, 0.f)), size - 2), 0.f, number > low && number < high};
     spot.fraction = (position - float(spot.cell)) + little;
-    if (spot.fraction < 0.f && spot.cell > 0) --spot.cell, spot.fraction += 1.f;  // just below what it was rounded to
+    if (spot.fraction < 0.f && spot.cell > 0) --spot.cell, spot.fraction += 1.f;  // rounded up to an entry
     if (spot.fraction == 1.f && spot.cell < size - 2) ++spot.cell, spot.fraction = 0.f;
     return spot;
   }
@@ -83,7 +84,7 @@ __global__ void transform_kernel(Pixels places, Tensor out, Tensor image, Tensor
   });
 }
 
-// The tables alone, to a float32 result.
+// Applies only the 1D tables; the result is float32.
 template <int pixels>
 __global__ void to_float_kernel(Pixels places, Tensor out, Tensor image, Tensor tables, Tensor domain) {
   const float full = image.dtype == Dtype::u8 ? 255.f : image.dtype == Dtype::u16 ? 65535.f : 1.f;
@@ -91,7 +92,7 @@ __global__ void to_float_kernel(Pixels places, Tensor out, Tensor image, Tensor 
     const int64_t x = x0 + threadIdx.x;
     if (int(threadIdx.x) >= n) return;
     for (int c = 0; c < 3; ++c) {
-      const float number = load(image, b, c, y, x);  // of integers rounded after a division by full scale
+      const float number = load(image, b, c, y, x);  // integers: divided by full scale, rounded
       const float value = Line(tables, domain, b, c).look_up(full == 1.f ? number : rintf(number * full), full);
       store(out, b, c, y, x, value);
     }
@@ -117,14 +118,14 @@ void transform_as(const Tensor& out, const Tensor& image, const Tensor& tables, 
   });
 }
 
-// image (B, 3, H, W), out of the image's dtype or float32; tables (B, 3, S) and domain (B, 2, 3) as for `Line`
+// image (B, 3, H, W); out has the dtype of image or float32; tables (B, 3, S) and domain (B, 2, 3) as for `Line`
 void transform(const Tensor& out, const Tensor& image, const Tensor& tables, Optional domain, int64_t stream) {
   if (out.dtype == image.dtype) return transform_as<Then::nothing>(out, image, tables, domain, {}, stream);
   launch(to_float_kernel<1>, Pixels::joining(256, image.shape[0], image, out), {}, image, stream, out, image, tables,
          or_none(domain));
 }
 
-// out of the image's dtype; packed (B or 1, 1, D, D, D, 4) float32, as in lut.h
+// out has the dtype of image; packed (B or 1, 1, D, D, D, 4) float32, as in lut.h
 void transform_3d(const Tensor& out, const Tensor& image, const Tensor& tables, Optional domain, const Tensor& packed,
                   int64_t tetrahedral, int64_t stream) {
   (tetrahedral ? transform_as<Then::tetrahedral> : transform_as<Then::trilinear>)(out, image, tables, domain, {&packed},
@@ -133,11 +134,11 @@ void transform_3d(const Tensor& out, const Tensor& image, const Tensor& tables, 
 
 // ---- backward ----
 
-// A warp takes 32 adjacent pixels per step; all its lanes take every step, even those without a pixel.
+// A warp processes 32 adjacent pixels per step. All lanes take part in every step, even those without a pixel.
 constexpr int steps_a_warp = 8;
 
-// grad_image, and in sums (B, 3, S), zero at first, the gradient of the tables. As in lut.cu, a warp sums its pixels in
-// a cell before it adds them to memory: lane 0 has the sum for the lower entry, lane 1 that for the upper.
+// Fills grad_image, and adds the gradient of the tables to sums (B, 3, S). As in lut.cu, a warp sums its pixels in a
+// cell before it adds the sums to memory: lane 0 holds the sum for the lower entry, lane 1 the sum for the upper entry.
 template <int pixels>
 __global__ void __launch_bounds__(256) backward_kernel(Pixels places, Tensor grad_image, Sums sums, Tensor grad,
                                                        Tensor image, Tensor tables, Tensor domain) {
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(256) backward_kernel(Pixels places, Tensor gra
   });
 }
 
-// Sums are float32, or int64 in units of 1 / scale.
+// sums: float32, or int64 in units of 1 / scale
 void backward(Optional grad_image, Optional sums, Optional scale, const Tensor& grad, const Tensor& image,
               const Tensor& tables, Optional domain, int64_t stream) {
   launch(backward_kernel<1>,

@@ -423,8 +423,8 @@ def lut_transform_backward(
     tables = (packed, panels * size**3 if own > 1 else 0, weights if pixel_weights is not None else None, vertices)
     count = 0 if pixel_weights is None else pixel_weights.shape[1]
     bits = 0 if vertices is None else (size - 2).bit_length()
-    # With panels of tables, the registers suffice for their sums or for the other gradients, but not for both at once,
-    # and for one pixel a thread.
+    # With panels of tables, a thread has enough registers for one pixel, and for the sums of the tables or the other
+    # gradients, but not for both in one pass.
     passes = [(grad_image, grad_pixel_weights, table_sums, vertex_sums)]
     if lanes == 16:
         passes = [(None, None, table_sums, None), (grad_image, grad_pixel_weights, None, vertex_sums)]

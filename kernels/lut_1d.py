@@ -1,7 +1,7 @@
-"""lut_1d_transform in Triton: each channel through a table of its own. (A 3D LUT after it is a call of lut_transform.)
+"""lut_1d_transform in Triton: applies a 1D table to each channel. `lut_transform` applies the 3D LUT after it, if any.
 
-Positions are sums of two float32 numbers, as in csrc/lut_1d.cu. So multiplications and additions are fused only where
-the code says so (`enable_fp_fusion=False`).
+A position is the sum of two float32 numbers, as in csrc/lut_1d.cu. The rounding error of each operation counts, so the
+compiler must not fuse multiplications with additions (`enable_fp_fusion=False`); the code calls `tl.fma` itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 @triton.jit
 def _line(domain, batch, c, size):
-    """The numbers of the first entry and of the last, and the entries per unit as a sum of two."""
+    """Returns the values of the first and the last entry, and the number of cells per unit as a sum of two floats."""
     steps = tl.cast(size - 1, tl.float32)
     if domain is None:
         return 0.0, 1.0, steps, 0.0
@@ -36,13 +36,14 @@ def _line(domain, batch, c, size):
 
 @triton.jit
 def _find(x, line, size, FULL: tl.constexpr):
-    """For numbers x / FULL: the cells, each between two entries, the fractions within them, and which numbers are
-    within the domain. A number on an entry is in the cell above. NaN passes through to the fraction."""
+    """For values x / FULL, returns their cells (a cell lies between two entries), the fractions within the cells, and
+    whether the values are strictly inside the domain. A value on an entry is in the cell above. NaN has fraction NaN.
+    """
     low, high, scale, rest = line
     number, beyond = x, 0.0
     if FULL != 1.0:
         number = x * (1 / FULL)
-        beyond = tl.fma(-number, FULL, x) * (1 / FULL)  # what rounding took from it
+        beyond = tl.fma(-number, FULL, x) * (1 / FULL)  # the rounding error of `number`
     above = number - low
     part = above - number
     lost = ((number - (above - part)) - (low + part)) + beyond
@@ -54,7 +55,7 @@ def _find(x, line, size, FULL: tl.constexpr):
     position = tl.where(number <= low, 0.0, tl.where(number >= high, tl.cast(size - 1, tl.float32), position))
     cell = tl.minimum(tl.where(position > 0, position, 0.0).to(tl.int32), size - 2)
     fraction = (position - cell.to(tl.float32)) + little
-    before = (fraction < 0) & (cell > 0)  # just below what it was rounded to
+    before = (fraction < 0) & (cell > 0)  # rounded up to an entry: the value is in the cell below
     cell, fraction = tl.where(before, cell - 1, cell), tl.where(before, fraction + 1, fraction)
     on_next = (fraction == 1) & (cell < size - 2)
     inside = (number > low) & (number < high)
@@ -62,14 +63,19 @@ def _find(x, line, size, FULL: tl.constexpr):
 
 
 @triton.jit
+def _tile(height, width, TILE: tl.constexpr):
+    """This program's image, row and first column; its columns from there; and which of them exist."""
+    piece, rest = split_program((width - 1) // TILE + 1)
+    x, start = tl.arange(0, TILE), piece * TILE
+    return rest // height, rest % height, start, x, x < end_of_row(start, width)
+
+
+@triton.jit
 def _transform(
     out, out_strides, image, image_strides, tables, tables_strides, domain, size, height, width,
     FULL: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    piece, rest = split_program((width - 1) // TILE + 1)
-    y, batch, start = rest % height, rest // height, piece * TILE
-    x = tl.arange(0, TILE)
-    exists = x < end_of_row(start, width)
+    batch, y, start, x, exists = _tile(height, width, TILE)
     for c in tl.static_range(3):
         value = tl.load(at(image, image_strides, batch, c, y, start, x), exists, 0).to(tl.float32)
         cell, fraction, _ = _find(value, _line(domain, batch, c, size), size, FULL)
@@ -80,8 +86,8 @@ def _transform(
 
 
 def lut_1d_transform(out: Tensor, image: Tensor, tables: Tensor, domain: Tensor | None) -> None:
-    """Fills `out` (B, 3, H, W), of the image's dtype or float32, from `image`, tables (B, 3, S) with contiguous rows,
-    and domain (B, 2, 3), contiguous; both float32."""
+    """Fills `out` (B, 3, H, W), of the dtype of `image` or float32. `tables` (B, 3, S): float32 with contiguous rows;
+    `domain` (B, 2, 3): float32 and contiguous, or None for [0, 1]."""
     height, width = joined(*image.shape[2:], out, image)
     launch(
         _transform, image.shape[0] * height * triton.cdiv(width, TILE), image, *with_strides(out, image, tables),
@@ -91,8 +97,8 @@ def lut_1d_transform(out: Tensor, image: Tensor, tables: Tensor, domain: Tensor 
 
 @triton.jit
 def _scatter(sums, scale, cells, by_low, by_high, exists, TILE: tl.constexpr):
-    """Adds the contributions to the lower and the upper end of each pixel's cell; where many pixels share a cell, sums
-    them first, because atomic additions to the same address would serialise."""
+    """Adds each pixel's contributions to the lower and the upper entry of its cell. Pixels that share a cell with many
+    others are summed first, because atomic additions to the same address serialise."""
     x = tl.arange(0, TILE)
     separate, untried = exists, exists
     for _ in range(TRIES):
@@ -113,10 +119,7 @@ def _backward(
     grad_image, grad_image_strides, grad, grad_strides, image, image_strides, tables, tables_strides, domain,
     sums, sums_scale, size, height, width, TILE: tl.constexpr,
 ):  # fmt: skip
-    piece, rest = split_program((width - 1) // TILE + 1)
-    y, batch, start = rest % height, rest // height, piece * TILE
-    x = tl.arange(0, TILE)
-    exists = x < end_of_row(start, width)
+    batch, y, start, x, exists = _tile(height, width, TILE)
     for c in tl.static_range(3):
         value = load(at(image, image_strides, batch, c, y, start, x), exists, 0.0)
         g = load(at(grad, grad_strides, batch, c, y, start, x), exists, 0.0)
@@ -140,8 +143,8 @@ def lut_1d_transform_backward(
     tables: Tensor,
     domain: Tensor | None,
 ) -> None:
-    """Fills grad_image, and adds to sums (B, 3, S) the gradient of the tables: float32 or, for reproducible results,
-    int64, scaled by `scale` (float32, one element)."""
+    """Fills `grad_image`, and adds the gradient of the tables to `sums` (B, 3, S), which are float32 or, for
+    reproducible results, int64 in units of 1 / scale; `scale` is one float32. Either output may be None."""
     height, width = joined(*image.shape[2:], grad_image, grad, image)
     launch(
         _backward, image.shape[0] * height * triton.cdiv(width, BACKWARD_TILE), image,

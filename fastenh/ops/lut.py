@@ -96,6 +96,7 @@ def _shape(args: Arguments) -> Sequence[int]:
 
 
 def check_interpolation(op: str, interpolation: str) -> None:
+    """Raises ValueError unless `interpolation` is "trilinear" or "tetrahedral"."""
     if interpolation not in ("trilinear", "tetrahedral"):
         raise ValueError(f"{op}: interpolation: expected 'trilinear' or 'tetrahedral'; got {interpolation!r}")
 
@@ -189,7 +190,7 @@ def pack(kernels: Kernels, luts: Tensor, weights: Tensor | None, per_pixel: bool
     luts = luts[None] if luts.dim() == 5 else luts
     panels, lanes = (-(-luts.shape[1] // LUTS_PER_PANEL), 16) if per_pixel else (1, 4)
     packed = torch.empty((copies, panels, *luts.shape[3:], lanes), dtype=dtype, device=luts.device)
-    kernels["lut_pack"](packed, luts, None if per_pixel else _contiguous(weights))
+    kernels["lut_pack"](packed, luts, None if per_pixel else contiguous(weights))
     return packed
 
 
@@ -199,14 +200,15 @@ def _is_small(pixels: int, luts: Tensor) -> bool:
 
 
 def is_small(kernels: Kernels, image: Tensor, luts: Tensor, copies: int) -> bool:
-    """The same on any device, if packing makes this many copies."""
+    """Whether kernels should use the LUTs as they are, on any device; else `pack` makes this many packed copies."""
     pixels = image.numel() // 3
     if kernels.gpu:
         return "lut_transform_small" in kernels and 8 * pixels <= luts.shape[-1] ** 3
     return _is_small(pixels // copies, luts)
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """Contiguous and float32, as kernels require."""
     return None if t is None else t.float().contiguous()
 
 
@@ -219,14 +221,14 @@ def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
         half = kernels.gpu and image.dtype in (torch.float16, torch.uint8)
         tables = pack(kernels, luts, weights, per_pixel, torch.float16 if half else torch.float32)
         name = "lut_transform"
-    weights, vertices = _contiguous(weights), _contiguous(vertices)
+    weights, vertices = contiguous(weights), contiguous(vertices)
     kernels[name](out, image, tables, weights, pixel_weights, vertices, interpolation == "tetrahedral")
 
 
 def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Tensor, args: Arguments) -> None:
     image, luts, weights, pixel_weights, vertices, interpolation = args
     if weights is not None or vertices is not None:
-        args = Arguments(image, luts, _contiguous(weights), pixel_weights, _contiguous(vertices), interpolation)
+        args = Arguments(image, luts, contiguous(weights), pixel_weights, contiguous(vertices), interpolation)
     # With packed LUTs a backward pass has four times as much to clear, sum and pack as a forward pass.
     if not kernels.gpu and _is_small(image.shape[2] * image.shape[3] // 4, luts):
         _backward_small(kernels, gradients, grad, args)

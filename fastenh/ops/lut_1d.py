@@ -1,4 +1,4 @@
-"""lut_1d_transform: a 1D lookup table for each channel, alone or before a 3D LUT."""
+"""lut_1d_transform: a 1D lookup table for each channel, optionally followed by a 3D LUT."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from fastenh.backends import Kernels
 from fastenh.ops import lut
 from fastenh.ops.op import FULL_SCALE, Op, check_image, check_is_tensor, check_tensor, from_float, to_float
 
-SCRATCH = 16 << 20  # bytes that a backward pass may use beyond the sums of its first thread
-
 
 def lut_1d_transform(
     image: Tensor,
@@ -24,34 +22,35 @@ def lut_1d_transform(
     interpolation: str = "trilinear",
     out: Tensor | None = None,
 ) -> Tensor:
-    """Looks every channel up in a table of its own, then, if there are `luts`, the colour in a 3D LUT.
+    """Applies a 1D table to each channel and then, if `luts` is given, a 3D LUT.
 
         position = (x − low_c) / (high_c − low_c) · (S − 1), clamped to 0 ... S − 1
-        out(c, p) = tables[b, c] at the position of x = image(c, p), linear between entries
+        out(c, p) = tables[b, c] at the position of x = image(c, p), linearly interpolated
 
-    With `luts`, what `tables` give goes through lut_transform(·, luts), in one pass over the image and without being
-    rounded or clamped in between. Two entries [0, 1] place a LUT's input in its domain, which costs almost nothing.
+    With `luts`, the result is lut_transform(out, luts), computed in one pass over the image, without rounding or
+    clamping in between. Tables of two entries, [0, 1], scale the domain of a 3D LUT to [0, 1] at almost no cost.
 
-    Positions have more bits than float32: a number that lies on an entry gives that entry, and 65536 entries are as
-    exact as 2. Beyond the domain, infinity included, the first or the last entry applies. NaN stays NaN (with `luts`,
-    all three channels become NaN).
+    Positions are more precise than float32: a value on an entry returns exactly that entry, and 65536 entries are as
+    exact as 2. Values outside the domain, including infinity, get the first or the last entry. NaN stays NaN; with
+    `luts`, all three channels become NaN.
 
     Args:
         image: (B, 3, H, W), float16, bfloat16, float32, float64, or uint8 and uint16 at full scale; any strides.
-        tables: (B, 3, S), or (1, 3, S) for all images, 2 <= S <= 65536: the entries for R, G and B, at equal distances.
+        tables: (B, 3, S), or (1, 3, S) for all images, 2 <= S <= 65536: the entries for R, G and B, evenly spaced over
+            the domain.
         luts: (B, 3, D, D, D), or (1, 3, D, D, D), one 3D LUT for each image, as in `lut_transform`; 2 <= D <= 256.
-        domain: (B, 2, 3), or (1, 2, 3), the numbers of the first entries for R, G and B, and those of the last; low <
-            high. Without it, 0 and 1.
-        interpolation: of `luts`, "trilinear" or "tetrahedral".
+        domain: (B, 2, 3), or (1, 2, 3) for all images: for R, G and B, the values at the first entries and those at the
+            last entries; low < high. Default: 0 and 1.
+        interpolation: "trilinear" or "tetrahedral", for `luts`.
         out: the tensor to write to, with the shape and dtype of `image`; may be `image` itself.
 
-    Tables, LUTs and domain may be of any float dtype. Values are float32 on the way, on a GPU too.
+    `tables`, `luts` and `domain` may have any float dtype. Intermediate values are float32, on a GPU too.
 
     Returns:
-        Shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and rounded to nearest.
-        Differentiable in all four tensors. The gradient of a value at or beyond the ends of the domain is zero, and on
-        an entry it is the slope above. On a GPU the gradients of `tables` and `luts` are reproducible only under
-        `torch.use_deterministic_algorithms(True)`.
+        A tensor with the shape, dtype and memory format of `image`. Floats are not clamped; integers are clamped and
+        rounded to nearest. Differentiable in all four tensors. The gradient by the image is zero at the ends of the
+        domain and outside it; on an entry, it is the slope of the cell above. On a GPU the gradients of `tables` and
+        `luts` are reproducible only under `torch.use_deterministic_algorithms(True)`.
 
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, device or name, in one line: what, expected, got.
@@ -90,7 +89,7 @@ def _shape(args: Arguments) -> Sequence[int]:
 def _reference(args: Arguments) -> Tensor:
     image, tables, luts, domain, interpolation = args
     dtype, last = to_float(*args[:-1]).dtype, tables.shape[-1] - 1
-    x = image.double()  # in float32, the positions in a long table would be off by up to 1/256
+    x = image.double()  # float32 positions in a long table would be off by up to 1/256
     x = x / FULL_SCALE[image.dtype] if image.dtype in FULL_SCALE else x
     ends = x.new_tensor([[[0.0] * 3, [1.0] * 3]]) if domain is None else domain.double()
     low, high = ends[..., None, None].unbind(1)
@@ -98,7 +97,9 @@ def _reference(args: Arguments) -> Tensor:
     beyond = ((x - low) * scale).detach().clamp(0, last)
     position = torch.where(inside, (torch.where(inside, x, low.detach()) - low) * scale, beyond)
     cell = position.detach().nan_to_num(0.0).floor().clamp(max=last - 1)
-    on_next = ((position - cell).detach().to(dtype) == 1) & (cell < last - 1)  # its slope is that of the cell above
+    on_next = ((position - cell).detach().to(dtype) == 1) & (
+        cell < last - 1
+    )  # an entry has the slope of the cell above
     cell = cell + on_next
     fraction, cell = (position - cell).to(dtype), cell.long().flatten(2)
     entries = tables.to(dtype).expand(x.shape[0], -1, -1)
@@ -110,13 +111,13 @@ def _reference(args: Arguments) -> Tensor:
 
 
 def _dense(t: Tensor) -> Tensor:
-    """As kernels take it: float32, with the numbers of each image adjacent."""
+    """Float32 with contiguous values for each image, as kernels require. Keeps a batch stride of 0."""
     return t[:1].float().contiguous().expand(t.shape) if t.stride(0) == 0 else t.float().contiguous()
 
 
 def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
     image, tables, luts, domain, interpolation = args
-    shaping = _dense(tables), None if domain is None else domain.float().contiguous()
+    shaping = _dense(tables), lut.contiguous(domain)
     if luts is None:
         kernels["lut_1d_transform"](out, image, *shaping)
         return
@@ -135,7 +136,7 @@ def _run(kernels: Kernels, out: Tensor, args: Arguments) -> None:
 def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Tensor, args: Arguments) -> None:
     image, tables, luts, domain, interpolation = args
     grad_image, grad_tables, grad_luts, grad_domain = gradients
-    shaping = _dense(tables), None if domain is None else domain.float().contiguous()
+    shaping = _dense(tables), lut.contiguous(domain)
     if luts is not None:
         between = torch.empty_like(image, dtype=torch.float32)
         kernels["lut_1d_transform"](between, image, *shaping)
@@ -165,7 +166,7 @@ def _run_backward(kernels: Kernels, gradients: Sequence[Tensor | None], grad: Te
     else:
         sums, parts = None, torch.get_num_threads()
         if grad_tables is not None:
-            parts = min(parts, 1 + SCRATCH // (12 * tables[0].numel()))
+            parts = min(parts, 1 + lut.SCRATCH // (12 * tables[0].numel()))
             sums = torch.zeros((len(image), parts, 3, *tables.shape[1:]), dtype=torch.float32)
         kernels["lut_1d_transform_backward"](by_image, sums, grad, image, *shaping, parts)
         if grad_tables is not None and sums is not None:
