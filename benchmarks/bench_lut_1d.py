@@ -1,4 +1,4 @@
-"""lut_1d_transform against gathering both ends of each cell, grid_sample of one row, and OpenColorIO."""
+"""lut_1d_transform against gather and lerp, grid_sample of one row, and OpenColorIO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = (1080, 1920)
 
 
 def tables(entries: int) -> Tensor:
-    """(1, 3, S): powers, as shapers hold."""
+    """Power curves, (1, 3, S), as in typical shapers."""
     return torch.linspace(0, 1, entries) ** torch.tensor([0.45, 0.5, 0.4])[:, None][None]
 
 
@@ -44,13 +44,13 @@ def test_tables_alone(contest: Any, entries: int) -> None:
         f"lut_1d_transform, {entries} entries, photo of 1920 x 1080",
         lambda: lut_1d_transform(image, curves, out=out),
         fresh=lambda: lut_1d_transform(image, curves),
-        tolerance=1e-2 if entries == 65536 else 1e-5,  # peers' positions are float32
+        tolerance=1e-2 if entries == 65536 else 1e-5,  # the peers compute positions in float32
     )
 
 
 @pytest.mark.parametrize("entries", [2, 1024])
 def test_tables_before_a_3d_lut(contest: Any, entries: int) -> None:
-    """Beside `lut_transform, one LUT, tetrahedral`: at most 2.5 times its time."""
+    """Should take at most 2.5 times as long as the case `lut_transform, one LUT, tetrahedral`."""
     image, curves, luts = inputs.photo(SIZE), tables(entries), inputs.luts(1)
     out = torch.empty_like(image)
     if entries > 2:

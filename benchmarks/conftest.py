@@ -128,7 +128,7 @@ class Contest:
         sets = [name for name in GOAL_SHARE if not backends.problem(name)] if chosen == "auto" else [chosen]
         subjects = {name: ours for name in sets} | ({"fresh": fresh} if fresh else {})
         turns = {name: repeated(run, calls) for name, run in (subjects | self.peers).items()}
-        turns |= {name: on(name, turns[name]) for name in sets}  # once a turn: a choice takes microseconds
+        turns |= {name: on(name, turns[name]) for name in sets}  # choose once per turn: choosing takes microseconds
         (first, subject), *others = turns.items()
         seconds: dict[str, list[float]] = {name: [] for name in (first, *dict(others))}
 

@@ -1,19 +1,19 @@
-"""Compares LUT files as fastenh and OpenColorIO apply them: `python benchmarks/lut_files.py FOLDER…`.
+"""Compares the results of fastenh and OpenColorIO for LUT files: `python benchmarks/lut_files.py FOLDER…`.
 
-Every file below the folders that OpenColorIO loads is applied to 16,384 random colours in [0, 1], and to as many
-beyond: half in [-1, 4], half of magnitudes from 2^-14 to 65504 with either sign. The error of a channel is
+Applies every LUT file in the folders and their subfolders to 16,384 random colours in [0, 1] and to as many outside:
+half in [-1, 4], half with magnitudes from 2^-14 to 65504 and random signs. The error of a channel is
 
     |ours - theirs| / max(1, |theirs|)
 
-absolute up to 1, relative above, where a float32 holds no 5 decimals. NaN and infinity count as equal where both have
-the same. OpenColorIO runs without approximations (OPTIMIZATION_LOSSLESS) and interpolates 3D tables as fastenh does:
-as the file asks, else trilinearly in .clf and .ctf and tetrahedrally in others, where its own default is trilinear.
+which is absolute up to 1 and relative above, because a large float32 has no five decimals. Equal NaN or infinity count
+as no error. OpenColorIO runs without approximations (OPTIMIZATION_LOSSLESS) and with fastenh's interpolation of 3D
+tables: the one that the file specifies, else trilinear for .clf and .ctf and tetrahedral for other formats.
 
-Prints how many files agree to 1e-5, and a table of those that do not. Two kinds differ on purpose:
+Prints how many files agree to 1e-5, and a table of the others. Two differences are intended:
 
-- Tables with NaN or infinity, which OpenColorIO loads, are refused.
-- A column for alpha in a matrix is added to the offset, for an alpha of 1. OpenColorIO's `applyRGB` takes the same
-  alpha, but adds column and offset to large colours one after the other, and rounds twice.
+- fastenh refuses tables with NaN or infinity; OpenColorIO loads them.
+- fastenh adds a matrix's column for alpha to the offset, because alpha is 1. OpenColorIO's `applyRGB` assumes the same
+  alpha, but adds column and offset to the colour one after the other, and thus rounds twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastenh.io import read_lut
 from fastenh.io.luts import LUT_SUFFIXES
 
 COUNT, TARGET = 16384, 1e-5
-Results = tuple[np.ndarray, np.ndarray]  # in [0, 1], and beyond
+Results = tuple[np.ndarray, np.ndarray]  # in [0, 1], outside it
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         print(f"{count} files {what}")
     if rows:
         print()
-        print(*header("file", "in [0, 1]", "beyond", "stages"), sep="\n")
+        print(*header("file", "in [0, 1]", "outside", "stages"), sep="\n")
         for cells in rows:
             print(row(*cells))
 
@@ -82,8 +82,7 @@ def by_opencolorio(path: Path, colours: Results) -> Results | None:
     ocio.ClearAllCaches()
     context = ocio.Context()
     context.setSearchPath(str(path.parent.absolute()))
-    asks = path.suffix.lower() in (".clf", ".ctf")
-    how = ocio.INTERP_DEFAULT if asks else ocio.INTERP_TETRAHEDRAL
+    how = ocio.INTERP_DEFAULT if path.suffix.lower() in (".clf", ".ctf") else ocio.INTERP_TETRAHEDRAL
     try:
         transform = ocio.FileTransform(str(path.absolute()), interpolation=how)
         processor = ocio.Config.CreateRaw().getProcessor(context, transform, ocio.TRANSFORM_DIR_FORWARD)

@@ -48,7 +48,7 @@ def blend_into(out: Tensor, grid: Tensor, luts: Tensor, pixel_weights: Tensor) -
 
 
 def between_entries(image: Tensor, tables: Tensor) -> Tensor:
-    """Each channel of one image through its row of `tables` (1, 3, S), linear between entries."""
+    """Applies to each channel of one image its row of `tables` (1, 3, S), with linear interpolation."""
     size = tables.shape[-1]
     position = image[0].flatten(1).clamp(0, 1) * (size - 1)
     cell = position.long().clamp_(max=size - 2)
@@ -57,7 +57,7 @@ def between_entries(image: Tensor, tables: Tensor) -> Tensor:
 
 
 def between_entries_into(out: Tensor, image: Tensor, tables: Tensor) -> Tensor:
-    """The same as `grid_sample` of one row for each channel, which computes positions and interpolates by itself."""
+    """The same with `grid_sample` of one row for each channel, which computes positions and interpolates itself."""
     grid = torch.stack([image[0] * 2 - 1, torch.zeros_like(image[0])], -1)
     return torch.stack([F.grid_sample(tables[0, :, None, None], grid, **BORDER)[:, 0]], out=out)
 
