@@ -21,8 +21,8 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 @dataclass(frozen=True)
 class Options:
     """How an image is retouched; `Enhancer` documents the options. `conditions` are those of the system, as
-    `System.check_conditions` returns them. `space` is "srgb" for an image of sRGB in [0, 1], whose result is clamped to
-    that, or "file" for a file's own numbers, which only systems without bounds take; None: what the system takes."""
+    `System.check_conditions` returns them. `space` is "srgb" if the image is sRGB in [0, 1]; its result is clamped to
+    [0, 1]. "file" means the file's own numbers, which only unbounded systems accept. None: the system's own space."""
 
     strength: float = 1.0
     denoise: bool = False
@@ -77,9 +77,9 @@ class Engine:
         return self.system.reach is not None and not square
 
     def bounded(self, options: Options) -> bool:
-        """Whether an image is sRGB in [0, 1]. ValueError if the options ask for what the system does not take."""
+        """Whether images and results are sRGB in [0, 1]. ValueError if the system does not accept `options.space`."""
         if self.system.bounded and options.space == "file":
-            raise ValueError(f"space: expected srgb for {type(self.system).__name__}, which takes no other, got file")
+            raise ValueError(f"space: expected srgb for {type(self.system).__name__}, got file")
         return self.system.bounded or options.space == "srgb"
 
     def halo(self, options: Options) -> int:
@@ -98,7 +98,7 @@ class Engine:
             return Decision(params, *self.system.prepare(picture, params, **options.conditions))
 
     def decide(self, picture: Picture, options: Options) -> Decision:
-        """Both; nothing at strength 0, where no system runs."""
+        """Predicts and prepares. At strength 0 the system does not run; the decision is empty."""
         if options.strength == 0:
             return Decision(())
         return self.prepare(picture, self.predict(picture, options), options)

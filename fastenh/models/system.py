@@ -26,8 +26,8 @@ from fastenh.tiles import Place, Tile, tiles
 
 
 class Sides(NamedTuple):
-    """Requirements of `System.render` on the height and width of a tile. The engine pads tiles and crops results;
-    `predict` and `prepare` get the image without padding."""
+    """Requirements of `System.render` on the height and width of a tile. The engine pads tiles and crops results. It
+    passes images to `predict` and `prepare` without padding."""
 
     multiple_of: int = 1
     minimum: int = 1
@@ -59,8 +59,8 @@ class Condition:
 class Picture:
     """The whole image, (B, 3, H, W), as input of `predict` and `prepare`: floats in [0, 1] or integers at full scale.
 
-    Here it is in memory, as `image`. `fastenh.pipelines.large.FilePicture` reads it from a file and has everything but
-    `image`, so systems use the rest."""
+    This class holds the image in memory, as `image`. `fastenh.pipelines.large.FilePicture` reads it from a file and has
+    no `image`, so systems must use the other attributes and methods."""
 
     def __init__(self, image: Tensor) -> None:
         self.image, self.device = image, image.device
@@ -126,7 +126,7 @@ class System(nn.Module):
     tile: int | None = None  # the side of the largest tile to render at once, without its halo; None: any size
     sides: Sides = Sides()
     bounded: bool = True  # sRGB in [0, 1]; False: a file's own numbers, and results are not clamped
-    keeps_gray: bool = True  # gray photos are written as gray; False: as RGB, since the system gives gray a colour
+    keeps_gray: bool = True  # gray photos stay gray; False: the system gives gray a colour, so they become RGB
     half_precision: bool = True  # False: float32 only
     conditions: ClassVar[Mapping[str, Condition]] = {}
     arguments: Mapping[str, Any] = MappingProxyType({})
