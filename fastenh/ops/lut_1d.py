@@ -97,9 +97,8 @@ def _reference(args: Arguments) -> Tensor:
     beyond = ((x - low) * scale).detach().clamp(0, last)
     position = torch.where(inside, (torch.where(inside, x, low.detach()) - low) * scale, beyond)
     cell = position.detach().nan_to_num(0.0).floor().clamp(max=last - 1)
-    on_next = ((position - cell).detach().to(dtype) == 1) & (
-        cell < last - 1
-    )  # an entry has the slope of the cell above
+    # The gradient at an entry is the slope of the cell above it.
+    on_next = ((position - cell).detach().to(dtype) == 1) & (cell < last - 1)
     cell = cell + on_next
     fraction, cell = (position - cell).to(dtype), cell.long().flatten(2)
     entries = tables.to(dtype).expand(x.shape[0], -1, -1)
