@@ -47,8 +47,10 @@ TINTS = {"warm": (1.4, 1.0, 0.65), "cool": (0.7, 1.0, 1.4), "green": (0.8, 1.15,
 
 
 class Source(NamedTuple):
-    """A picture that fastenh/weights/auto.csv lists. `use`: "train" (a photo), "portrait" or "drawing" for training;
-    "validate" (a photo) or "graphic" for measuring. `path` is relative to the folder of all pictures."""
+    """A picture that fastenh/weights/auto.csv lists. `path` is relative to the folder of all pictures.
+
+    `use` is "train" (a photo), "portrait" or "drawing" for training, and "validate" (a photo), "chart" (a photo of a
+    colour chart) or "graphic" for measuring."""
 
     use: str
     source: str

@@ -9,9 +9,10 @@ paired, of HuiZeng/Image-Adaptive-3DLUT), both converted by `fastenh convert`. T
 their results in CIELAB. The input is the photo itself or, in most cases, the photo after a random change of exposure,
 white balance and tone, so that `auto` also corrects what those two do not.
 
-FOLDER holds the sources that fastenh/weights/auto.csv lists: Debian packages and a wheel, unpacked (`dpkg -x FILE.deb
-FOLDER`), and a clone of the repository drewnoakes/metadata-extractor-images. More photos come inside Python packages
-(`fastenh.data.bundled`). Graphics (`fastenh.data.graphics`, and drawings among the wallpapers) are their own targets.
+FOLDER contains the pictures that fastenh/weights/auto.csv lists: unpacked Debian packages (`dpkg -x FILE.deb FOLDER`),
+an unpacked wheel, and clones of the repositories drewnoakes/metadata-extractor-images and drewnoakes/digicam_corpus.
+More photos come inside Python packages (`fastenh.data.bundled`). Graphics (`fastenh.data.graphics`, and drawings among
+the wallpapers) are their own targets.
 
 Making the samples takes about an hour of processor time, training ten minutes. RUN keeps the samples for the next time.
 """
@@ -291,6 +292,10 @@ def card(model: ImageAdaptiveLUT, size: int, settings: Config) -> str:
 
     rows = [[name, *(f"{row[column]:.1f}" for column in columns)] for name, row in results.items()]
     rows.append([f"**mean of {len(results)}**", *(f"**{mean_of(column):.1f}**" for column in columns)])
+    charts = [picture[None].float() / 255 for picture in read_sources(settings.photos, "chart", 512)]
+    with torch.no_grad():
+        added = [added_chroma(chart, quantise(model(chart))) for chart in charts]
+    on_charts = [chroma for chroma in added if chroma is not None]
     closer = sum(row["retouched"] < row["untouched"] for row in results.values())
     held = held_out_photos()
     with torch.no_grad():
@@ -303,8 +308,12 @@ def card(model: ImageAdaptiveLUT, size: int, settings: Config) -> str:
         ["photos that come closer to the experts' version", f"{closer} of {len(results)}"],
         ["chroma that greys gain (pixels of chroma below 3), mean over photos", f"{mean_of('chroma'):+.2f}"],
         [
-            "the same, of the photo where they gain most",
+            "the largest such gain of a photo",
             f"{max(row.get('chroma', 0) for row in results.values()):+.2f}",
+        ],
+        [
+            f"chroma that greys gain on {len(on_charts)} photos of colour charts in various light",
+            f"{np.mean(on_charts):+.2f} on average, at most {max(on_charts):+.2f}",
         ],
         *([f"hue of skin, {name}", f"{angle:+.1f}°"] for name, angle in turned.items()),
         ["pixels newly clipped to black or white", f"{mean_of('clipped'):.2f} %"],
@@ -372,6 +381,7 @@ USES = {
     "portrait": "training",
     "drawing": "training, unchanged",
     "validate": "measuring",
+    "chart": "measuring",
     "graphic": "measuring",
 }
 
